@@ -1,0 +1,53 @@
+"""Every error that a user may meet, and the exit code that goes with it.
+
+    RanpError                 1  (never raised itself)
+    |- BadInput               2  bad usage or bad input: what was given, what is wanted, what to do
+    |- Infeasible             3  what was asked for cannot be met; says the closest
+    |- VerificationFailed     4  the slim network is not the masked one; nothing was written
+    `- GateExceeded           5  a budget gate of `profile` is exceeded
+
+A message is one line: what was given, what is wanted, what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RanpError(Exception):
+    """Base of the errors that are shown as one line and an exit code."""
+
+    exit_code = 1
+
+
+class BadInput(RanpError, ValueError):
+    """The user gave something that cannot be used."""
+
+    exit_code = 2
+
+
+class Infeasible(RanpError):
+    """The request is well-formed, but no network meets it."""
+
+    exit_code = 3
+
+
+class VerificationFailed(RanpError):
+    """slim(x) differs from masked(x) by more than the law allows."""
+
+    exit_code = 4
+
+
+class GateExceeded(RanpError):
+    """A `profile --max-...` bound is exceeded."""
+
+    exit_code = 5
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """The tail of a message on an unknown name: `; did you mean 'mem'? (known: flops, mem)`."""
+    known = list(known)
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    guess = f"did you mean '{close[0]}'? " if close else ""
+    return f"; {guess}(known: {', '.join(known)})"
