@@ -1,6 +1,7 @@
 """Every error that a user may meet, and the exit code that goes with it.
 
     RanpError                 1  (never raised itself)
+    |- RuleFailure            1  a rule of ours (or one that the user registered) raised: a bug in it
     |- BadInput               2  bad usage or bad input: what was given, what is wanted, what to do
     |- Infeasible             3  what was asked for cannot be met; says the closest
     |- VerificationFailed     4  the slim network is not the masked one; nothing was written
@@ -19,6 +20,10 @@ class RanpError(Exception):
     """Base of the errors that are shown as one line and an exit code."""
 
     exit_code = 1
+
+
+class RuleFailure(RanpError):
+    """The rule of an op raised; the message names the op, the cause is chained."""
 
 
 class BadInput(RanpError, ValueError):

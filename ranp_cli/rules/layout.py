@@ -1,0 +1,278 @@
+"""Layout ops move indices about: the labels move along. Splitting a labelled axis ties the same place of every part."""
+
+from __future__ import annotations
+
+import torch
+
+from ..labels import Labels, axes_of
+from . import rule
+
+
+def moved(t: Labels, fn) -> tuple:
+    """The same op on each plane."""
+    return tuple(fn(p) for p in t.planes)
+
+
+def pick(p, axis, index):
+    """`index` (a tensor or slice) along one axis of a plane; nothing happens where the plane has no labels there."""
+    if p.shape[axis] == 1:
+        return p
+    return p.index_select(axis, index) if isinstance(index, torch.Tensor) else p[(slice(None),) * axis + (index,)]
+
+
+def part(ties, t: Labels, axis: int, start: int, size: int, step: int = 1) -> tuple:
+    """Planes of t[start : start + size*step : step] along `axis`.
+
+    Equal parts keep their meaning while each loses the same, so the same place of every part ties. Other parts have
+    their sizes written into the code: the axis is fixed.
+    """
+    n = t.shape[axis]
+    if size == n:
+        return t.planes
+    fair = step == 1 and size > 1 and n % size == 0 and start % size == 0
+    out = []
+    for p in t.planes:
+        if p.shape[axis] > 1:
+            others = [a for a in axes_of(p) if a != axis]
+            if fair:
+                lanes = p.unflatten(axis, (n // size, size))
+                ties.tie(lanes, lanes.amax(axis, keepdim=True))
+            elif others:  # one of the parts that a `view` made: (3, heads, channels per head)
+                ties.tie(p, p.amax(axis, keepdim=True))
+            else:
+                ties.fix(p, "a slice of unequal size")
+            p = p.narrow(axis, start, (size - 1) * step + 1)[(slice(None),) * axis + (slice(None, None, step),)]
+        out.append(p)
+    return tuple(p for p in out if axes_of(p))
+
+
+@rule("aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.view_copy", "aten._reshape_copy",
+      "aten.flatten", "aten.unflatten")  # fmt: skip
+def view(ties, x, *shape, out, **options):
+    """Merged axes keep all labels; a labelled axis that is split lies along its parts until an op decides."""
+    return ties.reshape(x, out)
+
+
+@rule("aten.permute", "aten.permute_copy")
+def permute(ties, x, dims, *, out):
+    """Planes are permuted."""
+    return moved(x, lambda p: p.permute(dims))
+
+
+@rule("aten.transpose", "aten.transpose_copy", "aten.swapaxes")
+def transpose(ties, x, dim0, dim1, *, out):
+    """Planes are transposed."""
+    return moved(x, lambda p: p.transpose(dim0, dim1))
+
+
+@rule("aten.t", "aten.t_copy", "aten.numpy_T")
+def t(ties, x, *, out):
+    """Planes are transposed."""
+    return moved(x, lambda p: p.t())
+
+
+@rule("aten.unsqueeze", "aten.unsqueeze_copy")
+def unsqueeze(ties, x, dim, *, out):
+    """A new axis without labels."""
+    return moved(x, lambda p: p.unsqueeze(dim))
+
+
+@rule("aten.squeeze", "aten.squeeze_copy")
+def squeeze(ties, x, dim=None, *, out):
+    """Axes of size 1 carry no labels and go."""
+    dims = range(x.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
+    gone = [d % x.ndim for d in dims if x.ndim and x.shape[d] == 1]
+    return moved(x, lambda p: p.squeeze(gone) if gone else p)
+
+
+@rule("aten.expand", "aten.broadcast_to", "aten.expand_as", "aten.expand_copy")
+def expand(ties, x, *size, out, implicit=False):
+    """Axes that grow from size 1 carry no labels."""
+    return moved(x, lambda p: p.reshape((1,) * (len(out) - p.ndim) + tuple(p.shape)))
+
+
+@rule("aten.slice", "aten.slice_copy", "aten.narrow")
+def slice_(ties, x, dim=0, start=None, end=None, step=1, *, out):
+    """An equal part ties the same place of every part, another fixes the axis."""
+    dim, n = dim % x.ndim, x.shape[dim]
+    first = min(max(start + n if start and start < 0 else start or 0, 0), n)
+    return part(ties, x, dim, first, out[dim], step) if out[dim] else None
+
+
+@rule("aten.select", "aten.select_copy")
+def select(ties, x, dim, index, *, out):
+    """One index of an axis without labels; of a labelled one: the axis is fixed."""
+    dim %= x.ndim
+    one = part(ties, x, dim, index % x.shape[dim], 1)
+    return tuple(p.squeeze(dim) for p in one)
+
+
+@rule("aten.unbind", "aten.unbind_copy")
+def unbind(ties, x, dim=0, *, out):
+    """As `select` for every index."""
+    dim %= x.ndim
+    count = x.shape[dim]
+    return [tuple(p.squeeze(dim) for p in part(ties, x, dim, i, 1)) for i in range(count)]
+
+
+@rule("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.unsafe_split", "aten.unsafe_split_with_sizes",
+      "aten.unsafe_chunk", "aten.split_copy", "aten.split_with_sizes_copy", "aten.tensor_split")  # fmt: skip
+def split(ties, x, sizes, dim=0, *, out):
+    """Equal parts tie the same place of every part, unequal ones fix the axis."""
+    dim %= x.ndim
+    shapes = out if isinstance(out, list) else [out]
+    planes, start = [], 0
+    for shape in shapes:
+        planes.append(part(ties, x, dim, start, shape[dim]))
+        start += shape[dim]
+    return planes
+
+
+@rule("aten.cat", "aten.concat", "aten.concatenate", "aten._cat")
+def cat(ties, tensors, dim=0, *, out):
+    """Labels stand one after the other along the axis; along every other axis they tie."""
+    tensors = [t for t in tensors if t.ndim == len(out)]  # an empty 1-d tensor concatenates with anything
+    dim %= len(out)
+    planes, start = [], 0
+    for t in tensors:
+        for p in t.planes:
+            if p.shape[dim] > 1 or (t.shape[dim] == 1 and not axes_of(p)):
+                wide = torch.zeros([out[dim] if a == dim else n for a, n in enumerate(p.shape)], dtype=torch.int64)
+                wide.narrow(dim, start, t.shape[dim]).copy_(p)
+                p = wide
+            planes.append(p)
+        start += t.shape[dim]
+    return ties.merge(out, [Labels(tuple(out), tuple(planes))])
+
+
+@rule("aten.stack")
+def stack(ties, tensors, dim=0, *, out):
+    """Labels tie along every axis but the new one."""
+    dim %= len(out)
+    return ties.merge(out, [Labels(tuple(out), moved(t, lambda p: p.unsqueeze(dim))) for t in tensors])
+
+
+@rule("aten.flip")
+def flip(ties, x, dims, *, out):
+    """Planes are flipped."""
+    return moved(x, lambda p: p.flip(dims))
+
+
+@rule("aten.roll")
+def roll(ties, x, shifts, dims=(), *, out):
+    """Planes are rolled."""
+    if not dims:
+        ties.fix(x.ids(), "rolled as a flat tensor")
+        return x.planes
+    return moved(x, lambda p: p.roll(shifts, dims))
+
+
+@rule("aten.repeat", "aten.tile")
+def repeat(ties, x, repeats, *, out):
+    """Labels are repeated."""
+    planes = []
+    for p in x.planes:
+        p = p.reshape((1,) * (len(out) - p.ndim) + tuple(p.shape))
+        planes.append(p.repeat([r if n > 1 else 1 for r, n in zip(repeats, p.shape, strict=True)]))
+    return tuple(planes)
+
+
+@rule("aten.repeat_interleave")
+def repeat_interleave(ties, x, repeats, dim=None, *, out, output_size=None):
+    """Labels are repeated in place."""
+    if dim is None or not isinstance(repeats, int):
+        ties.fix(x.ids(), "repeated by a computed count")
+        return None
+    return moved(x, lambda p: p.repeat_interleave(repeats, dim) if p.shape[dim] > 1 else p)
+
+
+@rule("aten.constant_pad_nd", "aten.pad")
+def constant_pad(ties, x, pad, *value, out, **options):
+    """The padding carries no labels; it must adapt by itself."""
+    planes = []
+    for p in x.planes:
+        for k in range(len(pad) // 2):
+            axis, (before, after) = x.ndim - 1 - k, pad[2 * k : 2 * k + 2]
+            if p.shape[axis] > 1 and (before or after):
+                wide = torch.zeros([out[axis] if a == axis else n for a, n in enumerate(p.shape)], dtype=torch.int64)
+                lo = max(before, 0)
+                src = p.narrow(axis, max(-before, 0), x.shape[axis] + min(before, 0) + min(after, 0))
+                wide.narrow(axis, lo, src.shape[axis]).copy_(src)
+                p = wide
+        planes.append(p)
+    return tuple(planes)
+
+
+@rule("aten.index_select")
+def index_select(ties, x, dim, index, *, out):
+    """Labels are picked when the index is known; a labelled axis with an unknown index is fixed."""
+    return _indexed(ties, x, dim % x.ndim, index.value, out)
+
+
+@rule("aten.index")
+def index(ties, x, indices, *, out):
+    """As `index_select` for one known 1-d index; anything else on a labelled axis fixes it."""
+    used = [(axis, i) for axis, i in enumerate(indices) if i is not None]
+    if len(used) == 1 and used[0][1].ndim == 1:
+        axis, i = used[0]
+        value = i.value
+        return _indexed(ties, x, axis, value.nonzero()[:, 0] if value is not None and value.dtype == torch.bool else value, out)
+    axes = [axis for axis, _ in used]
+    ties.fix(ties.along(x, axes), "indexed by computed positions")
+    rest = ties.collapse(x, axes)
+    together = axes == list(range(axes[0], axes[-1] + 1))
+    width = len(out) - (x.ndim - len(axes))
+    planes = []
+    for p in rest.planes:
+        kept = [n for a, n in enumerate(p.shape) if a not in axes]
+        at = axes[0] if together else 0
+        planes.append(p.reshape(kept[:at] + [1] * width + kept[at:]))
+    return tuple(planes)
+
+
+def _indexed(ties, x, dim, value, out):
+    if value is None:
+        ties.fix(ties.along(x, [dim]), "indexed by computed positions")
+        return ties.collapse(x, [dim]).planes
+    value = value.long()
+    if sorted(value.tolist()) != list(range(x.shape[dim])):  # no permutation: positions are written into the code
+        ties.fix(ties.along(x, [dim]), "indexed by given positions")
+    return tuple(pick(p, dim, value) for p in x.planes)
+
+
+@rule("aten.channel_shuffle", "aten.native_channel_shuffle")
+def channel_shuffle(ties, x, groups, *, out):
+    """View as (groups, channels per group), transpose, merge."""
+    n, c, *space = x.shape
+    split = ties.reshape(x, (n, groups, c // groups, *space))
+    shuffled = Labels((n, c // groups, groups, *space), tuple(p.transpose(1, 2) for p in split))
+    return ties.reshape(shuffled, out)
+
+
+@rule("aten.pixel_shuffle")
+def pixel_shuffle(ties, x, r, *, out):
+    """Each output channel is made of r*r neighbouring channels: they tie."""
+    *lead, c, h, w = x.shape
+    k = len(lead)
+    split = Labels((*lead, c // (r * r), r, r, h, w), ties.reshape(x, (*lead, c // (r * r), r, r, h, w)))
+    return tuple(p.squeeze((k + 1, k + 2)) for p in ties.collapse(split, (k + 1, k + 2)).planes)
+
+
+@rule("aten.pixel_unshuffle")
+def pixel_unshuffle(ties, x, r, *, out):
+    """Each channel becomes r*r neighbouring channels of the same label."""
+    k = x.ndim - 3
+    return tuple(p.repeat_interleave(r * r, k) if p.shape[k] > 1 else p for p in ties.collapse(x, (-1, -2)).planes)
+
+
+@rule("aten.tril", "aten.triu", "aten.diag_embed")
+def triangle(ties, x, *args, out):
+    """Values are zeroed in place."""
+    return x.planes if len(out) == x.ndim else None
+
+
+@rule("aten.unfold", "aten.unfold_copy")
+def unfold(ties, x, dim, size, step, *, out):
+    """Windows along an axis: without labels there, the others stay; a labelled axis is fixed."""
+    ties.fix(ties.along(x, [dim]), "sliding windows over channels")
+    return tuple(p.unsqueeze(-1) for p in ties.collapse(x, [dim]).planes)

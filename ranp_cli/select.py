@@ -1,0 +1,123 @@
+"""Which units stay (RANP, eq. 9-11). Pure functions of scores, units and costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import BadInput, nearest
+from .resources import reweighting
+from .units import Graph
+
+METHODS = ("ranp", "weighted", "vanilla", "random", "layerwise")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One flag per unit, the layers that the floor rescued, and the sparsity that was asked for."""
+
+    keep: np.ndarray
+    floored: list[str]
+    requested: float | str
+
+
+def weigh(scores: Sequence[np.ndarray], method: str, tau: np.ndarray | None, lam: float, seed: int) -> list[np.ndarray]:
+    """Scores of the neurons as the method ranks them: vanilla as they are, weighted by eq. 9, ranp by eq. 9 and 10."""
+    if method not in METHODS:
+        raise BadInput(f"unknown method '{method}'{nearest(method, METHODS)}")
+    if method == "random":
+        rng = np.random.default_rng(seed)
+        return [rng.random(len(s)) for s in scores]
+    if method in ("vanilla", "layerwise"):
+        return list(scores)
+    means = np.array([s.mean() for s in scores])
+    factor = np.divide(means.max(), means, out=np.zeros_like(means), where=means > 0)
+    if method == "ranp" and tau is not None:
+        factor = factor * reweighting(tau, lam)
+    return [s * f for s, f in zip(scores, factor, strict=True)]
+
+
+def select(graph: Graph, scores: Sequence[np.ndarray], sparsity: float | str, *, layerwise: bool = False,
+           min_neurons: int = 1) -> Selection:  # fmt: skip
+    """Keep the best units until kappa = int(n * (1 - sparsity)) neurons stay.
+
+    Ties at the threshold stay. Fixed units stay in any case, and so do the best `min_neurons` of every layer.
+    `sparsity` "max": the largest at which no layer needs that floor. `layerwise`: the best share of every layer.
+    """
+    units = len(graph.unit_roots)
+    count = np.bincount(graph.unit, minlength=units)
+    value = np.bincount(graph.unit, weights=np.concatenate(scores), minlength=units) / count
+    order = np.lexsort((np.arange(units), -value))  # best first, the earlier unit first among equals
+    if layerwise:
+        keep = _layerwise(graph, value, check(sparsity))
+    elif sparsity == "max":
+        keep = value >= _lowest_needed(graph, value, min_neurons)
+    else:
+        kappa = int(graph.n * (1 - check(sparsity)))
+        total = np.cumsum(count[order])
+        last = np.searchsorted(total, kappa)
+        keep = value >= value[order[min(last, units - 1)]] if kappa > 0 else np.zeros(units, dtype=bool)
+    keep = keep | graph.fixed_units
+    keep, floored = _floor(graph, value, keep, min_neurons)
+    return Selection(keep, floored, sparsity)
+
+
+def check(sparsity: float | str) -> float:
+    """A sparsity as a number in [0, 1); BadInput otherwise."""
+    try:
+        value = float(sparsity)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 1:
+        raise BadInput(f"sparsity {sparsity}: give a number in [0, 1), the fraction of neurons to remove, or 'max'")
+    return value
+
+
+def _layer_units(graph: Graph) -> list[np.ndarray]:
+    return graph.by_layer(graph.unit)
+
+
+def _layerwise(graph: Graph, value: np.ndarray, sparsity: float) -> np.ndarray:
+    """The best ceil(N_l * (1 - sparsity)) neurons of each layer; units that span layers are shared out once."""
+    keep = np.zeros(len(value), dtype=bool)
+    for units in _layer_units(graph):
+        wanted = math.ceil(len(units) * (1 - sparsity))
+        _fill(units, value, keep, wanted)
+    return keep
+
+
+def _lowest_needed(graph: Graph, value: np.ndarray, min_neurons: int) -> float:
+    """The value down to which units must stay so that every layer has its `min_neurons`."""
+    needed = math.inf
+    for units in _layer_units(graph):
+        fixed = int(graph.fixed_units[units].sum())
+        free = np.sort(value[units[~graph.fixed_units[units]]])[::-1]
+        missing = min(min_neurons, len(units)) - fixed
+        if missing > 0:
+            needed = min(needed, float(free[missing - 1]))
+    return needed
+
+
+def _floor(graph: Graph, value: np.ndarray, keep: np.ndarray, min_neurons: int) -> tuple[np.ndarray, list[str]]:
+    floored = []
+    for layer, units in zip(graph.layers, _layer_units(graph), strict=True):
+        wanted = min(min_neurons, len(units))
+        if keep[units].sum() < wanted:
+            floored.append(layer.name)
+            _fill(units, value, keep, wanted)
+    return keep, floored
+
+
+def _fill(units: np.ndarray, value: np.ndarray, keep: np.ndarray, wanted: int) -> None:
+    """Flag the best units of one layer, in place, until `wanted` of its neurons stay."""
+    have = int(keep[units].sum())
+    own, size = np.unique(units, return_counts=True)
+    for i in np.lexsort((own, -value[own])):
+        if have >= wanted:
+            return
+        if not keep[own[i]]:
+            keep[own[i]] = True
+            have += int(size[i])

@@ -1,0 +1,331 @@
+"""From a model to its units: trace it in eval and in training mode, unite the ties, list who lives and dies together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import rules
+from .errors import BadInput, RuleFailure
+from .labels import Labels, Reason, Ties
+from .profile import Paper
+from .trace import Tracer, all_fixed, rebatch, seeded, shadow, tensors_in, to_meta
+
+
+@dataclass(frozen=True)
+class Example:
+    """One input of a model: what `model(*args, **kwargs)` is called with; axis 0 of every tensor counts samples."""
+
+    args: tuple = ()
+    kwargs: dict = field(default_factory=dict)
+
+    def with_batch(self, n: int) -> Example:
+        return Example(*rebatch((self.args, self.kwargs), n))
+
+    @property
+    def samples(self) -> int:
+        return next((t.shape[0] for t in tensors_in((self.args, self.kwargs)) if t.ndim > 1), 1)
+
+    def __str__(self) -> str:
+        return ", ".join("x".join(map(str, t.shape)) for t in tensors_in((self.args, self.kwargs)))
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A parameter or buffer and the labels along its axes (None where an axis carries none)."""
+
+    name: str
+    shape: tuple[int, ...]
+    ids: tuple[Tensor | None, ...]
+
+    @property
+    def labels(self) -> Labels:
+        planes = []
+        for axis, ids in enumerate(self.ids):
+            if ids is not None:
+                planes.append(ids.view([-1 if a == axis else 1 for a in range(len(self.shape))]))
+        return Labels(self.shape, tuple(planes), frozenset([self.name]))
+
+
+@dataclass
+class Layer:
+    """One parameter used as the weight of a convolution, transposed convolution or linear op."""
+
+    name: str
+    slot: str
+    axis: int  # of the parameter, along which its neurons lie
+    op: str
+    neurons: np.ndarray  # (N,) one label a neuron
+    kernel: tuple[int, ...] = ()
+    groups: int = 1
+    transposed: bool = False
+    bias: bool = False
+    weights: int = 0
+    macs: int = 0  # true multiply-adds of one sample
+    output_elements: int = 0  # of one sample
+
+    @property
+    def bias_adds(self) -> int:
+        return self.output_elements if self.bias and self.op != "linear" else 0
+
+
+@dataclass
+class Run:
+    """What one shadow run showed."""
+
+    tracer: Tracer
+    output: Any
+    samples: int
+    real: bool
+    features: dict[str, Labels]  # the input of modules that count channels without owning a parameter
+    paper: Paper | None  # None for TorchScript, whose modules cannot be watched
+
+
+@dataclass
+class Graph:
+    """A model's layers, units and costs.
+
+    `root[label]` names the unit of a label; `fixed[root]` says why a unit may not go; `unit` gives for each of the n
+    neurons (layer after layer, in forward order) the index of its unit, and `reasons[unit]` why it is fixed or None.
+    """
+
+    slots: dict[str, Slot]
+    layers: list[Layer]
+    ties: Ties
+    eval_run: Run
+    train_run: Run
+    example: Example
+    root: np.ndarray = field(default_factory=lambda: np.empty(0))
+    unit: np.ndarray = field(default_factory=lambda: np.empty(0))
+    unit_roots: np.ndarray = field(default_factory=lambda: np.empty(0))
+    reasons: list[Reason | None] = field(default_factory=list)
+
+    def settle(self) -> None:
+        """Work out the units; again after more labels were fixed."""
+        self.root = self.ties.roots()
+        fixed = self.ties.fixed(self.root)
+        consumed = set(np.unique(self.root[self.ties.consumed()]).tolist())
+        neurons = np.concatenate([layer.neurons for layer in self.layers])
+        self.unit_roots, self.unit = np.unique(self.root[neurons], return_inverse=True)
+        self.reasons = []
+        for root in self.unit_roots.tolist():
+            unused = None if root in consumed else Reason("no layer uses its output")
+            self.reasons.append(fixed.get(root) or unused)
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(layer.neurons) for layer in self.layers]
+
+    @property
+    def n(self) -> int:
+        return sum(self.sizes)
+
+    def by_layer(self, values: np.ndarray) -> list[np.ndarray]:
+        """A vector of n values, cut into one piece a layer."""
+        return np.split(values, np.cumsum(self.sizes)[:-1])
+
+    @property
+    def fixed_units(self) -> np.ndarray:
+        return np.array([r is not None for r in self.reasons])
+
+    def flags(self, keep_units: np.ndarray) -> np.ndarray:
+        """One flag per label: does it stay? Labels without a neuron always do."""
+        root_stays = np.ones(self.ties.size, dtype=bool)
+        root_stays[self.unit_roots] = keep_units
+        return root_stays[self.root]
+
+    def kept_indices(self, slot: Slot, stays: np.ndarray) -> list[Tensor | None]:
+        """For each axis of a parameter the indices that stay; None where all do."""
+        out: list[Tensor | None] = []
+        for ids in slot.ids:
+            flags = None if ids is None else stays[ids.numpy()]
+            out.append(None if flags is None or flags.all() else torch.from_numpy(np.flatnonzero(flags)))
+        return out
+
+    def fix_layers(self, keep: Iterable[str], only: Iterable[str]) -> None:
+        """`--keep` and `--only`: globs on layer names. Raises BadInput when a glob meets no layer."""
+        keep, only = list(keep), list(only)
+        names = [layer.name for layer in self.layers]
+        for glob in (*keep, *only):
+            if not any(fnmatchcase(name, glob) for name in names):
+                raise BadInput(f"no layer matches '{glob}'; the layers are {', '.join(names[:8])}{', ...' * (len(names) > 8)}")
+        for layer in self.layers:
+            if any(fnmatchcase(layer.name, g) for g in keep):
+                self.ties.fix(layer.neurons, "kept by --keep")
+            elif only and not any(fnmatchcase(layer.name, g) for g in only):
+                self.ties.fix(layer.neurons, "not named by --only")
+        self.settle()
+
+
+def analyse(model: nn.Module, example: Example) -> Graph:
+    """Trace `model` on an input and find its units.
+
+    The model is not changed; nothing of it is run but a shadow on meta tensors (on copies of the real ones where its
+    code needs numbers). Raises BadInput when the model cannot take the input.
+    """
+    ties = Ties()
+    slots = {name: make_slot(ties, name, tuple(t.shape)) for name, t in named_tensors(model)}
+    eval_run = run(model, example.with_batch(1), ties, slots, training=False)
+    train_run = run(model, example.with_batch(2), ties, slots, training=True)
+    for each in (eval_run, train_run):
+        for t in tensors_in(each.output):
+            ties.fix(each.tracer.labels(t).ids(), "network output", "")
+    layers = find_layers(ties, slots, eval_run, train_run)
+    if not layers:
+        raise BadInput("the model has no convolution or linear layer on its way from input to output; nothing can be pruned")
+    graph = Graph(slots, layers, ties, eval_run, train_run, example)
+    graph.settle()
+    return graph
+
+
+def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers under their first name."""
+    named = {id(t): (name, t) for name, t in reversed([*model.named_parameters(), *model.named_buffers()])}
+    order = [*model.named_parameters(), *model.named_buffers()]
+    return [(name, t) for name, t in order if named[id(t)][0] == name]
+
+
+def make_slot(ties: Ties, name: str, shape: tuple[int, ...]) -> Slot:
+    """Fresh labels for the axes that may carry channels: all of size > 1, but the window axes of a kernel."""
+    kernel = len(shape) > 2 and shape[0] > 1 and shape[1] > 1
+    return Slot(name, shape, tuple(ties.new(n) if n > 1 and not (kernel and axis > 1) else None for axis, n in enumerate(shape)))
+
+
+def run(model: nn.Module, example: Example, ties: Ties, slots: dict[str, Slot], training: bool) -> Run:
+    """One shadow run, on meta tensors if the model's code allows, else on copies of the real ones."""
+    known = len(ties.uses)
+    try:
+        return attempt(new_tracer(ties), model, example, slots, training)
+    except RuleFailure:
+        raise
+    except Exception:  # the user's code: what it cannot do with meta tensors it may do with real ones
+        del ties.uses[known:]
+    try:
+        return attempt(new_tracer(ties), model, example, slots, training, real=True)
+    except RuleFailure:
+        raise
+    except Exception as error:
+        where = user_line(error)
+        text = " ".join(str(error).split())
+        raise BadInput(
+            f"the model fails in {'training' if training else 'eval'} mode on an input of shape {example}: "
+            f"{type(error).__name__}: {text[:300]}{f' (at {where})' if where else ''}; "
+            "give a --batch or --input of the shape and dtype that it takes"
+        ) from error
+
+
+def new_tracer(ties: Ties) -> Tracer:
+    return Tracer(ties, rules.find, rules.is_free)
+
+
+def attempt(tracer: Tracer, model: nn.Module, example: Example, slots: dict[str, Slot], training: bool,
+            real: bool = False) -> Run:  # fmt: skip
+    """A shadow run under `tracer`. Raises whatever the model's code raises; the tracer then holds the ops so far."""
+    copy = shadow(model, real)
+    copy.train(training)
+    for p in copy.parameters():
+        p.requires_grad_(False)
+    tracer.names = {id(m): name for name, m in copy.named_modules()}
+    for name, t in named_tensors(copy):
+        tracer.put(t, slots[name].labels if name in slots else Labels(tuple(t.shape), (), frozenset([name])))
+    tracer.live_bytes = tracer.peak_bytes = 0
+    args, kwargs = (example.args, example.kwargs) if real else to_meta((example.args, example.kwargs))
+    for t in tensors_in((args, kwargs)):
+        planes = tuple(p for p in all_fixed(t.shape) if p.shape[0] == 1 or t.ndim == 1)
+        tracer.put(t, Labels(tuple(t.shape), planes, None))
+    features: dict[str, Labels] = {}
+    paper: Paper | None = None
+    if not isinstance(copy, torch.jit.ScriptModule):
+        watch_features(copy, tracer, features)
+        paper = Paper.watching(copy)
+    with seeded(), torch.no_grad(), tracer:
+        output = copy(*args, **kwargs)
+    return Run(tracer, output, example.samples, real, features, paper)
+
+
+def watch_features(model: nn.Module, tracer: Tracer, found: dict[str, Labels]) -> None:
+    """Note what enters the modules that know a channel count but own no parameter (an instance norm, say)."""
+    for name, module in model.named_modules():
+        if any(hasattr(module, a) for a in ("num_features", "num_channels", "normalized_shape")) and not [*module.parameters(False)]:
+
+            def hook(_: nn.Module, args: tuple, name: str = name) -> None:
+                if args and isinstance(args[0], Tensor) and args[0].ndim > 1:
+                    found[name] = tracer.labels(args[0])
+
+            module.register_forward_pre_hook(hook)
+
+
+def user_line(error: BaseException) -> str:
+    """The innermost line of the user's code that an exception passed, as file:line."""
+    where, tb = "", error.__traceback__
+    while tb is not None:
+        file = tb.tb_frame.f_code.co_filename
+        if "/torch/" not in file and "ranp_cli/" not in file.replace("ranp_cli/models", "") and not file.startswith("<"):
+            where = f"{file.rpartition('/')[2]}:{tb.tb_lineno}"
+        tb = tb.tb_next
+    return where
+
+
+def find_layers(ties: Ties, slots: dict[str, Slot], *runs: Run) -> list[Layer]:
+    """The layers in forward order, with the cost of one sample as the first run that meets them shows it."""
+    owner = np.full(ties.size, -1)
+    places = [(name, axis) for name, slot in slots.items() for axis, ids in enumerate(slot.ids) if ids is not None]
+    for k, (name, axis) in enumerate(places):
+        ids = slots[name].ids[axis]
+        assert ids is not None
+        owner[ids.numpy()] = k
+    layers: dict[tuple[str, int], Layer] = {}
+    for each in runs:
+        seen: dict[tuple[str, int], Layer] = {}
+        for op in each.tracer.ops:
+            for use in op.uses:
+                parts = split_by_owner(use, owner, places, slots, ties)
+                whole = sum(len(neurons) for *_, neurons in parts)
+                for slot, axis, neurons in parts:
+                    layer = seen.get((slot, axis)) or layers.get((slot, axis))
+                    if layer is None:
+                        layer = Layer("", slot, axis, use.op, neurons)
+                        layer.weights = int(np.prod(slots[slot].shape))
+                        for key, value in use.how.items():
+                            setattr(layer, key, value) if key != "axis" else None
+                    if (slot, axis) not in layers or (slot, axis) in seen:
+                        layer.macs += op.flops // 2 * len(neurons) // whole // each.samples
+                        layer.output_elements += int(np.prod(op.outs[0].shape)) * len(neurons) // whole // each.samples
+                        seen[slot, axis] = layer
+        layers.update(seen)
+    found = list(layers.values())
+    owners = [owner_of(layer.slot) for layer in found]
+    for layer, module in zip(found, owners, strict=True):
+        layer.name = module if module and owners.count(module) == 1 else layer.slot
+    return found
+
+
+def split_by_owner(use: Any, owner: np.ndarray, places: list, slots: dict[str, Slot], ties: Ties) -> list:
+    """(parameter, axis, neuron labels) of a layer's weight; several where it is put together from parameters."""
+    if use.neurons is None:  # a single neuron: a label of its own, that nothing is tied to
+        slot = max(use.weight.origin, key=lambda name: int(np.prod(slots[name].shape)))
+        label = ties.new(1)
+        ties.fix(label, "its only neuron", "")
+        return [(slot, 1 if use.how.get("transposed") else use.how.get("axis", 0), label.numpy())]
+    ids = use.neurons.numpy()
+    by = owner[ids]
+    return [(*places[k], ids[by == k]) for k in dict.fromkeys(by.tolist()) if k >= 0]
+
+
+def owner_of(parameter: str) -> str:
+    """The module path of a parameter's owner; a parametrisation belongs to the module that it parametrises."""
+    return parameter.partition(".parametrizations.")[0] if ".parametrizations." in parameter else parameter.rpartition(".")[0]
+
+
+def fingerprint(model: nn.Module) -> str:
+    """sha256 of the sorted (parameter name, shape) list, as JSON without blanks."""
+    rows = sorted([name, list(p.shape)] for name, p in model.named_parameters())
+    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
