@@ -39,7 +39,9 @@ def score(model: nn.Module, graph: Graph, batches: Any, loss: Callable[[Any, Any
     twin = training_twin(model, device)
     weights = dict(twin.named_parameters())
     weights |= {name: t for name, t in named_tensors(twin) if name not in weights}
-    gather: Gather = MaskGather(model, graph) if not criterion.of_weights else WeightGather(graph.layers, weights, criterion)
+    gather: Gather = (
+        MaskGather(model, graph) if not criterion.of_weights else WeightGather(graph.layers, weights, criterion)
+    )
     count = 0
     with seeded(seed), gather.watching():
         for batch in batches:
@@ -162,7 +164,9 @@ class MaskGather:
 
     def __init__(self, model: nn.Module, graph: Graph):
         if isinstance(model, torch.jit.ScriptModule):
-            raise BadInput("criterion 'neuron' needs the Python model: TorchScript hides where activations are; use an mpmg one")
+            raise BadInput(
+                "criterion 'neuron' needs the Python model: TorchScript hides where activations are; use an mpmg one"
+            )
         self.sizes = graph.sizes
         self.at = post_activations(model, graph)
         self.masks: list[Tensor | None] = []
@@ -183,7 +187,9 @@ class MaskGather:
                 self.total[k] = s if old is None else old + s
 
     def result(self, count: int) -> list[np.ndarray]:
-        return [np.zeros(n) if t is None else (t / count).cpu().numpy() for t, n in zip(self.total, self.sizes, strict=True)]
+        return [
+            np.zeros(n) if t is None else (t / count).cpu().numpy() for t, n in zip(self.total, self.sizes, strict=True)
+        ]
 
 
 Gather = WeightGather | MaskGather
@@ -202,7 +208,9 @@ class MaskMode(TorchFunctionMode):
         for layer, axis in self.at.get(self.calls, ()):
             mask = self.masks[layer]
             if mask is None:
-                mask = self.masks[layer] = torch.ones(out.shape[axis], dtype=out.dtype, device=out.device, requires_grad=True)
+                mask = self.masks[layer] = torch.ones(
+                    out.shape[axis], dtype=out.dtype, device=out.device, requires_grad=True
+                )
             out = out * mask.view([-1 if a == axis else 1 for a in range(out.ndim)])
         return out
 
@@ -299,7 +307,9 @@ def check_finite(loss: Tensor, index: int, layers: Sequence[Layer]) -> None:
 def check_scores(scores: Sequence[np.ndarray], layers: Sequence[Layer]) -> None:
     for s, layer in zip(scores, layers, strict=True):
         if not np.isfinite(s).all():
-            raise BadInput(f"the gradient of layer {layer.name} is not finite; give inputs of a sane scale or another --loss")
+            raise BadInput(
+                f"the gradient of layer {layer.name} is not finite; give inputs of a sane scale or another --loss"
+            )
     if not any(s.any() for s in scores):
         raise BadInput(
             f"the loss has no gradient: it is zero in every layer from {layers[0].name} on; "

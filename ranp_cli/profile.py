@@ -105,10 +105,3 @@ def costs(model: nn.Module, tracer: Tracer, paper: Paper | None, samples: int, i
             "memory_mb": round(paper.elements / samples * 4 / MIB, 4),
         },
     )  # fmt: skip
-
-
-def reduction(before: Any, after: Any) -> Any:
-    """The share of each number that is gone: 1 - after / before, nested dicts alike."""
-    if isinstance(before, dict):
-        return {k: reduction(v, after[k]) for k, v in before.items() if k in after}
-    return round(1 - after / before, 6) if before else 0.0

@@ -239,7 +239,9 @@ def shadow(model: nn.Module, real: bool = False) -> nn.Module:
         torch.jit.save(model, file)
         file.seek(0)
         return torch.jit.load(file, map_location="cpu" if real else "meta")
-    return replicate(model, lambda name, t: t.clone() if real or not t.is_floating_point() else torch.empty_like(t, device="meta"))
+    return replicate(
+        model, lambda name, t: t.clone() if real or not t.is_floating_point() else torch.empty_like(t, device="meta")
+    )
 
 
 def replicate(model: nn.Module, make: Callable[[str, Tensor], Tensor]) -> nn.Module:
@@ -314,7 +316,14 @@ def rebatch(value: Any, n: int) -> Any:
 
 def to_meta(value: Any) -> Any:
     """Floating-point tensors of `value` as meta tensors of the same shape; index tensors keep their values."""
-    return map_tensors(value, lambda t: torch.empty_like(t, device="meta") if t.is_floating_point() else t.detach().cpu())
+    return map_tensors(
+        value, lambda t: torch.empty_like(t, device="meta") if t.is_floating_point() else t.detach().cpu()
+    )
+
+
+def to_real(t: Tensor, device: torch.device) -> Tensor:
+    """A tensor with numbers, on `device`; zeros for one on meta."""
+    return torch.zeros(t.shape, dtype=t.dtype, device=device) if t.device.type == "meta" else t.detach().to(device)
 
 
 @contextmanager
@@ -385,7 +394,11 @@ def run_mixed(func: Any, args: Any, kwargs: Any) -> Any:
             moved = map_tensors((tuple(args), dict(kwargs)), lambda t: torch.empty_like(t, device="meta"))
             out = func(*moved[0], **moved[1])
             return args[0] if out is moved[0][0] else out
-    elif str(kwargs.get("device")) == "meta" and func._schema.name in ("aten::arange", "aten::tril_indices", "aten::triu_indices"):
+    elif str(kwargs.get("device")) == "meta" and func._schema.name in (
+        "aten::arange",
+        "aten::tril_indices",
+        "aten::triu_indices",
+    ):
         kwargs = {**kwargs, "device": torch.device("cpu")}
     return func(*args, **kwargs)
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from . import rules
 from .errors import BadInput, RuleFailure
 from .labels import Labels, Reason, Ties
-from .profile import Paper
-from .trace import Tracer, all_fixed, rebatch, seeded, shadow, tensors_in, to_meta
+from .profile import Paper, costs
+from .trace import Tracer, all_fixed, map_tensors, rebatch, seeded, shadow, tensors_in, to_meta, to_real
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,36 @@ class Example:
 
     def __str__(self) -> str:
         return ", ".join("x".join(map(str, t.shape)) for t in tensors_in((self.args, self.kwargs)))
+
+    @property
+    def signature(self) -> dict[str, Any]:
+        """Shapes and dtypes as JSON; `from_signature` makes an input of zeros of it."""
+        return {"args": _sign(list(self.args)), "kwargs": _sign(self.kwargs)}
+
+    @classmethod
+    def from_signature(cls, signature: dict[str, Any]) -> Example:
+        return cls(tuple(_unsign(signature["args"])), _unsign(signature["kwargs"]))
+
+
+def _sign(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, (list, tuple)):
+        return {"list" if isinstance(value, list) else "tuple": [_sign(v) for v in value]}
+    if isinstance(value, dict):
+        return {"dict": {k: _sign(v) for k, v in value.items()}}
+    return {"value": value if isinstance(value, (bool, int, float, str, type(None))) else None}
+
+
+def _unsign(value: dict[str, Any]) -> Any:
+    if "shape" in value:
+        dtype = getattr(torch, value["dtype"])
+        return torch.zeros(value["shape"], dtype=dtype, device="meta" if dtype.is_floating_point else "cpu")
+    if "list" in value or "tuple" in value:
+        return (list if "list" in value else tuple)(_unsign(v) for v in value.get("list", value.get("tuple")))
+    if "dict" in value:
+        return {k: _unsign(v) for k, v in value["dict"].items()}
+    return value["value"]
 
 
 @dataclass(frozen=True)
@@ -156,7 +186,9 @@ class Graph:
         names = [layer.name for layer in self.layers]
         for glob in (*keep, *only):
             if not any(fnmatchcase(name, glob) for name in names):
-                raise BadInput(f"no layer matches '{glob}'; the layers are {', '.join(names[:8])}{', ...' * (len(names) > 8)}")
+                raise BadInput(
+                    f"no layer matches '{glob}'; the layers are {', '.join(names[:8])}{', ...' * (len(names) > 8)}"
+                )
         for layer in self.layers:
             if any(fnmatchcase(layer.name, g) for g in keep):
                 self.ties.fix(layer.neurons, "kept by --keep")
@@ -180,7 +212,9 @@ def analyse(model: nn.Module, example: Example) -> Graph:
             ties.fix(each.tracer.labels(t).ids(), "network output", "")
     layers = find_layers(ties, slots, eval_run, train_run)
     if not layers:
-        raise BadInput("the model has no convolution or linear layer on its way from input to output; nothing can be pruned")
+        raise BadInput(
+            "the model has no convolution or linear layer on its way from input to output; nothing can be pruned"
+        )
     graph = Graph(slots, layers, ties, eval_run, train_run, example)
     graph.settle()
     return graph
@@ -196,7 +230,9 @@ def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 def make_slot(ties: Ties, name: str, shape: tuple[int, ...]) -> Slot:
     """Fresh labels for the axes that may carry channels: all of size > 1, but the window axes of a kernel."""
     kernel = len(shape) > 2 and shape[0] > 1 and shape[1] > 1
-    return Slot(name, shape, tuple(ties.new(n) if n > 1 and not (kernel and axis > 1) else None for axis, n in enumerate(shape)))
+    return Slot(
+        name, shape, tuple(ties.new(n) if n > 1 and not (kernel and axis > 1) else None for axis, n in enumerate(shape))
+    )
 
 
 def run(model: nn.Module, example: Example, ties: Ties, slots: dict[str, Slot], training: bool) -> Run:
@@ -237,7 +273,9 @@ def attempt(tracer: Tracer, model: nn.Module, example: Example, slots: dict[str,
     for name, t in named_tensors(copy):
         tracer.put(t, slots[name].labels if name in slots else Labels(tuple(t.shape), (), frozenset([name])))
     tracer.live_bytes = tracer.peak_bytes = 0
-    args, kwargs = (example.args, example.kwargs) if real else to_meta((example.args, example.kwargs))
+    place = next((p.device for p in model.parameters()), torch.device("cpu"))
+    given = (example.args, example.kwargs)
+    args, kwargs = map_tensors(given, lambda t: to_real(t, place)) if real else to_meta(given)
     for t in tensors_in((args, kwargs)):
         planes = tuple(p for p in all_fixed(t.shape) if p.shape[0] == 1 or t.ndim == 1)
         tracer.put(t, Labels(tuple(t.shape), planes, None))
@@ -254,7 +292,9 @@ def attempt(tracer: Tracer, model: nn.Module, example: Example, slots: dict[str,
 def watch_features(model: nn.Module, tracer: Tracer, found: dict[str, Labels]) -> None:
     """Note what enters the modules that know a channel count but own no parameter (an instance norm, say)."""
     for name, module in model.named_modules():
-        if any(hasattr(module, a) for a in ("num_features", "num_channels", "normalized_shape")) and not [*module.parameters(False)]:
+        if any(hasattr(module, a) for a in ("num_features", "num_channels", "normalized_shape")) and not [
+            *module.parameters(False)
+        ]:
 
             def hook(_: nn.Module, args: tuple, name: str = name) -> None:
                 if args and isinstance(args[0], Tensor) and args[0].ndim > 1:
@@ -268,7 +308,11 @@ def user_line(error: BaseException) -> str:
     where, tb = "", error.__traceback__
     while tb is not None:
         file = tb.tb_frame.f_code.co_filename
-        if "/torch/" not in file and "ranp_cli/" not in file.replace("ranp_cli/models", "") and not file.startswith("<"):
+        if (
+            "/torch/" not in file
+            and "ranp_cli/" not in file.replace("ranp_cli/models", "")
+            and not file.startswith("<")
+        ):
             where = f"{file.rpartition('/')[2]}:{tb.tb_lineno}"
         tb = tb.tb_next
     return where
@@ -322,10 +366,74 @@ def split_by_owner(use: Any, owner: np.ndarray, places: list, slots: dict[str, S
 
 def owner_of(parameter: str) -> str:
     """The module path of a parameter's owner; a parametrisation belongs to the module that it parametrises."""
-    return parameter.partition(".parametrizations.")[0] if ".parametrizations." in parameter else parameter.rpartition(".")[0]
+    return (
+        parameter.partition(".parametrizations.")[0]
+        if ".parametrizations." in parameter
+        else parameter.rpartition(".")[0]
+    )
+
+
+def guess_example(model: nn.Module) -> Example:
+    """An input that the model takes, judged by its first convolution or linear layer; BadInput when none is found."""
+    ties = Ties()
+    slots = {name: make_slot(ties, name, tuple(t.shape)) for name, t in named_tensors(model)}
+    for name, p in model.named_parameters():
+        if p.ndim < 2:
+            continue
+        owner = dict(model.named_modules()).get(owner_of(name))
+        channels = p.shape[1] * getattr(owner, "groups", 1) if p.ndim > 2 else p.shape[1]
+        for size in (32, 64, 96, 128, 224, 16, 8) if p.ndim > 2 else (1,):
+            example = Example((torch.empty((1, channels, *[size] * (p.ndim - 2)), device="meta"),))
+            try:
+                for training in (False, True):
+                    attempt(new_tracer(ties), model, example.with_batch(2 if training else 1), slots, training)
+            except RuleFailure:
+                raise
+            except Exception:  # not this size
+                continue
+            return example
+        break
+    raise BadInput(
+        "the shape of the model's input is not known and could not be guessed; give --input, as in --input 1x1x64x64x64"
+    )
 
 
 def fingerprint(model: nn.Module) -> str:
     """sha256 of the sorted (parameter name, shape) list, as JSON without blanks."""
     rows = sorted([name, list(p.shape)] for name, p in model.named_parameters())
     return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
+
+
+def as_example(inputs: Any) -> Example:
+    """An Example from shapes or tensors: (1, 1, 64, 64, 64), [(1, 1, 64, 64), (1, 10)], a tensor, a tuple, a dict."""
+    if isinstance(inputs, Example):
+        return inputs
+    if isinstance(inputs, dict):
+        return Example((), {k: _as_tensor(v) for k, v in inputs.items()})
+    if isinstance(inputs, torch.Tensor) or _is_shape(inputs):
+        return Example((_as_tensor(inputs),))
+    if isinstance(inputs, (tuple, list)) and inputs:
+        return Example(tuple(_as_tensor(v) for v in inputs))
+    raise BadInput(f"inputs {inputs!r}: give a shape such as (1, 1, 64, 64, 64), a tensor, or a tuple of them")
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, (tuple, list, torch.Size)) and bool(value) and all(type(n) is int and n > 0 for n in value)
+
+
+def _as_tensor(value: Any) -> Any:
+    return torch.empty(tuple(value), device="meta") if _is_shape(value) else value
+
+
+def measure(model: nn.Module, example: Example) -> tuple[Run, list[Layer], dict[str, Any]]:
+    """One shadow run in eval mode: the run, the layers that it met, and the costs of one sample."""
+    ties = Ties()
+    slots = {name: make_slot(ties, name, tuple(t.shape)) for name, t in named_tensors(model)}
+    found = run(model, example.with_batch(1), ties, slots, training=False)
+    return found, find_layers(ties, slots, found), cost_of(model, found, example)
+
+
+def cost_of(model: nn.Module, run: Run, example: Example) -> dict[str, Any]:
+    """The costs of one sample, as the report has them."""
+    one = example.with_batch(run.samples)
+    return costs(model, run.tracer, run.paper, run.samples, tensors_in((one.args, one.kwargs))).to_dict()

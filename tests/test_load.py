@@ -17,17 +17,10 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 from torch.nn import functional
 
+from ranp_cli.batches import Batch, Batches, load_batches
 from ranp_cli.errors import BadInput
-from ranp_cli.load import (
-    Batch,
-    Batches,
-    check_loss,
-    load_batches,
-    load_loss,
-    load_model,
-    load_weights,
-    parse_model_args,
-)
+from ranp_cli.load import load_model, load_weights, parse_model_args
+from ranp_cli.losses import check_loss, load_loss
 
 MODEL = """
 from torch import nn
@@ -223,6 +216,14 @@ def test_a_module_from_a_file_can_be_pickled(folder: Path) -> None:
     assert type(pickle.loads(pickle.dumps(net))) is type(net)
 
 
+def test_the_first_and_the_second_time_draw_the_same_weights(folder: Path) -> None:
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        weights.append(next(load_model("model.py:Net").module.parameters()))
+    assert torch.equal(*weights)
+
+
 def test_a_broken_file_leaves_nothing_behind(folder: Path) -> None:
     before = set(sys.modules)
     message(load_model, "syntax.py:Net")
@@ -400,6 +401,8 @@ BAD_BATCHES = [
     ((X, Y[:0]), ", mini-batch 0: the target is empty: its shape is (0,)"),
     ((NAN, Y), ", mini-batch 0: the input has 1 NaN or infinite values of 2; clean the data"),
     ([(X, Y), ((X, INF), Y)], ", mini-batch 1: the input has 1 NaN or infinite values of 2"),
+    ((X.to_sparse(), Y), ", mini-batch 0: the input is a torch.sparse_coo tensor; make it dense: tensor.to_dense()"),
+    ({"x": None, "y": Y}, ", mini-batch 0: the input is None; wants a tensor"),
     ((X, INF), ", mini-batch 0: the target has 1 NaN or infinite values of 2"),
     ((X, Y[:1]), ", mini-batch 0: 2 samples in the input, 1 in the target; make axis 0 agree"),
     (torch.utils.data.TensorDataset(X, Y), ": is a Dataset of single samples; wrap it: DataLoader("),
@@ -553,6 +556,11 @@ def test_batch_files(folder: Path, spec: str, content: Any, result: int | str) -
         assert message(drain, spec).startswith(f"batch {spec}{result}")
 
 
+def test_numbered_batches_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    write(tmp_path / "b.npz", {f"{name}.{index}": X * index for index in (10, 2, 0, 1) for name in "xy"})
+    assert [int(batch.args[0].max()) for batch in load_batches(tmp_path / "b.npz")] == [0, 1, 2, 10]
+
+
 def test_batches_has_a_readable_length_before_anything_is_made() -> None:
     assert Batches("batch", [1, 2, 3], 2).length == 2
 
@@ -613,7 +621,7 @@ MISFIT = "a target of shape {} does not fit an output of shape (2, 3, 4, 4, 4)"
 # name, ignore_index, output, target, what the message says
 BAD_LOSSES: list[tuple[Any, int | None, Any, Any, str]] = [
     (None, None, LOGITS, ONE_HOT, "a torch.float32 target has no default loss; give --loss: cross_entropy, mse, l1, "),
-    (None, None, LOGITS, LABELS + 1, "the target has class 3, but there are 3 classes, 0 to 2; mend the labels or the model, or "),
+    (None, None, LOGITS, LABELS + 1, "the target has class 3, but there are 3 classes, 0 to 2; mend the labels"),
     (None, None, LOGITS, LABELS - 1, "the target has class -1, but there are 3 classes"),
     (None, 7, LOGITS, HOLES, "the target has class 255, but there are 3 classes"),
     (None, None, LOGITS, LABELS * 0 + 255, "every place of the target is ignored; check the labels and --ignore-index"),
@@ -622,7 +630,7 @@ BAD_LOSSES: list[tuple[Any, int | None, Any, Any, str]] = [
     (None, None, ONE, BINARY, "cross_entropy wants two or more channels, and the output's shape is (2, 1, "),
     (None, None, LOGITS, [0, 1], "the target is a list of 2 int; wants a tensor, or a loss of your own"),
     (None, None, "text", LABELS, "the model returned an object of type str; wants a tensor, or a loss of your own"),
-    (None, None, {"a": LOGITS, "b": LOGITS}, LABELS, "the model returned a dict with the keys 'a', 'b'; name one of them 'out'"),
+    (None, None, {"a": LOGITS, "b": LOGITS}, LABELS, "the model returned a dict with the keys 'a', 'b'; name one of"),
     ("mse", None, LOGITS, LABELS, f"{MISFIT.format((2, 4, 4, 4))}; wants (2, 3, 4, 4, 4)"),
     ("mse", 1, ONE, BINARY * 0 + 1, "every place of the target is ignored"),
     ("bce", None, ONE, LABELS, "the target has class 2, but there are 2 classes, 0 to 1"),
@@ -717,5 +725,5 @@ def test_check_loss() -> None:
 def test_importing_it_does_not_import_torch() -> None:
     import subprocess
 
-    code = "import sys, ranp_cli.load, ranp_cli.config; sys.exit('torch' in sys.modules)"
+    code = "import sys, ranp_cli.load, ranp_cli.batches, ranp_cli.losses, ranp_cli.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0

@@ -15,7 +15,11 @@ def convolution(ties, x, weight, bias, stride, padding, dilation, transposed, ou
     ties.fix(ties.along(x, space), "convolved along a labelled axis")
     x = ties.collapse(x, space)
     x_in = ties.vector(x, 1)
-    w_out, w_in = (ties.vector(weight, 1), ties.vector(weight, 0)) if transposed else (ties.vector(weight, 0), ties.vector(weight, 1))
+    w_out, w_in = (
+        (ties.vector(weight, 1), ties.vector(weight, 0))
+        if transposed
+        else (ties.vector(weight, 0), ties.vector(weight, 1))
+    )
     if weight.is_data:
         ties.fix(x_in, "convolved with a computed weight")
         ties.fix(weight.ids(), "used as a computed weight")

@@ -216,7 +216,9 @@ def index(ties, x, indices, *, out):
     if len(used) == 1 and used[0][1].ndim == 1:
         axis, i = used[0]
         value = i.value
-        return _indexed(ties, x, axis, value.nonzero()[:, 0] if value is not None and value.dtype == torch.bool else value, out)
+        return _indexed(
+            ties, x, axis, value.nonzero()[:, 0] if value is not None and value.dtype == torch.bool else value, out
+        )
     axes = [axis for axis, _ in used]
     ties.fix(ties.along(x, axes), "indexed by computed positions")
     rest = ties.collapse(x, axes)

@@ -28,7 +28,9 @@ def product(ties, a: Labels, b: Labels, out, bias: Labels | None = None) -> tupl
     for side, other, axis in ((b, a, -1), (a, b, -2)):
         if side.origin and not side.is_data and other.is_data:
             ties.layer("linear", side, ties.vector(side, axis), axis=axis % side.ndim, bias=bias is not None)
-    pad = [Labels(out, tuple(p.reshape((1,) * (n - p.ndim) + tuple(p.shape)) for p in t.planes)) for t in (rows, columns)]
+    pad = [
+        Labels(out, tuple(p.reshape((1,) * (n - p.ndim) + tuple(p.shape)) for p in t.planes)) for t in (rows, columns)
+    ]
     if bias is not None:
         pad.append(bias)
     return ties.merge(out, pad)
@@ -81,12 +83,15 @@ def embedding(ties, weight, indices, *args, out):
     return () if columns is None else (columns.view([1] * (len(out) - 1) + [-1]),)
 
 
-ATTENTION = """
-    aten.scaled_dot_product_attention aten._scaled_dot_product_flash_attention
-    aten._scaled_dot_product_flash_attention_for_cpu aten._scaled_dot_product_efficient_attention
-    aten._scaled_dot_product_cudnn_attention aten._scaled_dot_product_attention_math
-    aten._scaled_dot_product_fused_attention_overrideable
-""".split()
+ATTENTION = [
+    "aten.scaled_dot_product_attention",
+    "aten._scaled_dot_product_flash_attention",
+    "aten._scaled_dot_product_flash_attention_for_cpu",
+    "aten._scaled_dot_product_efficient_attention",
+    "aten._scaled_dot_product_cudnn_attention",
+    "aten._scaled_dot_product_attention_math",
+    "aten._scaled_dot_product_fused_attention_overrideable",
+]
 
 
 @rule(*ATTENTION, free=False)

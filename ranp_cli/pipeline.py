@@ -1,0 +1,441 @@
+"""The story: score, select, refine, verify, report. Every public function of the package but `load` stands here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .batches import Batches, load_batches
+from .checkpoint import SCORES, SLIM, VERSION, read_document, read_tensors, slim_tensors, to_bytes, write_atomic
+from .criteria import criterion as criterion_of
+from .errors import BadInput, Infeasible, VerificationFailed, nearest
+from .importance import Importance
+from .importance import score as gather
+from .load import load_model, load_weights
+from .losses import load_loss
+from .mask import Mask
+from .refine import INITS, HardCoded, SlimRun, check_runs, initialise, slim_model
+from .report import Report, layer_row, not_pruned, uncounted
+from .resources import NAMES as RESOURCE_NAMES
+from .resources import reweighting, tau
+from .select import METHODS, Selection, check, select, weigh
+from .trace import seeded
+from .units import Example, Graph, analyse, as_example, cost_of, fingerprint, guess_example
+from .verify import verify
+
+LAMBDA = 11.0  # the paper's for ShapeNet; 15 for BraTS, 80 for UCF101
+MUCH_LESS = 0.5  # a pruning that reaches less than this share of the sparsity asked for is an error
+
+Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], Any]]]
+
+
+def _silent(description: str, total: int | None) -> AbstractContextManager[Callable[[], Any]]:
+    return nullcontext(lambda: None)
+
+
+# -- what comes out
+
+
+@dataclass
+class Scores:
+    """Importance of every neuron: `layers` maps a layer's name to its N_l scores, as the criterion gives them."""
+
+    layers: dict[str, np.ndarray]
+    about: dict[str, Any]  # criterion, batches, model, loss
+    report: Report = field(default_factory=lambda: Report("score"))
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file that `prune(scores=path)` takes; no new gradients are needed then."""
+        tensors = {name: torch.from_numpy(values) for name, values in self.layers.items()}
+        _write(path, to_bytes(tensors, {"format": SCORES, "version": VERSION, **self.about}), self.report)
+
+    @classmethod
+    def of(cls, scores: Scores | str | Path) -> Scores:
+        """Scores from Scores or from a file; BadInput when it is no such file."""
+        if isinstance(scores, Scores):
+            return scores
+        about = read_document(scores, SCORES)
+        return cls({name: t.double().numpy() for name, t in read_tensors(scores).items()}, about)
+
+    def in_order(self, graph: Graph) -> list[np.ndarray]:
+        """Scores by layer of `graph`; BadInput when they are of another network."""
+        for layer in graph.layers:
+            values = self.layers.get(layer.name)
+            if values is None or values.shape != (len(layer.neurons),):
+                have = "no such layer" if values is None else f"{len(values)} neurons"
+                raise BadInput(f"the scores are of another network: layer {layer.name} has {len(layer.neurons)} neurons, the scores have "
+                               f"{have}; score this model first")  # fmt: skip
+        return [self.layers[layer.name] for layer in graph.layers]
+
+
+@dataclass
+class Pruned:
+    """`model`: the slim `nn.Module`; `mask`: what was kept; `report`: the numbers."""
+
+    model: nn.Module
+    mask: Mask
+    report: Report
+    about: dict[str, Any]
+
+    def save(self, path: str | Path) -> None:
+        """Write slim.safetensors: tensors, and in its metadata all that `load` and `profile` need."""
+        tensors, aliases, unsaved = slim_tensors(self.model)
+        report = self.report.to_dict()
+        kept = {
+            k: report[k]
+            for k in ("before", "after", "reduction", "layers", "verified", "uncounted_ops", "not_pruned")
+            if k in report
+        }
+        document = {"format": SLIM, "version": VERSION, **self.about, "mask": self.mask.to_dict()}
+        document |= {"aliases": aliases, "buffers_outside_state": unsaved, "profile": kept}
+        _write(path, to_bytes(tensors, document), self.report)
+
+
+def _write(path: str | Path, data: bytes, report: Report) -> None:
+    import hashlib
+
+    write_atomic(path, data)
+    outputs = report.parts.setdefault("outputs", {})
+    outputs[str(path)] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+# -- the public functions
+
+
+def score(model: nn.Module | str, batches: Any, *, loss: Any = None, ignore_index: int | None = None, criterion: str = "mpmg-sum",
+          batch_limit: int | None = None, seed: int = 0, device: str = "auto", model_args: dict[str, Any] | None = None,
+          weights: str | None = None, weights_key: str | None = None, progress: Progress = _silent) -> Scores:  # fmt: skip
+    """Score every neuron of `model` by the sensitivity of the loss on calibration batches.
+
+    `model` is not changed: not its weights, gradients, buffers or modes, nor the global RNG.
+
+    Args:
+        model: an `nn.Module`, or a spec such as `model.py:UNet3D` or `net.pt`.
+        batches: mini-batches of `(input, target)`, a single one, or a path or `file.py:Name`.
+        loss: a name (`cross_entropy`, `dice`, ...), a spec, or `loss(output, target) -> scalar`.
+        criterion: `mpmg-sum|mean|max`, `mnmg-sum|mean|max` or `neuron`.
+        batch_limit: use at most that many mini-batches.
+        device: `auto`, `cpu`, `cuda` or `cuda:1`.
+
+    Returns: Scores, `.layers[name]` of shape (N_l,), float64.
+
+    Raises: BadInput.
+
+    Source: eq. 4-8 of RANP (Xu et al., 3DV 2020).
+    """
+    report = Report("score")
+    job = _open(report, model, seed, model_args, weights, weights_key, device)
+    source = load_batches(batches, batch_limit)
+    graph = job.analyse(report, Example(source.first.args, source.first.kwargs))
+    found = _gather(report, job, graph, source, loss, ignore_index, criterion, progress)
+    return _scores(report, job, graph, found, criterion, loss)
+
+
+def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str | Path | None = None, sparsity: float | str | None = None,
+          resource: str = "flops", lambda_: float = LAMBDA, method: str = "ranp", criterion: str = "mpmg-sum", min_neurons: int = 1,
+          keep: Sequence[str] = (), only: Sequence[str] = (), init: str = "keep", loss: Any = None, ignore_index: int | None = None,
+          batch_limit: int | None = None, seed: int = 0, device: str = "auto", strict: bool = False, allow_less: bool = False,
+          model_args: dict[str, Any] | None = None, weights: str | None = None, weights_key: str | None = None,
+          progress: Progress = _silent) -> Pruned:  # fmt: skip
+    """Remove the least important neurons of `model`.
+
+    `model` is not changed: not its weights, gradients, buffers or modes, nor the global RNG.
+
+    Args:
+        model: an `nn.Module`, or a spec such as `model.py:UNet3D`.
+        batches: mini-batches of `(input, target)`, input of shape (N, C, D, H, W) or what the model takes.
+        scores: what `score` returned or saved, instead of `batches`.
+        sparsity: fraction of neurons to remove, in [0, 1), or "max": the largest at which no layer needs a floor.
+        resource: `flops`, `mem`, `params` or `none`: what a layer's neurons are reweighted by.
+        lambda_: weight of the resource term; 11 ShapeNet, 15 BraTS, 80 UCF101.
+        method: `ranp`, `weighted`, `vanilla`, `random` or `layerwise`.
+        min_neurons: each layer keeps at least its best so many.
+        keep, only: globs of layer names that are never pruned / that alone are pruned.
+        init: weights of the slim network: `keep`, or drawn anew: `factory`, `glorot`, `orthogonal`.
+        strict: an op without a rule is an error instead of fixing its channels.
+        allow_less: do not raise when much less than `sparsity` could be removed.
+
+    Returns: Pruned, with `.model` (the slim module, of the same class), `.mask` and `.report`.
+
+    Raises: BadInput; Infeasible when much less than asked can be removed; VerificationFailed when slim is not masked.
+
+    Example:
+        >>> import torch, ranp_cli as ranp
+        >>> net = torch.nn.Sequential(torch.nn.Conv3d(1, 8, 3), torch.nn.ReLU(), torch.nn.Conv3d(8, 2, 1))
+        >>> batch = torch.randn(2, 1, 8, 8, 8), torch.randint(2, (2, 6, 6, 6))
+        >>> ranp.prune(net, batch, sparsity=0.5).model[0].out_channels
+        3
+
+    Source: eq. 6-11 of RANP (Xu et al., 3DV 2020).
+    """
+    if (batches is None) == (scores is None):
+        raise BadInput("give either a calibration batch (--batch) or scores (--scores)")
+    if sparsity is None:
+        raise BadInput("no sparsity was given; give --sparsity X in [0, 1), or --sparsity max")
+    _check_choices(method=(method, METHODS), resource=(resource, RESOURCE_NAMES), init=(init, INITS))
+    if sparsity != "max":
+        sparsity = check(sparsity)
+    if sparsity == "max" and method == "layerwise":
+        raise BadInput(
+            "--sparsity max has no meaning for --method layerwise, which never empties a layer; give a number"
+        )
+    if min_neurons < 1:
+        raise BadInput(f"min-neurons {min_neurons}: give 1 or more; a layer without neurons is no network")
+    if lambda_ < 0:
+        raise BadInput(f"lambda {lambda_}: give 0 or more; it is the weight of the resource term")
+    report = Report("prune")
+    job = _open(report, model, seed, model_args, weights, weights_key, device)
+    given = None if scores is None else Scores.of(scores)
+    if given is not None:
+        if given.about["model"]["fingerprint"] != job.about["fingerprint"]:
+            raise BadInput("the scores are of another network: its parameters differ; score this model first")
+        criterion = given.about["criterion"]
+        graph = job.analyse(report, Example.from_signature(given.about["model"]["input"]))
+        values, count = given.in_order(graph), given.about["batches"]
+    else:
+        source = load_batches(batches, batch_limit)
+        graph = job.analyse(report, Example(source.first.args, source.first.kwargs))
+        if method == "random":  # needs no gradients
+            criterion_of(criterion)
+            values, count = [np.zeros(n) for n in graph.sizes], 0
+        else:
+            found = _gather(report, job, graph, source, loss, ignore_index, criterion, progress)
+            values, count = found.scores, found.batches
+    if strict and graph.eval_run.tracer.unruled + graph.train_run.tracer.unruled:
+        op, module, where = (graph.eval_run.tracer.unruled + graph.train_run.tracer.unruled)[0]
+        raise BadInput(f"--strict: {op} in {module or 'the model'} ({where or 'no source line'}) has no rule; register one with "
+                       "ranp_cli.rules.rule or drop --strict to keep what it touches")  # fmt: skip
+    graph.fix_layers(keep, only)
+    layer_tau = None if resource == "none" else tau(graph.layers, resource)
+    how = {"name": method, "criterion": criterion, "resource": resource, "lambda": float(lambda_), "seed": seed}
+    how |= {"min_neurons": min_neurons, "init": init, "batches": count}
+    weighted = weigh(values, method, layer_tau, lambda_, seed)
+
+    def choose() -> Selection:
+        return select(graph, weighted, sparsity, layerwise=method == "layerwise", min_neurons=min_neurons)
+
+    chosen, slim, changed, ran = _settle(report, job, graph, choose)
+    mask = Mask.from_units(
+        graph, chosen.keep, model=job.about, method=how, requested=chosen.requested, floored=chosen.floored
+    )
+    if sparsity != "max" and mask.achieved < MUCH_LESS * float(sparsity) and not allow_less:
+        why = not_pruned(graph, chosen.keep)
+        raise Infeasible(
+            f"only {mask.achieved:.1%} of the neurons could be removed where {float(sparsity):.1%} was asked; {len(why)} of "
+            f"{len(graph.layers)} layers cannot be pruned ({why[0]['layer']}: {why[0]['reason']}); give --allow-less to take it"
+            if why else f"only {mask.achieved:.1%} of the neurons could be removed where {float(sparsity):.1%} was asked: every layer is "
+            "at its floor; give --allow-less to take it"
+        )  # fmt: skip
+    pruned = _finish(report, job, graph, mask, chosen.keep, slim, changed, ran, init, seed)
+    factor = np.ones(len(graph.layers)) if layer_tau is None else reweighting(layer_tau, lambda_)
+    for k, row in enumerate(report.parts["layers"]):
+        row["importance_mean"] = float(np.mean(values[k]))
+        if layer_tau is not None:
+            row["tau"], row["reweighting"] = float(layer_tau[k]), float(factor[k])
+    return pruned
+
+
+def refine(model: nn.Module | str, mask: Mask | dict[str, Any] | str | Path, *, inputs: Any = None, init: str = "keep", seed: int = 0,
+           device: str = "auto", model_args: dict[str, Any] | None = None, weights: str | None = None,
+           weights_key: str | None = None, full: bool = False) -> Any:  # fmt: skip
+    """Build the slim network from a model and a mask.
+
+    `model` is not changed.
+
+    Args:
+        mask: a Mask, its dict, or a path to mask.json.
+        inputs: shape(s) of the input, a tensor or a tuple of them; by default those that the mask records.
+        init: `keep` the surviving weights, or draw them anew: `factory`, `glorot`, `orthogonal`.
+        full: return a Pruned (`.model`, `.mask`, `.report`) instead of the slim module alone.
+
+    Returns: the slim module, of the same class, verified against the masked one.
+
+    Raises: BadInput when the mask is of another network; VerificationFailed.
+    """
+    _check_choices(init=(init, INITS))
+    mask = Mask.of(mask)
+    report = Report("refine")
+    job = _open(report, model, seed, model_args, weights, weights_key, device)
+    wanted = mask.model.get("fingerprint")
+    if inputs is not None:
+        example = as_example(inputs)
+    elif mask.model.get("input"):
+        example = Example.from_signature(mask.model["input"])
+    else:
+        example = guess_example(job.model)
+    graph = job.analyse(report, example)
+    keep = mask.units(graph)  # says what differs, layer by layer
+    if wanted and wanted != job.about["fingerprint"]:
+        raise BadInput(
+            "the mask is of another network: the layers agree, other parameters do not; give the mask that was made for it"
+        )
+    chosen, slim, changed, ran = _settle(
+        report, job, graph, lambda: Selection(keep | graph.fixed_units, mask.floored, "")
+    )
+    made = Mask.from_units(
+        graph, chosen.keep, model=job.about, method=mask.method, requested=mask.requested, floored=mask.floored
+    )
+    made.method = {**mask.method, "init": init} if init != "keep" else mask.method
+    pruned = _finish(report, job, graph, made, chosen.keep, slim, changed, ran, init, seed)
+    return pruned if full else pruned.model
+
+
+# -- the steps
+
+
+@dataclass
+class Job:
+    """The model at work, what the mask records of it, and the device that scores it."""
+
+    model: nn.Module
+    about: dict[str, Any]
+    device: torch.device
+
+    def analyse(self, report: Report, example: Example) -> Graph:
+        with report.timing("trace"):
+            graph = analyse(self.model, example)
+        self.about["input"] = example.signature
+        return graph
+
+
+def _open(report: Report, model: nn.Module | str, seed: int, args: dict[str, Any] | None, weights: str | None, key: str | None,
+          device: str) -> Job:  # fmt: skip
+    with report.timing("load"):
+        place = choose_device(device)
+        about: dict[str, Any] = {"spec": None, "args": {}}
+        if isinstance(model, str):
+            with seeded(seed):
+                loaded = load_model(model, args)
+            about = {"spec": loaded.spec, "args": loaded.args}
+            model = loaded.module
+        if not isinstance(model, nn.Module):
+            raise BadInput(
+                f"the model is a {type(model).__name__}; give an nn.Module, or a spec such as model.py:UNet3D"
+            )
+        if weights is not None:
+            load_weights(model, weights, key)
+        about["fingerprint"] = fingerprint(model)
+        report.parts |= {"device": str(place), "model": about}
+    return Job(model, about, place)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one; BadInput for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type != "cpu":
+            torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(
+            f"device '{name}' is not to be had here ({str(error).splitlines()[0]}); give auto, cpu, cuda or cuda:i"
+        ) from error
+    return device
+
+
+def _check_choices(**choices: tuple[str, Iterable[str]]) -> None:
+    for what, (given, known) in choices.items():
+        if given not in known:
+            raise BadInput(f"unknown {what} '{given}'{nearest(str(given), known)}")
+
+
+def _gather(report: Report, job: Job, graph: Graph, source: Batches, loss: Any, ignore_index: int | None, criterion: str,
+            progress: Progress) -> Importance:  # fmt: skip
+    kind, function = criterion_of(criterion), load_loss(loss, ignore_index)
+    with report.timing("score"), progress("scoring", source.length) as advance:
+        return gather(job.model, graph, source, function, kind, job.device, 0, advance)
+
+
+def _scores(report: Report, job: Job, graph: Graph, found: Importance, criterion: str, loss: Any) -> Scores:
+    layers = {layer.name: values for layer, values in zip(graph.layers, found.scores, strict=True)}
+    report.parts |= {
+        "method": {"criterion": criterion, "batches": found.batches},
+        "neurons": {"total": graph.n},
+        "before": cost_of(job.model, graph.eval_run, graph.example),
+        "layers": [
+            {**layer_row(layer), "importance_mean": float(v.mean())}
+            for layer, v in zip(graph.layers, found.scores, strict=True)
+        ],
+        "uncounted_ops": uncounted(graph.eval_run.tracer.uncounted),
+    }
+    about = {
+        "criterion": criterion,
+        "batches": found.batches,
+        "model": dict(job.about),
+        "loss": loss if isinstance(loss, str) else None,
+    }
+    return Scores(layers, about, report)
+
+
+def _settle(
+    report: Report, job: Job, graph: Graph, choose: Callable[[], Selection]
+) -> tuple[Selection, nn.Module, dict[str, Any], SlimRun]:
+    """Select and refine until the slim network runs: what its code insists on is fixed, and the rest goes on."""
+    while True:
+        with report.timing("select"):
+            chosen = choose()
+            stays = graph.flags(chosen.keep)
+        with report.timing("refine"):
+            slim, changed = slim_model(job.model, graph, stays)
+            ran = check_runs(slim, graph, stays)
+        if isinstance(ran, SlimRun):
+            return chosen, slim, changed, ran
+        _fix(graph, ran, stays)
+
+
+def _fix(graph: Graph, found: HardCoded, stays: np.ndarray) -> None:
+    graph.ties.fix(found.ids, found.reason.what, found.reason.where)
+    before = graph.fixed_units.sum()
+    graph.settle()
+    if graph.fixed_units.sum() == before:
+        raise VerificationFailed(f"the slim network does not run ({found.reason}) and no unit could be kept to mend it; "
+                                 "nothing was written. This is a defect of ranp: please report the model")  # fmt: skip
+
+
+def _finish(report: Report, job: Job, graph: Graph, mask: Mask, keep: np.ndarray, slim: nn.Module, changed: dict[str, Any],
+            ran: SlimRun, init: str, seed: int) -> Pruned:  # fmt: skip
+    stays = graph.flags(keep)
+    with report.timing("verify"):
+        verified = verify(job.model, slim, graph, stays)
+    if init != "keep":
+        with report.timing("refine"), seeded(seed):
+            initialise(slim, init, [layer.slot for layer in graph.layers])
+    about = dict(job.about)
+    about["parameters"] = {name: list(p.shape) for name, p in job.model.named_parameters()}
+    rows = []
+    fixed = {layer.name: {str(graph.reasons[u]) for u in units if graph.reasons[u]}
+             for layer, units in zip(graph.layers, graph.by_layer(graph.unit), strict=True)}  # fmt: skip
+    for layer in graph.layers:
+        new = ran.layers[layer.name]
+        row = {**layer_row(layer), "kept": len(new.neurons), "params_after": layer_row(new)["params"], "macs_after": new.macs,
+               "output_elements_after": new.output_elements}  # fmt: skip
+        if layer.name in mask.floored:
+            row["floored"] = True
+        if fixed[layer.name]:
+            row["fixed"] = "; ".join(sorted(fixed[layer.name]))
+        rows.append(row)
+    run, after = graph.eval_run, ran.run
+    report.parts |= {
+        "method": mask.method,
+        "sparsity": {"requested": mask.requested, "achieved": round(mask.achieved, 6)},
+        "neurons": {"total": mask.total, "kept": mask.kept},
+        "before": cost_of(job.model, run, graph.example),
+        "after": cost_of(slim, after, graph.example),
+        "verified": verified,
+        "layers": rows,
+        "floored": mask.floored,
+        "fixed": mask.fixed,
+        "not_pruned": not_pruned(graph, keep),
+        "unruled_ops": [{"op": op, "module": module, "source": where} for op, module, where in
+                        dict.fromkeys(run.tracer.unruled + graph.train_run.tracer.unruled)],
+        "uncounted_ops": uncounted(run.tracer.uncounted),
+    }  # fmt: skip
+    return Pruned(slim, mask, report, {"model": about, "attributes": changed})

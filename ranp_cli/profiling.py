@@ -1,0 +1,91 @@
+"""The story of `profile`: of a slim file nothing but its metadata is read, anything else is run on meta tensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .checkpoint import SLIM, load, read_document
+from .report import Report, layer_row, merge_rows, uncounted
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .units import Example
+
+
+def profile(
+    model: nn.Module | str,
+    inputs: Any = None,
+    *,
+    other: nn.Module | str | None = None,
+    seed: int = 0,
+    model_args: dict[str, Any] | None = None,
+) -> Report:
+    """Count what a network costs: one sample, eval mode, without running it.
+
+    Args:
+        model: an `nn.Module`, a spec, or a slim file; of the latter only the recorded numbers are read, without its
+            code and without torch, unless `inputs` are given.
+        inputs: shape(s) of the input such as `(1, 1, 64, 64, 64)`, a tensor, or a tuple of tensors; guessed when missing.
+        other: a second model; the report then has both, side by side.
+
+    Returns: a Report: parameters, multiply-adds, FLOPs (2 * multiply-adds), bytes, and the paper's counting.
+
+    Raises: BadInput.
+    """
+    report = Report("profile")
+    first = _one(report, model, inputs, seed, model_args)
+    if other is None:
+        report.parts = first
+        return report
+    second = _one(report, other, inputs, seed, model_args)
+    report.parts = {
+        "model": first["model"],
+        "other": second["model"],
+        "before": first["before"],
+        "after": second.get("after", second["before"]),
+        "layers": merge_rows(first["layers"], [_after(row) for row in second["layers"]]),
+        "uncounted_ops": first.get("uncounted_ops", []) + second.get("uncounted_ops", []),
+    }
+    return report
+
+
+def _one(report: Report, model: nn.Module | str, inputs: Any, seed: int, args: dict[str, Any] | None) -> dict[str, Any]:
+    if isinstance(model, str) and model.endswith(".safetensors"):
+        document = read_document(model, SLIM)
+        about = {k: v for k, v in document["model"].items() if k != "parameters"} | {"file": model}
+        if inputs is not None:
+            return _measured(report, load(model), about, inputs)
+        mask = document["mask"]
+        told = {k: mask[k] for k in ("method", "sparsity", "neurons", "floored", "fixed")}
+        return {"model": about, **told, **document["profile"]}
+    if not isinstance(model, str):
+        return _measured(report, model, {"spec": None, "args": {}}, inputs)
+    from .load import load_model
+    from .trace import seeded
+
+    with report.timing("load"), seeded(seed):
+        loaded = load_model(model, args)
+    return _measured(report, loaded.module, {"spec": loaded.spec, "args": loaded.args}, inputs)
+
+
+def _measured(report: Report, module: nn.Module, about: dict[str, Any], inputs: Any) -> dict[str, Any]:
+    from .units import as_example, fingerprint, guess_example, measure
+
+    with report.timing("trace"):
+        example: Example = guess_example(module) if inputs is None else as_example(inputs)
+        run, layers, costs = measure(module, example)
+    return {
+        "model": {**about, "fingerprint": fingerprint(module), "input": example.signature},
+        "before": costs,
+        "layers": [layer_row(layer) for layer in layers],
+        "neurons": {"total": sum(len(layer.neurons) for layer in layers)},
+        "uncounted_ops": uncounted(run.tracer.uncounted),
+    }
+
+
+def _after(row: dict[str, Any]) -> dict[str, Any]:
+    """The row of a slim network, from one that has it beside the dense one."""
+    if "kept" not in row:
+        return row
+    return {**row, "neurons": row["kept"], **{k: row[f"{k}_after"] for k in ("params", "macs", "output_elements")}}

@@ -1,0 +1,245 @@
+"""Build the small network for real: slice every parameter, true up attributes, prove it on the spot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .errors import RuleFailure, VerificationFailed
+from .labels import Reason, Ties
+from .trace import Op, Tracer, locate, replicate
+from .units import (
+    Example,
+    Graph,
+    Layer,
+    Run,
+    Slot,
+    attempt,
+    find_layers,
+    make_slot,
+    named_tensors,
+    new_tracer,
+    owner_of,
+)
+
+INITS = ("keep", "factory", "glorot", "orthogonal")
+
+
+# -- slicing
+
+
+def slim_model(model: nn.Module, graph: Graph, stays: np.ndarray) -> tuple[nn.Module, dict[str, dict[str, Any]]]:
+    """A copy of `model`, of the same classes, with the labels flagged in `stays`: tensors sliced, attributes true.
+
+    Also returns the attributes that changed: {module: {attribute: value}}.
+    """
+
+    def cut(name: str, t: Tensor) -> Tensor:
+        if name in graph.slots:
+            for axis, index in enumerate(graph.kept_indices(graph.slots[name], stays)):
+                if index is not None:
+                    t = t.index_select(axis, index.to(t.device))
+        return t.clone()
+
+    slim = replicate(model, cut)
+    changed = attributes(slim, graph, stays)
+    apply_attributes(slim, changed)
+    return slim, changed
+
+
+def attributes(slim: nn.Module, graph: Graph, stays: np.ndarray) -> dict[str, dict[str, Any]]:
+    """The channel counts that modules keep as attributes and that have changed: {module: {attribute: value}}."""
+    shape = {name: tuple(t.shape) for name, t in named_tensors(slim)}
+    found: dict[str, dict[str, Any]] = {}
+
+    def true(module: str, **values: Any) -> None:
+        old = dict(slim.named_modules(remove_duplicate=False))[module]
+        changed = {k: v for k, v in values.items() if hasattr(old, k) and getattr(old, k) != v}
+        if changed:
+            found.setdefault(module, {}).update(changed)
+
+    for layer in graph.layers:
+        new, module = shape[layer.slot], owner_of(layer.slot)
+        if layer.op == "linear":
+            true(module, out_features=new[layer.axis], in_features=new[1 - layer.axis] if len(new) == 2 else None)
+            continue
+        old = graph.slots[layer.slot].shape
+        depthwise = layer.groups > 1 and (old[0] if layer.transposed else old[1] * layer.groups) == layer.groups
+        groups = layer.groups if not depthwise else new[0] if layer.transposed else new[0] * layer.groups // old[0]
+        a, b = (new[0], new[1] * groups) if layer.transposed else (new[1] * groups, new[0])
+        true(module, in_channels=a, out_channels=b, groups=groups)
+    layers = {owner_of(layer.slot) for layer in graph.layers}
+    for name, module in slim.named_modules():
+        own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+        size = next((own[k].shape for k in ("weight", "running_mean") if own.get(k) is not None), None)
+        for run in (graph.eval_run, graph.train_run):
+            if size is None and name in run.features:
+                lab = run.features[name]
+                if all(hasattr(module, a) for a in ("normalized_shape",)):
+                    size = kept_shape(lab.shape, lab.planes, stays)[-len(module.normalized_shape) :]
+                else:
+                    size = kept_shape(lab.shape, lab.planes, stays)[1:2]
+        if size is None or name in layers:
+            continue
+        c = size[0]
+        if isinstance(module, nn.modules.batchnorm._NormBase) or hasattr(module, "num_features"):
+            true(name, num_features=c)
+        elif isinstance(module, nn.GroupNorm):
+            true(name, num_groups=c if module.num_groups == module.num_channels else module.num_groups, num_channels=c)
+        elif hasattr(module, "normalized_shape"):
+            true(name, normalized_shape=tuple(size))
+        elif isinstance(module, nn.PReLU):
+            true(name, num_parameters=c)
+        elif isinstance(module, nn.Embedding):
+            true(name, embedding_dim=size[1])
+    for name, module in slim.named_modules():
+        if isinstance(module, nn.RNNBase):
+            true(name, input_size=module.weight_ih_l0.shape[1], hidden_size=module.weight_hh_l0.shape[1])
+    return found
+
+
+def apply_attributes(model: nn.Module, values: dict[str, dict[str, Any]]) -> None:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, changed in values.items():
+        for key, value in changed.items():
+            setattr(modules[name], key, tuple(value) if isinstance(value, list) else value)
+
+
+def kept_shape(shape: tuple[int, ...], planes: tuple[Tensor, ...], stays: np.ndarray) -> tuple[int, ...]:
+    """The shape of a tensor once the indices whose labels are gone have been removed; unlabelled indices stay."""
+    size = list(shape)
+    for p in planes:
+        alive = torch.from_numpy(stays[p.numpy()])
+        for axis, n in enumerate(p.shape):
+            if n > 1 and n == size[axis]:
+                others = [a for a in range(p.ndim) if a != axis]
+                size[axis] = int((alive.amax(others) if others else alive).sum())
+    return tuple(size)
+
+
+# -- does the slim network run?
+
+
+@dataclass(frozen=True)
+class HardCoded:
+    """A place where the code of the model insists on a channel count: the labels that must stay, and where it stands."""
+
+    ids: np.ndarray
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class SlimRun:
+    """The slim network's run in eval mode, and its layers with their costs by name."""
+
+    run: Run
+    layers: dict[str, Layer]
+
+
+def check_runs(slim: nn.Module, graph: Graph, stays: np.ndarray) -> SlimRun | HardCoded:
+    """Run the slim network's shadow in eval and in training mode, op by op beside the dense one.
+
+    An op that raises, or whose result has not the shape that the labels foretell, insists on a channel count.
+    """
+    ties = Ties()
+    slots: dict[str, Slot] = {name: make_slot(ties, name, tuple(t.shape)) for name, t in named_tensors(slim)}
+    runs = []
+    for dense, training in ((graph.eval_run, False), (graph.train_run, True)):
+        example = graph.example.with_batch(dense.samples)
+        tracer = new_tracer(ties)
+        error: Exception | None = None
+        try:
+            runs.append(attempt(tracer, slim, example, slots, training, dense.real))
+        except RuleFailure:
+            raise
+        except Exception as raised:  # the user's code, on sizes that it may not expect
+            error = raised
+        at = first_difference(dense.tracer.ops, tracer.ops, stays)
+        if at is None and error is not None:
+            at = len(tracer.ops)
+        if at is None:
+            continue
+        what = (
+            f"fixed in the code: {type(error).__name__}"
+            if error is not None and at >= len(tracer.ops)
+            else "fixed in the code"
+        )
+        where = line_of(slim, example, training, dense.real, at)
+        for op in reversed(dense.tracer.ops[: at + 1]):
+            ids = np.unique(np.concatenate([t.ids().numpy() for t in op.ins] or [np.empty(0, dtype=np.int64)]))
+            gone = ids[~stays[ids]] if ids.size else ids
+            if gone.size:
+                return HardCoded(ids, Reason(what, where))
+        raise VerificationFailed(
+            f"the slim network does not run: {error or 'a shape differs'} (at {where or 'unknown'})"
+        )
+    return SlimRun(runs[0], {layer.name: layer for layer in find_layers(ties, slots, *runs)})
+
+
+def first_difference(dense: list[Op], slim: list[Op], stays: np.ndarray) -> int | None:
+    """Number of the first op whose result has another shape than the labels say; None also where the ops differ."""
+    for i, (a, b) in enumerate(zip(dense, slim, strict=False)):
+        if a.name != b.name or len(a.outs) != len(b.outs):
+            return None
+        for x, y in zip(a.outs, b.outs, strict=True):
+            sure = all((p > 0).all() for p in x.planes)
+            if sure and x.planes and kept_shape(x.shape, x.planes, stays) != y.shape:
+                return i
+    return None
+
+
+class _Found(Exception):
+    """Stops a run at the op that was looked for."""
+
+
+def line_of(model: nn.Module, example: Example, training: bool, real: bool, at: int) -> str:
+    """The line of the user's code that runs op number `at`."""
+    where = ""
+
+    class Stop(Tracer):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal where
+            where = locate(self.names)[1] or where
+            if len(self.ops) >= at:
+                raise _Found
+            return super().__torch_dispatch__(func, types, args, kwargs)
+
+    base = new_tracer(Ties())
+    try:
+        attempt(Stop(base.ties, base.rule_for, base.is_free), model, example, {}, training, real)
+    except Exception:  # the very error that is being located, or _Found
+        return where
+    return where
+
+
+# -- weights after refining
+
+
+def initialise(model: nn.Module, init: str, layers: list[str]) -> None:
+    """Draw the weights of a slim network anew, as the paper does before training from scratch.
+
+    `glorot` (uniform) and `orthogonal` draw the layers' weights and zero their biases, and reset norms;
+    `factory` calls each module's own `reset_parameters`. Uses the global generator: seed it before.
+    """
+    if init == "keep":
+        return
+    with torch.no_grad():
+        for module in model.modules():
+            if hasattr(module, "reset_parameters") and callable(module.reset_parameters):
+                module.reset_parameters()
+        if init == "factory":
+            return
+        draw = nn.init.xavier_uniform_ if init == "glorot" else nn.init.orthogonal_
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name in layers:
+            weight = parameters[name]
+            if weight.ndim > 1:
+                draw(weight)
+            owner = owner_of(name)
+            bias = parameters.get(f"{owner}.bias" if owner else "bias")
+            if bias is not None:
+                nn.init.zeros_(bias)
