@@ -200,7 +200,7 @@ def load(path: str | Path, model: nn.Module | str | None = None) -> nn.Module:
             f"{path} was made from another network: {_difference(model, document)}; give the dense model it was made from"
         )
     tensors = read_tensors(path)
-    names = {alias: name for alias, name in document["aliases"].items()}
+    names = document["aliases"]
 
     def take(name: str, t: Tensor) -> Tensor:
         saved = tensors.get(names.get(name, name))

@@ -37,8 +37,7 @@ def score(model: nn.Module, graph: Graph, batches: Any, loss: Callable[[Any, Any
     Raises BadInput for a loss that is not finite or reaches no layer.
     """
     twin = training_twin(model, device)
-    weights = dict(twin.named_parameters())
-    weights |= {name: t for name, t in named_tensors(twin) if name not in weights}
+    weights = dict(named_tensors(twin))
     gather: Gather = (
         MaskGather(model, graph) if not criterion.of_weights else WeightGather(graph.layers, weights, criterion)
     )

@@ -201,7 +201,7 @@ class Ties:
             out.append(p)
         return tuple(self._disjoint(out, t.planes))
 
-    def _squash(self, p: Tensor, axes: Sequence[int]) -> Tensor:
+    def _squash(self, p: Tensor, axes: list[int]) -> Tensor:
         """Drop the axes along which the labels repeat (if they differ at all), and remember a split."""
         if bool((p == p.amax(axes, keepdim=True)).all()):
             return p

@@ -52,54 +52,63 @@ def slim_model(model: nn.Module, graph: Graph, stays: np.ndarray) -> tuple[nn.Mo
 
 
 def attributes(slim: nn.Module, graph: Graph, stays: np.ndarray) -> dict[str, dict[str, Any]]:
-    """The channel counts that modules keep as attributes and that have changed: {module: {attribute: value}}."""
-    shape = {name: tuple(t.shape) for name, t in named_tensors(slim)}
-    found: dict[str, dict[str, Any]] = {}
-
-    def true(module: str, **values: Any) -> None:
-        old = dict(slim.named_modules(remove_duplicate=False))[module]
-        changed = {k: v for k, v in values.items() if hasattr(old, k) and getattr(old, k) != v}
-        if changed:
-            found.setdefault(module, {}).update(changed)
-
+    """The channel counts that modules keep as attributes and that are no longer true: {module: {attribute: value}}."""
+    wanted: dict[str, dict[str, Any]] = {}
+    shapes = {name: tuple(t.shape) for name, t in named_tensors(slim)}
     for layer in graph.layers:
-        new, module = shape[layer.slot], owner_of(layer.slot)
-        if layer.op == "linear":
-            true(module, out_features=new[layer.axis], in_features=new[1 - layer.axis] if len(new) == 2 else None)
-            continue
-        old = graph.slots[layer.slot].shape
-        depthwise = layer.groups > 1 and (old[0] if layer.transposed else old[1] * layer.groups) == layer.groups
-        groups = layer.groups if not depthwise else new[0] if layer.transposed else new[0] * layer.groups // old[0]
-        a, b = (new[0], new[1] * groups) if layer.transposed else (new[1] * groups, new[0])
-        true(module, in_channels=a, out_channels=b, groups=groups)
-    layers = {owner_of(layer.slot) for layer in graph.layers}
-    for name, module in slim.named_modules():
-        own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
-        size = next((own[k].shape for k in ("weight", "running_mean") if own.get(k) is not None), None)
-        for run in (graph.eval_run, graph.train_run):
-            if size is None and name in run.features:
-                lab = run.features[name]
-                if all(hasattr(module, a) for a in ("normalized_shape",)):
-                    size = kept_shape(lab.shape, lab.planes, stays)[-len(module.normalized_shape) :]
-                else:
-                    size = kept_shape(lab.shape, lab.planes, stays)[1:2]
-        if size is None or name in layers:
-            continue
-        c = size[0]
-        if isinstance(module, nn.modules.batchnorm._NormBase) or hasattr(module, "num_features"):
-            true(name, num_features=c)
-        elif isinstance(module, nn.GroupNorm):
-            true(name, num_groups=c if module.num_groups == module.num_channels else module.num_groups, num_channels=c)
-        elif hasattr(module, "normalized_shape"):
-            true(name, normalized_shape=tuple(size))
-        elif isinstance(module, nn.PReLU):
-            true(name, num_parameters=c)
-        elif isinstance(module, nn.Embedding):
-            true(name, embedding_dim=size[1])
-    for name, module in slim.named_modules():
-        if isinstance(module, nn.RNNBase):
-            true(name, input_size=module.weight_ih_l0.shape[1], hidden_size=module.weight_hh_l0.shape[1])
-    return found
+        values = layer_attributes(layer, graph.slots[layer.slot].shape, shapes[layer.slot])
+        wanted.setdefault(owner_of(layer.slot), {}).update(values)
+    features = {**graph.train_run.features, **graph.eval_run.features}
+    modules = dict(slim.named_modules(remove_duplicate=False))
+    for name, module in modules.items():
+        seen = features.get(name)
+        entering = None if seen is None else kept_shape(seen.shape, seen.planes, stays)
+        wanted.setdefault(name, {}).update(module_attributes(module, entering))
+    changed = {}
+    for name, values in wanted.items():
+        module = modules[name]
+        found = {k: v for k, v in values.items() if hasattr(module, k) and getattr(module, k) != v}
+        if found:
+            changed[name] = found
+    return changed
+
+
+def layer_attributes(layer: Layer, old: tuple[int, ...], new: tuple[int, ...]) -> dict[str, Any]:
+    """What a module that owns the weight of a layer says of it; the weight's shape went from `old` to `new`."""
+    if layer.op == "linear":
+        return {"out_features": new[layer.axis], "in_features": new[1 - layer.axis]} if len(new) == 2 else {}
+    groups = layer.groups
+    if layer.transposed:
+        groups = new[0] if groups == old[0] else groups
+        return {"in_channels": new[0], "out_channels": new[1] * groups, "groups": groups}
+    if groups > 1 and old[1] == 1:  # depthwise: a group goes with its channel
+        groups = new[0] * groups // old[0]
+    return {"in_channels": new[1] * groups, "out_channels": new[0], "groups": groups}
+
+
+def module_attributes(module: nn.Module, entering: tuple[int, ...] | None) -> dict[str, Any]:
+    """What torch's other modules say of their channels, from their parameters or from the shape that enters them."""
+    weight = getattr(module, "weight", None)
+    if weight is None:
+        weight = getattr(module, "running_mean", None)
+    channels = len(weight) if isinstance(weight, Tensor) and weight.ndim else None
+    if channels is None and entering is not None and len(entering) > 1:
+        channels = entering[1]
+    if isinstance(module, nn.LayerNorm):
+        rank = len(module.normalized_shape)
+        shape = module.weight.shape if module.weight is not None else (entering or ())[-rank:]
+        return {"normalized_shape": tuple(shape)} if len(shape) == rank else {}
+    if isinstance(module, nn.RNNBase):
+        each_in, each_hidden = module.get_parameter("weight_ih_l0"), module.get_parameter("weight_hh_l0")
+        return {"input_size": each_in.shape[1], "hidden_size": each_hidden.shape[1]}
+    if isinstance(module, nn.Embedding):
+        return {"embedding_dim": module.weight.shape[1]}
+    if isinstance(module, nn.modules.conv._ConvNd | nn.Linear) or channels is None:
+        return {}
+    if isinstance(module, nn.GroupNorm):
+        groups = channels if module.num_groups == module.num_channels else module.num_groups
+        return {"num_groups": groups, "num_channels": channels}
+    return {"num_features": channels, "num_parameters": channels}
 
 
 def apply_attributes(model: nn.Module, values: dict[str, dict[str, Any]]) -> None:

@@ -58,8 +58,8 @@ def select(graph: Graph, scores: Sequence[np.ndarray], sparsity: float | str, *,
     else:
         kappa = int(graph.n * (1 - check(sparsity)))
         total = np.cumsum(count[order])
-        last = np.searchsorted(total, kappa)
-        keep = value >= value[order[min(last, units - 1)]] if kappa > 0 else np.zeros(units, dtype=bool)
+        last = min(int(np.searchsorted(total, kappa)), units - 1)
+        keep = value >= value[order[last]] if kappa > 0 else np.zeros(units, dtype=bool)
     keep = keep | graph.fixed_units
     keep, floored = _floor(graph, value, keep, min_neurons)
     return Selection(keep, floored, sparsity)

@@ -72,6 +72,10 @@ class Tracer(TorchDispatchMode):
     peak_bytes: int = 0
     peak_op: int = -1
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # we never compile, and skipping would import the compiler: a second and more
+
     def __post_init__(self) -> None:
         super().__init__()
         self._held: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -404,7 +408,7 @@ def run_mixed(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def geometry(t: Tensor) -> Geometry:
-    return t.storage_offset(), tuple(t.shape), tuple(t.stride())
+    return int(t.storage_offset()), tuple(t.shape), tuple(t.stride())
 
 
 def region(base: Geometry, view: Geometry) -> list[tuple[int, int, int, int, int | None]] | None:
@@ -419,7 +423,7 @@ def region(base: Geometry, view: Geometry) -> list[tuple[int, int, int, int, int
         if base[2][b] == 0:
             return None
         start[b], rest = divmod(rest, base[2][b])
-    found: dict[int, tuple[int, int, int]] = {}  # base axis -> step, size, view axis
+    found: dict[int, tuple[int, int, int | None]] = {}  # base axis -> step, size, view axis
     for v, (n, stride) in enumerate(zip(view[1], view[2], strict=True)):
         if n == 1:
             continue

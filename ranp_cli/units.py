@@ -62,7 +62,8 @@ def _unsign(value: dict[str, Any]) -> Any:
         dtype = getattr(torch, value["dtype"])
         return torch.zeros(value["shape"], dtype=dtype, device="meta" if dtype.is_floating_point else "cpu")
     if "list" in value or "tuple" in value:
-        return (list if "list" in value else tuple)(_unsign(v) for v in value.get("list", value.get("tuple")))
+        parts = [_unsign(v) for v in value.get("list", value.get("tuple", ()))]
+        return parts if "list" in value else tuple(parts)
     if "dict" in value:
         return {k: _unsign(v) for k, v in value["dict"].items()}
     return value["value"]
@@ -222,9 +223,10 @@ def analyse(model: nn.Module, example: Example) -> Graph:
 
 def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Parameters and buffers under their first name."""
-    named = {id(t): (name, t) for name, t in reversed([*model.named_parameters(), *model.named_buffers()])}
-    order = [*model.named_parameters(), *model.named_buffers()]
-    return [(name, t) for name, t in order if named[id(t)][0] == name]
+    first: dict[int, tuple[str, Tensor]] = {}
+    for name, t in (*model.named_parameters(), *model.named_buffers()):
+        first.setdefault(id(t), (name, t))
+    return list(first.values())
 
 
 def make_slot(ties: Ties, name: str, shape: tuple[int, ...]) -> Slot:

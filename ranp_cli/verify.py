@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,17 +40,20 @@ def masked_model(model: nn.Module, graph: Graph, stays: np.ndarray, dtype: torch
 class WithoutStatistics(TorchDispatchMode):
     """Group and layer norms as their affine part alone: what remains is the wiring, which can be compared."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = op_name(func)
         if name in ("aten.native_group_norm", "aten.native_layer_norm"):
-            group = name == "aten.native_group_norm"
-            x, weight, bias = args[0], *(args[1:3] if group else args[2:4])
-            shape = (1, -1, *[1] * (x.ndim - 2)) if group else None
-            y = x.clone()
-            for p, op in ((weight, torch.mul), (bias, torch.add)):
-                if p is not None:
-                    y = op(y, p.view(shape) if shape else p)
+            x, weight, bias = (
+                (args[0], args[1], args[2]) if name == "aten.native_group_norm" else (args[0], args[2], args[3])
+            )
+            shape = (1, -1, *[1] * (x.ndim - 2)) if name == "aten.native_group_norm" else None
+            y = x if weight is None else x * (weight.view(shape) if shape else weight)
+            y = y.clone() if bias is None else y + (bias.view(shape) if shape else bias)
             return (y, *out[1:])
         return out
 
@@ -73,7 +77,7 @@ def verify(model: nn.Module, slim: nn.Module, graph: Graph, stays: np.ndarray) -
         try:
             with _default_dtype(dtype):
                 want = _outputs(masked_model(model, graph, stays, dtype), samples, dtype, training, bool(norms))
-                got = _outputs(replicate(slim, lambda _, t: _cast(t, dtype)), samples, dtype, training, bool(norms))
+                got = _outputs(replicate(slim, partial(_cast_named, dtype)), samples, dtype, training, bool(norms))
         except (RuntimeError, TypeError) as failure:
             if dtype is not torch.float64:
                 raise VerificationFailed(
@@ -143,7 +147,7 @@ def shrink(example: Example, factor: int) -> Example | None:
     def cut(t: Tensor) -> Tensor:
         if t.ndim < 4:
             return t
-        return t[(slice(None), slice(None), *(slice(0, n // factor) for n in t.shape[2:]))]
+        return t[(slice(None),) * 2 + tuple(slice(0, n // factor) for n in t.shape[2:])]
 
     return Example(*map_tensors((example.args, example.kwargs), cut))
 
@@ -159,6 +163,10 @@ def _outputs(model: nn.Module, example: Example, dtype: torch.dtype, training: b
     with seeded(), torch.no_grad(), WithoutStatistics() if without else nullcontext():
         out = model(*args, **kwargs)
     return [t.double().cpu() for t in tensors_in(out)]
+
+
+def _cast_named(dtype: torch.dtype, name: str, t: Tensor) -> Tensor:
+    return _cast(t, dtype)
 
 
 def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
