@@ -180,8 +180,8 @@ def load(path: str | Path, model: nn.Module | str | None = None) -> nn.Module:
     Example:
         slim = ranp_cli.load("slim.safetensors", UNet3D())
     """
-    from .load import load_model
-    from .refine import apply_attributes
+    from .refining import apply_attributes
+    from .source import load_model
     from .trace import replicate
     from .units import fingerprint
 

@@ -245,7 +245,7 @@ class Options:
             raise BadInput("two outputs have the same name; give each its own")
 
     def model_args(self) -> dict[str, Any]:
-        from .load import parse_model_args
+        from .source import parse_model_args
 
         return parse_model_args(self["model_arg"])
 

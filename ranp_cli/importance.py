@@ -78,9 +78,7 @@ def training_twin(model: nn.Module, device: torch.device) -> nn.Module:
     if isinstance(model, torch.jit.ScriptModule):
         twin = shadow(model, real=True).to(device)
     else:
-        parameters = {id(p) for p in model.parameters()}
-        shared = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in parameters}
-        twin = replicate(model, lambda name, t: t.to(device) if name in shared else t.clone().to(device))
+        twin = replicate(model, lambda _, t: t.to(device))
     twin.train()
     for module in twin.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):

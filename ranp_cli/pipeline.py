@@ -18,14 +18,14 @@ from .criteria import criterion as criterion_of
 from .errors import BadInput, Infeasible, VerificationFailed, nearest
 from .importance import Importance
 from .importance import score as gather
-from .load import load_model, load_weights
 from .losses import load_loss
 from .mask import Mask
-from .refine import INITS, HardCoded, SlimRun, check_runs, initialise, slim_model
+from .refining import INITS, HardCoded, SlimRun, check_runs, initialise, slim_model
 from .report import Report, layer_row, not_pruned, uncounted
 from .resources import NAMES as RESOURCE_NAMES
 from .resources import reweighting, tau
 from .select import METHODS, Selection, check, select, weigh
+from .source import load_model, load_weights
 from .trace import seeded
 from .units import Example, Graph, analyse, as_example, cost_of, fingerprint, guess_example
 from .verify import verify

@@ -61,7 +61,7 @@ def _one(report: Report, model: nn.Module | str, inputs: Any, seed: int, args: d
         return {"model": about, **told, **document["profile"]}
     if not isinstance(model, str):
         return _measured(report, model, {"spec": None, "args": {}}, inputs)
-    from .load import load_model
+    from .source import load_model
     from .trace import seeded
 
     with report.timing("load"), seeded(seed):

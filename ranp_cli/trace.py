@@ -251,7 +251,8 @@ def shadow(model: nn.Module, real: bool = False) -> nn.Module:
 def replicate(model: nn.Module, make: Callable[[str, Tensor], Tensor]) -> nn.Module:
     """A deep copy of `model` in which every tensor is `make(name, tensor)`; tied tensors stay tied.
 
-    Plain tensor attributes are named like parameters; a `make` that returns the tensor itself shares it.
+    Plain tensor attributes are named like parameters. A `make` that returns the very tensor shares a parameter's
+    memory; buffers and attributes, which a forward may write, are copied then.
     """
     memo: dict[int, Any] = {}
     with torch.no_grad():
@@ -260,8 +261,11 @@ def replicate(model: nn.Module, make: Callable[[str, Tensor], Tensor]) -> nn.Mod
             for key, t in tensors:
                 if t is None or id(t) in memo:
                     continue
-                new = make(f"{prefix}.{key}" if prefix else key, t.detach())
+                own = t.detach()
+                new = make(f"{prefix}.{key}" if prefix else key, own)
                 is_parameter = isinstance(t, nn.Parameter)
+                if new is own and not is_parameter:
+                    new = own.clone()
                 memo[id(t)] = nn.Parameter(new, requires_grad=t.requires_grad) if is_parameter else new
     return copy.deepcopy(model, memo)
 

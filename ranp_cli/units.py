@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from . import rules
+from .costs import Paper, costs
 from .errors import BadInput, RuleFailure
 from .labels import Labels, Reason, Ties
-from .profile import Paper, costs
 from .trace import Tracer, all_fixed, map_tensors, rebatch, seeded, shadow, tensors_in, to_meta, to_real
 
 
@@ -356,11 +356,14 @@ def find_layers(ties: Ties, slots: dict[str, Slot], *runs: Run) -> list[Layer]:
 
 def split_by_owner(use: Any, owner: np.ndarray, places: list, slots: dict[str, Slot], ties: Ties) -> list:
     """(parameter, axis, neuron labels) of a layer's weight; several where it is put together from parameters."""
-    if use.neurons is None:  # a single neuron: a label of its own, that nothing is tied to
+    if use.neurons is None:  # a single neuron, or neurons that no rule could follow: labels that nothing is tied to
         slot = max(use.weight.origin, key=lambda name: int(np.prod(slots[name].shape)))
-        label = ties.new(1)
-        ties.fix(label, "its only neuron", "")
-        return [(slot, 1 if use.how.get("transposed") else use.how.get("axis", 0), label.numpy())]
+        axis = use.how.get("axis", 1 if use.how.get("transposed") else 0)
+        axis = axis if axis < len(slots[slot].shape) else 0
+        count = use.weight.shape[axis] if axis < use.weight.ndim else 1
+        labels = ties.new(count)
+        ties.fix(labels, "its only neuron" if count == 1 else "its neurons could not be followed", "")
+        return [(slot, axis, labels.numpy())]
     ids = use.neurons.numpy()
     by = owner[ids]
     return [(*places[k], ids[by == k]) for k in dict.fromkeys(by.tolist()) if k >= 0]

@@ -19,8 +19,8 @@ from torch.nn import functional
 
 from ranp_cli.batches import Batch, Batches, load_batches
 from ranp_cli.errors import BadInput
-from ranp_cli.load import load_model, load_weights, parse_model_args
 from ranp_cli.losses import check_loss, load_loss
+from ranp_cli.source import load_model, load_weights, parse_model_args
 
 MODEL = """
 from torch import nn
@@ -725,5 +725,5 @@ def test_check_loss() -> None:
 def test_importing_it_does_not_import_torch() -> None:
     import subprocess
 
-    code = "import sys, ranp_cli.load, ranp_cli.batches, ranp_cli.losses, ranp_cli.config; sys.exit('torch' in sys.modules)"
+    code = "import sys, ranp_cli.source, ranp_cli.batches, ranp_cli.losses, ranp_cli.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
