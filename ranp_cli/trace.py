@@ -423,21 +423,21 @@ def region(base: Geometry, view: Geometry) -> list[tuple[int, int, int, int, int
     rest = view[0] - base[0]
     order = sorted((b for b, n in enumerate(base[1]) if n > 1), key=lambda b: -base[2][b])
     start = dict.fromkeys(range(len(base[1])), 0)
-    for b in order:
-        if base[2][b] == 0:
+    for axis in order:
+        if base[2][axis] == 0:
             return None
-        start[b], rest = divmod(rest, base[2][b])
+        start[axis], rest = divmod(rest, base[2][axis])
     found: dict[int, tuple[int, int, int | None]] = {}  # base axis -> step, size, view axis
     for v, (n, stride) in enumerate(zip(view[1], view[2], strict=True)):
         if n == 1:
             continue
-        b = next((b for b in order if b not in found and stride and stride % base[2][b] == 0), None)
+        b = next((axis for axis in order if axis not in found and stride and stride % base[2][axis] == 0), None)
         if b is None or start[b] + (n - 1) * (stride // base[2][b]) >= base[1][b]:
             return None
         found[b] = (stride // base[2][b], n, v)
     if rest:
         return None
-    return [(b, start[b], *found.get(b, (1, 1, None))) for b in range(len(base[1]))]
+    return [(axis, start[axis], *found.get(axis, (1, 1, None))) for axis in range(len(base[1]))]
 
 
 def locate(names: Mapping[int, str]) -> tuple[str, str]:

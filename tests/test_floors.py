@@ -1,0 +1,64 @@
+"""A file imports only from the floors below it (DESIGN.md, part 6), and nothing heavy before it is needed."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "ranp_cli"
+FLOORS = [
+    {"errors", "labels", "trace"},
+    {"rules"},
+    {"costs", "units", "criteria", "importance", "resources", "select", "refining", "verify"},
+    {"files", "source", "batches", "losses", "config", "mask", "checkpoint", "report", "show"},
+    {"pipeline", "profiling"},
+    {"__init__", "__main__", "cli"},
+]
+FLOOR = {name: k for k, names in enumerate(FLOORS) for name in names}
+FILES = sorted(p for p in ROOT.rglob("*.py") if "models" not in p.parts)
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of ours that a file names in its imports, type-checking ones left out."""
+    found = set()
+    tree = ast.parse(path.read_text())
+    typing_only = {id(n) for b in ast.walk(tree) if isinstance(b, ast.If) and "TYPE_CHECKING" in ast.dump(b.test) for n in ast.walk(b)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level and id(node) not in typing_only:
+            inside_rules = path.parent.name == "rules"
+            if node.level == 1 and inside_rules:
+                found.add("rules")
+            elif node.module:
+                found.add(node.module.split(".")[0])
+            else:
+                found |= {alias.name for alias in node.names if alias.name in FLOOR}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_imports_from_its_floor_and_below(path):
+    name = "rules" if path.parent.name == "rules" else path.stem
+    assert name in FLOOR, f"{name} has no floor"
+    for other in imported(path) - {name}:
+        assert FLOOR[other] <= FLOOR[name], f"{name} (floor {FLOOR[name]}) imports {other} (floor {FLOOR[other]})"
+
+
+def test_every_floor_names_a_file():
+    assert set(FLOOR) == {"rules" if p.parent.name == "rules" else p.stem for p in FILES}
+
+
+def test_only_show_knows_rich():
+    users = {p.stem for p in FILES if "rich" in {n.split(".")[0] for n in _absolute(p)}}
+    assert users == {"show"}
+
+
+def _absolute(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            found.add(node.module)
+    return found
