@@ -11,9 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import BadInput
+from .errors import USER_EXCEPTIONS, BadInput
 from .files import (
-    USER_EXCEPTIONS,
     found_instead,
     is_code,
     named,

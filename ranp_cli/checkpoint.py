@@ -30,6 +30,10 @@ def write_atomic(path: str | Path, data: bytes) -> None:
     """
     path = Path(path)
     check_output(path)
+    if path.exists() and not path.is_file():  # a device or a pipe: written through, as it cannot be replaced
+        path.write_bytes(data)
+        return
+    path = path.resolve()
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
@@ -46,7 +50,7 @@ def write_atomic(path: str | Path, data: bytes) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
         raise BadInput(
-            f"cannot write {path}: {error.strerror}; nothing was written; free space or give another -o"
+            f"cannot write {path}: {error.strerror}; what was there is as it was; free space or give another path"
         ) from error
 
 
@@ -182,7 +186,7 @@ def load(path: str | Path, model: nn.Module | str | None = None) -> nn.Module:
     """
     from .refining import apply_attributes
     from .source import load_model
-    from .trace import replicate
+    from .trace import replicate, seeded
     from .units import fingerprint
 
     document = read_document(path, SLIM)
@@ -192,9 +196,10 @@ def load(path: str | Path, model: nn.Module | str | None = None) -> nn.Module:
             raise BadInput(
                 f"{path} records no model spec: it was made from a model in memory; give the dense model: load(path, model)"
             )
-        model = load_model(about["spec"], about.get("args") or {}).module
-    elif isinstance(model, str):
-        model = load_model(model, about.get("args") or {}).module
+        model = about["spec"]
+    if isinstance(model, str):
+        with seeded():
+            model = load_model(model, about.get("args") or {}).module
     if fingerprint(model) != about["fingerprint"]:
         raise BadInput(
             f"{path} was made from another network: {_difference(model, document)}; give the dense model it was made from"

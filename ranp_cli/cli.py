@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -138,9 +139,10 @@ def prune(
     config: Config = None, json_: Json = None, quiet: Quiet = None,
 ) -> None:  # fmt: skip
     """Remove the least important neurons, prove the slim network and write it."""
-    defaults = {"output": [], "resource": "flops", "lambda_": 11.0, "method": "ranp", "criterion": "mpmg-sum", "min_neurons": 1,
+    given = locals()
+    defaults = {"output": [], "resource": "flops", "lambda_": 11.0, "method": "ranp", "min_neurons": 1,
                 "keep": [], "only": [], "init": "keep", "strict": False, "allow_less": False}  # fmt: skip
-    o = Options("prune", locals(), defaults, outputs={"mask"})
+    o = Options("prune", given, defaults, outputs={"mask"})
     o.need("model")
     o.check_outputs(SUFFIXES)
     import ranp_cli as ranp
@@ -187,8 +189,8 @@ def refine(
 def profile(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="file.py:Name, package.module:Name, TorchScript, or slim.safetensors")] = None,
     model2: Annotated[str | None, typer.Argument(metavar="[MODEL2]", help="a second one, to lay beside it")] = None,
-    input_: Input = None, model_arg: ModelArg = None, seed: Seed = None,
-    depth: Annotated[int | None, typer.Option("--depth", metavar="N", help="sum up layers below N levels of modules; 0: no layers")] = None,
+    input_: Input = None, model_arg: ModelArg = None, weights: Weights = None, seed: Seed = None,
+    depth: Annotated[int | None, typer.Option("--depth", metavar="N", min=0, help="sum up layers below N levels of modules; 0: no layers")] = None,
     config: Config = None, json_: Json = None, quiet: Quiet = None,
 ) -> None:  # fmt: skip
     """Count parameters, multiply-adds, FLOPs and memory of one or two networks, without running them."""
@@ -197,7 +199,16 @@ def profile(
     o.check_outputs(())
     import ranp_cli as ranp
 
-    o.show(ranp.profile(o["model"], shapes(o["input_"]), other=o["model2"], seed=o["seed"], model_args=o.model_args()))
+    o.show(
+        ranp.profile(
+            o["model"],
+            shapes(o["input_"]),
+            other=o["model2"],
+            seed=o["seed"],
+            model_args=o.model_args(),
+            weights=o["weights"],
+        )
+    )
 
 
 # -- what the commands share
@@ -216,9 +227,13 @@ class Options:
         self.command = command
         path = given.pop("config")
         config = read_config(path, given, inputs=INPUTS - outputs) if path else {}
+        config = {key: typed(f"config {path}", key, value) for key, value in config.items()}
         self.values = merge(given, config, {"seed": 0, "device": "auto", "model_arg": [], "quiet": False, **defaults})
         self.to_stderr = self.values.get("json_") == "-"
         self.page = show.console(stderr=self.to_stderr)
+        self.stdout = sys.stdout
+        if self.to_stderr:  # stdout is for the document: what the user's code prints goes the other way
+            sys.stdout = sys.stderr
 
     def __getitem__(self, name: str) -> Any:
         return self.values.get(name)
@@ -241,7 +256,7 @@ class Options:
             written.append(self["json_"])
         for path in written:
             check_output(path)
-        if len(set(written)) < len(written):
+        if len({Path(path).resolve() for path in written}) < len(written):
             raise BadInput("two outputs have the same name; give each its own")
 
     def model_args(self) -> dict[str, Any]:
@@ -275,7 +290,7 @@ class Options:
         document = report if isinstance(report, dict) else report.to_dict()
         text = json.dumps(document, indent=1) + "\n"
         if self.to_stderr:
-            typer.echo(text, nl=False)
+            self.stdout.write(text)
         elif self["json_"]:
             write_atomic(self["json_"], text.encode())
         if not self["quiet"]:
@@ -296,9 +311,48 @@ def shapes(given: Sequence[str]) -> list[tuple[int, ...]] | None:
     return out or None
 
 
+INTS = {"batches", "ignore_index", "seed", "min_neurons", "depth"}
+BOOLS = {"strict", "allow_less", "quiet"}
+LISTS = {"output", "keep", "only", "model_arg", "input_"}
+
+
+def typed(where: str, key: str, value: Any) -> Any:
+    """A value of the config file in the type of its option; BadInput names the key."""
+    shown = key.strip("_").replace("_", "-")
+    if key == "input_":
+        return [as_shape(v) for v in (value if isinstance(value, list) and not _ints(value) else [value])]
+    if key in LISTS:
+        items = value if isinstance(value, list) else [value]
+        wanted, sound = "text, or a list of it", all(isinstance(v, str) for v in items)
+    elif key in INTS:
+        wanted, sound = "a whole number", type(value) is int
+    elif key in BOOLS:
+        wanted, sound = "true or false", type(value) is bool
+    elif key == "lambda_":
+        wanted, sound = "a number", type(value) in (int, float)
+    elif key == "sparsity":
+        wanted, sound = "a number in [0, 1) or max", type(value) in (int, float, str)
+    else:
+        wanted, sound = "text", isinstance(value, str)
+    if not sound:
+        raise BadInput(f"{where}: '{shown}' is {value!r}; wants {wanted}")
+    return value
+
+
+def as_shape(value: Any) -> str:
+    return "x".join(map(str, value)) if _ints(value) else str(value)
+
+
+def _ints(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(n) is int for n in value)
+
+
 def run(argv: Sequence[str]) -> int:
     """Run one command; the only place where errors become messages and exit codes."""
+    stdout = sys.stdout
     try:
+        if not argv:
+            argv = ["--help"]
         result = app(args=list(argv), prog_name="ranp", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except typer.Exit as leave:
@@ -317,6 +371,8 @@ def run(argv: Sequence[str]) -> int:
         return _fail(
             f"a bug of ranp: {type(error).__name__}: {error}; RANP_DEBUG=1 shows the traceback, please report it", 1
         )
+    finally:
+        sys.stdout = stdout
 
 
 def _fail(message: str, code: int) -> int:

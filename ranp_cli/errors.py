@@ -15,6 +15,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+USER_EXCEPTIONS = (Exception, SystemExit)  # what the user's own code may raise, caught once and shown as one line
+
 
 class RanpError(Exception):
     """Base of the errors that are shown as one line and an exit code."""

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import BadInput, nearest
+from .errors import USER_EXCEPTIONS, BadInput, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -75,7 +75,6 @@ def user_error(what: str, error: BaseException) -> BadInput:
 
 
 # What the user's code may raise: a `sys.exit()` in it must not end ranp without a word, Ctrl-C must.
-USER_EXCEPTIONS = (Exception, SystemExit)
 
 
 @contextlib.contextmanager

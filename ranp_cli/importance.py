@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import rules
 from .criteria import Criterion
-from .errors import BadInput
+from .errors import USER_EXCEPTIONS, BadInput
 from .labels import LayerUse
 from .trace import Tracer, each, map_tensors, replicate, seeded, shadow, to_meta
 from .units import Example, Graph, Layer, named_tensors, user_line
@@ -45,7 +45,7 @@ def score(model: nn.Module, graph: Graph, batches: Any, loss: Callable[[Any, Any
     with seeded(seed), gather.watching():
         for batch in batches:
             args, kwargs, target = map_tensors((batch.args, batch.kwargs, batch.target), lambda t: t.to(device))
-            with NoDropout(), gather.forward(), torch.enable_grad():
+            with torch.enable_grad(), NoDropout(), gather.forward():
                 value = loss(run_model(twin, args, kwargs), target)
             check_finite(value, count, graph.layers)
             value.backward()
@@ -63,7 +63,7 @@ def score(model: nn.Module, graph: Graph, batches: Any, loss: Callable[[Any, Any
 def run_model(model: nn.Module, args: Any, kwargs: Any) -> Any:
     try:
         return model(*args, **kwargs)
-    except Exception as error:
+    except USER_EXCEPTIONS as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in each(Tensor, args, kwargs))
         where = user_line(error)
         text = " ".join(str(error).split())[:300]
@@ -193,16 +193,20 @@ Gather = WeightGather | MaskGather
 
 
 class MaskMode(TorchFunctionMode):
-    """Multiplies the outputs of chosen calls by masks of ones. `at`: number of the call -> (layer, axis of its neurons)."""
+    """Multiplies the outputs of chosen calls by masks of ones.
 
-    def __init__(self, at: dict[int, list[tuple[int, int]]], masks: list[Tensor | None]):
+    `at`: number of the call -> (layer, axis of its neurons, name of the function called).
+    """
+
+    def __init__(self, at: dict[int, list[tuple[int, int, str]]], masks: list[Tensor | None]):
         super().__init__()
         self.at, self.masks, self.calls = at, masks, -1
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.calls += 1
         out = func(*args, **(kwargs or {}))
-        for layer, axis in self.at.get(self.calls, ()):
+        for layer, axis, name in self.at.get(self.calls, ()):
+            assert name == getattr(func, "__name__", ""), f"call {self.calls} was {name}, is {func}"
             mask = self.masks[layer]
             if mask is None:
                 mask = self.masks[layer] = torch.ones(
@@ -216,6 +220,7 @@ class MaskMode(TorchFunctionMode):
 class Call:
     """One call of the torch API: the tensors that came from the network's input, its result, the layers used in it."""
 
+    name: str
     ins: list[Tensor]
     out: Any
     uses: tuple[LayerUse, ...]
@@ -232,12 +237,12 @@ class CallMode(TorchFunctionMode):
         ins = [t for t in each(Tensor, args, kwargs or {}) if self.tracer.labels(t).is_data]
         seen = len(self.tracer.ties.uses)
         out = func(*args, **(kwargs or {}))
-        self.calls.append(Call(ins, out, tuple(self.tracer.ties.uses[seen:])))
+        self.calls.append(Call(getattr(func, "__name__", ""), ins, out, tuple(self.tracer.ties.uses[seen:])))
         return out
 
 
-def post_activations(model: nn.Module, graph: Graph) -> dict[int, list[tuple[int, int]]]:
-    """Number of the torch call whose result is the post-activation of a layer -> (layer, axis of its neurons).
+def post_activations(model: nn.Module, graph: Graph) -> dict[int, list[tuple[int, int, str]]]:
+    """Number of the torch call whose result is the post-activation of a layer -> (layer, axis of its neurons, function).
 
     From the layer's own call on, follow the only consumer as long as it has no other input and keeps the shape: a
     norm, an activation, a dropout.
@@ -260,7 +265,7 @@ def post_activations(model: nn.Module, graph: Graph) -> dict[int, list[tuple[int
             if isinstance(call.out, (Tensor, tuple, list)):
                 users.setdefault(id(t), []).append(i)
     first = {int(layer.neurons[0]): k for k, layer in enumerate(graph.layers)}
-    found: dict[int, list[tuple[int, int]]] = {}
+    found: dict[int, list[tuple[int, int, str]]] = {}
     for i, call in enumerate(mode.calls):
         for use in call.uses:
             k = None if use.neurons is None else first.get(int(use.neurons[0]))
@@ -279,7 +284,7 @@ def post_activations(model: nn.Module, graph: Graph) -> dict[int, list[tuple[int
                         or after.out.shape != out.shape or (len(later) > 1 and not in_place):  # fmt: skip
                     break
                 at, out = later[0], after.out
-            found.setdefault(at, []).append((k, axis))
+            found.setdefault(at, []).append((k, axis, mode.calls[at].name))
     return found
 
 

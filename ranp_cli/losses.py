@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .errors import BadInput, nearest
-from .files import USER_EXCEPTIONS, check_args, found_instead, is_code, named, user_error
+from .errors import USER_EXCEPTIONS, BadInput, nearest
+from .files import check_args, found_instead, is_code, named, user_error
 
 if TYPE_CHECKING:
     from torch import Tensor

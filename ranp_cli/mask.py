@@ -77,6 +77,16 @@ class Mask:
             raise BadInput("the mask names no layers; write one with ranp prune --mask")
         for name, layer in layers.items():
             _check_layer(name, layer)
+        for key, kind in (("model", dict), ("method", dict), ("sparsity", dict), ("fixed", dict), ("floored", list)):
+            if not isinstance(mask.get(key) or kind(), kind):
+                raise BadInput(
+                    f"'{key}' of the mask must be {'an object' if kind is dict else 'a list'}, not {mask[key]!r}"
+                )
+        given = (mask.get("model") or {}).get("input")
+        if given is not None and not (isinstance(given, dict) and {"args", "kwargs"} <= given.keys()):
+            raise BadInput(
+                f"'model.input' of the mask must be a signature as ranp writes it, not {given!r}; leave it out"
+            )
         sparsity = mask.get("sparsity") or {}
         return cls(layers, mask.get("model") or {}, mask.get("method") or {}, sparsity.get("requested"),
                    list(mask.get("floored") or []), dict(mask.get("fixed") or {}))  # fmt: skip
@@ -160,7 +170,7 @@ def _read(path: Path) -> Any:
         raise BadInput(
             f"cannot read mask {path}: {error.strerror}; give a mask.json written by ranp prune --mask"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"mask {path} is not JSON ({error}); give a mask.json written by ranp prune --mask") from error
 
 

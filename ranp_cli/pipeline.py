@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from .resources import NAMES as RESOURCE_NAMES
 from .resources import reweighting, tau
 from .select import METHODS, Selection, check, select, weigh
 from .source import load_model, load_weights
-from .trace import seeded
+from .trace import replicate, seeded
 from .units import Example, Graph, analyse, as_example, cost_of, fingerprint, guess_example
 from .verify import verify
 
@@ -132,9 +133,9 @@ def score(model: nn.Module | str, batches: Any, *, loss: Any = None, ignore_inde
     """
     report = Report("score")
     job = _open(report, model, seed, model_args, weights, weights_key, device)
-    source = load_batches(batches, batch_limit)
-    graph = job.analyse(report, Example(source.first.args, source.first.kwargs))
-    found = _gather(report, job, graph, source, loss, ignore_index, criterion, progress)
+    source, example = _first(batches, batch_limit, seed)
+    graph = job.analyse(report, example)
+    found = _gather(report, job, graph, source, loss, ignore_index, criterion, seed, progress)
     return _scores(report, job, graph, found, criterion, loss)
 
 
@@ -179,6 +180,10 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         raise BadInput("give either a calibration batch (--batch) or scores (--scores)")
     if sparsity is None:
         raise BadInput("no sparsity was given; give --sparsity X in [0, 1), or --sparsity max")
+    if scores is not None and (loss is not None or ignore_index is not None or batch_limit is not None):
+        raise BadInput(
+            "--loss, --ignore-index and --batches belong to the gradients: they have no effect with --scores; leave them out"
+        )
     _check_choices(method=(method, METHODS), resource=(resource, RESOURCE_NAMES), init=(init, INITS))
     if sparsity != "max":
         sparsity = check(sparsity)
@@ -188,25 +193,31 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         )
     if min_neurons < 1:
         raise BadInput(f"min-neurons {min_neurons}: give 1 or more; a layer without neurons is no network")
-    if lambda_ < 0:
-        raise BadInput(f"lambda {lambda_}: give 0 or more; it is the weight of the resource term")
+    if not 0 <= lambda_ < math.inf:
+        raise BadInput(f"lambda {lambda_}: give a number from 0 on; it is the weight of the resource term")
+    keep, only = ([g] if isinstance(g, str) else g for g in (keep, only))
     report = Report("prune")
     job = _open(report, model, seed, model_args, weights, weights_key, device)
     given = None if scores is None else Scores.of(scores)
     if given is not None:
         if given.about["model"]["fingerprint"] != job.about["fingerprint"]:
             raise BadInput("the scores are of another network: its parameters differ; score this model first")
-        criterion = given.about["criterion"]
+        if criterion not in (None, given.about["criterion"]):
+            raise BadInput(
+                f"criterion '{criterion}' was asked, the scores are of '{given.about['criterion']}'; leave it out or score anew"
+            )
+        criterion = str(given.about["criterion"])
         graph = job.analyse(report, Example.from_signature(given.about["model"]["input"]))
         values, count = given.in_order(graph), given.about["batches"]
     else:
-        source = load_batches(batches, batch_limit)
-        graph = job.analyse(report, Example(source.first.args, source.first.kwargs))
+        source, example = _first(batches, batch_limit, seed)
+        graph = job.analyse(report, example)
+        criterion = criterion or "mpmg-sum"
         if method == "random":  # needs no gradients
             criterion_of(criterion)
             values, count = [np.zeros(n) for n in graph.sizes], 0
         else:
-            found = _gather(report, job, graph, source, loss, ignore_index, criterion, progress)
+            found = _gather(report, job, graph, source, loss, ignore_index, criterion, seed, progress)
             values, count = found.scores, found.batches
     if strict and graph.eval_run.tracer.unruled + graph.train_run.tracer.unruled:
         op, module, where = (graph.eval_run.tracer.unruled + graph.train_run.tracer.unruled)[0]
@@ -307,9 +318,11 @@ class Job:
 
 def _open(report: Report, model: nn.Module | str, seed: int, args: dict[str, Any] | None, weights: str | None, key: str | None,
           device: str) -> Job:  # fmt: skip
+    if not 0 <= seed < 2**63:
+        raise BadInput(f"seed {seed}: give a whole number from 0 to 2^63 - 1")
     with report.timing("load"):
         place = choose_device(device)
-        about: dict[str, Any] = {"spec": None, "args": {}}
+        given, about = model, {"spec": None, "args": {}}  # type: Any, dict[str, Any]
         if isinstance(model, str):
             with seeded(seed):
                 loaded = load_model(model, args)
@@ -320,6 +333,8 @@ def _open(report: Report, model: nn.Module | str, seed: int, args: dict[str, Any
                 f"the model is a {type(model).__name__}; give an nn.Module, or a spec such as model.py:UNet3D"
             )
         if weights is not None:
+            if model is given:
+                model = replicate(model, lambda _, t: t.clone())  # the caller's own is not changed
             load_weights(model, weights, key)
         about["fingerprint"] = fingerprint(model)
         report.parts |= {"device": str(place), "model": about}
@@ -332,6 +347,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("ranp runs on cpu and cuda")
         if device.type != "cpu":
             torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -347,11 +364,19 @@ def _check_choices(**choices: tuple[str, Iterable[str]]) -> None:
             raise BadInput(f"unknown {what} '{given}'{nearest(str(given), known)}")
 
 
+def _first(batches: Any, limit: int | None, seed: int) -> tuple[Batches, Example]:
+    """The mini-batches, and the input of the first as an example; a shuffling source draws from `seed`."""
+    with seeded(seed):
+        source = load_batches(batches, limit)
+        return source, Example(source.first.args, source.first.kwargs)
+
+
 def _gather(report: Report, job: Job, graph: Graph, source: Batches, loss: Any, ignore_index: int | None, criterion: str,
+            seed: int,
             progress: Progress) -> Importance:  # fmt: skip
     kind, function = criterion_of(criterion), load_loss(loss, ignore_index)
     with report.timing("score"), progress("scoring", source.length) as advance:
-        return gather(job.model, graph, source, function, kind, job.device, 0, advance)
+        return gather(job.model, graph, source, function, kind, job.device, seed, advance)
 
 
 def _scores(report: Report, job: Job, graph: Graph, found: Importance, criterion: str, loss: Any) -> Scores:
@@ -414,9 +439,10 @@ def _finish(report: Report, job: Job, graph: Graph, mask: Mask, keep: np.ndarray
     fixed = {layer.name: {str(graph.reasons[u]) for u in units if graph.reasons[u]}
              for layer, units in zip(graph.layers, graph.by_layer(graph.unit), strict=True)}  # fmt: skip
     for layer in graph.layers:
-        new = ran.layers[layer.name]
-        row = {**layer_row(layer), "kept": len(new.neurons), "params_after": layer_row(new)["params"], "macs_after": new.macs,
-               "output_elements_after": new.output_elements}  # fmt: skip
+        new = ran.layers.get((layer.slot, layer.axis))  # None: the slim network does without its op
+        later = {} if new is None else layer_row(new)
+        row = {**layer_row(layer), "kept": len(mask.layers[layer.name]["kept"])}
+        row |= {f"{key}_after": later.get(key, 0) for key in ("params", "macs", "output_elements")}
         if layer.name in mask.floored:
             row["floored"] = True
         if fixed[layer.name]:

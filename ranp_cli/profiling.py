@@ -20,6 +20,7 @@ def profile(
     other: nn.Module | str | None = None,
     seed: int = 0,
     model_args: dict[str, Any] | None = None,
+    weights: str | None = None,
 ) -> Report:
     """Count what a network costs: one sample, eval mode, without running it.
 
@@ -34,38 +35,55 @@ def profile(
     Raises: BadInput.
     """
     report = Report("profile")
-    first = _one(report, model, inputs, seed, model_args)
+    if inputs is None and other is not None:  # both on the input that a slim file records
+        inputs = _recorded_input(model) or _recorded_input(other)
+        if (
+            inputs is not None
+            and is_slim(model)
+            and is_slim(other)
+            and _recorded_input(model) == _recorded_input(other)
+        ):
+            inputs = None  # what the files say is of the same input
+    first = _one(report, model, inputs, seed, model_args, weights)
     if other is None:
         report.parts = first
         return report
-    second = _one(report, other, inputs, seed, model_args)
+    second = _one(report, other, inputs, seed, model_args, weights)
     report.parts = {
         "model": first["model"],
         "other": second["model"],
         "before": first["before"],
         "after": second.get("after", second["before"]),
+        "neurons": {
+            "total": first["neurons"]["total"],
+            "kept": second["neurons"].get("kept", second["neurons"]["total"]),
+        },
         "layers": merge_rows(first["layers"], [_after(row) for row in second["layers"]]),
         "uncounted_ops": first.get("uncounted_ops", []) + second.get("uncounted_ops", []),
     }
     return report
 
 
-def _one(report: Report, model: nn.Module | str, inputs: Any, seed: int, args: dict[str, Any] | None) -> dict[str, Any]:
-    if isinstance(model, str) and model.endswith(".safetensors"):
+def _one(
+    report: Report, model: Any, inputs: Any, seed: int, args: dict[str, Any] | None, weights: str | None
+) -> dict[str, Any]:
+    if is_slim(model):
         document = read_document(model, SLIM)
         about = {k: v for k, v in document["model"].items() if k != "parameters"} | {"file": model}
-        if inputs is not None:
+        if inputs not in (None, document["model"].get("input")):
             return _measured(report, load(model), about, inputs)
         mask = document["mask"]
         told = {k: mask[k] for k in ("method", "sparsity", "neurons", "floored", "fixed")}
         return {"model": about, **told, **document["profile"]}
     if not isinstance(model, str):
         return _measured(report, model, {"spec": None, "args": {}}, inputs)
-    from .source import load_model
+    from .source import load_model, load_weights
     from .trace import seeded
 
     with report.timing("load"), seeded(seed):
         loaded = load_model(model, args)
+        if weights is not None:
+            load_weights(loaded.module, weights)
     return _measured(report, loaded.module, {"spec": loaded.spec, "args": loaded.args}, inputs)
 
 
@@ -82,6 +100,14 @@ def _measured(report: Report, module: nn.Module, about: dict[str, Any], inputs: 
         "neurons": {"total": sum(len(layer.neurons) for layer in layers)},
         "uncounted_ops": uncounted(run.tracer.uncounted),
     }
+
+
+def is_slim(model: Any) -> bool:
+    return isinstance(model, str) and model.endswith(".safetensors")
+
+
+def _recorded_input(model: Any) -> Any:
+    return read_document(model, SLIM)["model"].get("input") if is_slim(model) else None
 
 
 def _after(row: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import RuleFailure, VerificationFailed
+from .errors import USER_EXCEPTIONS, RuleFailure, VerificationFailed
 from .labels import Reason, Ties
 from .trace import Op, Tracer, locate, replicate
 from .units import (
@@ -88,21 +88,23 @@ def layer_attributes(layer: Layer, old: tuple[int, ...], new: tuple[int, ...]) -
 
 def module_attributes(module: nn.Module, entering: tuple[int, ...] | None) -> dict[str, Any]:
     """What torch's other modules say of their channels, from their parameters or from the shape that enters them."""
-    weight = getattr(module, "weight", None)
+    weight: Tensor | None = module._parameters.get(
+        "weight"
+    )  # not getattr: a parametrised weight is computed, with side effects
     if weight is None:
-        weight = getattr(module, "running_mean", None)
+        weight = module._buffers.get("running_mean")
     channels = len(weight) if isinstance(weight, Tensor) and weight.ndim else None
     if channels is None and entering is not None and len(entering) > 1:
         channels = entering[1]
     if isinstance(module, nn.LayerNorm):
         rank = len(module.normalized_shape)
-        shape = module.weight.shape if module.weight is not None else (entering or ())[-rank:]
+        shape = weight.shape if weight is not None else (entering or ())[-rank:]
         return {"normalized_shape": tuple(shape)} if len(shape) == rank else {}
     if isinstance(module, nn.RNNBase):
         each_in, each_hidden = module.get_parameter("weight_ih_l0"), module.get_parameter("weight_hh_l0")
         return {"input_size": each_in.shape[1], "hidden_size": each_hidden.shape[1]}
     if isinstance(module, nn.Embedding):
-        return {"embedding_dim": module.weight.shape[1]}
+        return {} if weight is None else {"embedding_dim": weight.shape[1]}
     if isinstance(module, nn.modules.conv._ConvNd | nn.Linear) or channels is None:
         return {}
     if isinstance(module, nn.GroupNorm):
@@ -143,10 +145,10 @@ class HardCoded:
 
 @dataclass(frozen=True)
 class SlimRun:
-    """The slim network's run in eval mode, and its layers with their costs by name."""
+    """The slim network's run in eval mode, and its layers with their costs by parameter and axis."""
 
     run: Run
-    layers: dict[str, Layer]
+    layers: dict[tuple[str, int], Layer]
 
 
 def check_runs(slim: nn.Module, graph: Graph, stays: np.ndarray) -> SlimRun | HardCoded:
@@ -160,12 +162,12 @@ def check_runs(slim: nn.Module, graph: Graph, stays: np.ndarray) -> SlimRun | Ha
     for dense, training in ((graph.eval_run, False), (graph.train_run, True)):
         example = graph.example.with_batch(dense.samples)
         tracer = new_tracer(ties)
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
             runs.append(attempt(tracer, slim, example, slots, training, dense.real))
         except RuleFailure:
             raise
-        except Exception as raised:  # the user's code, on sizes that it may not expect
+        except USER_EXCEPTIONS as raised:  # the user's code, on sizes that it may not expect
             error = raised
         at = first_difference(dense.tracer.ops, tracer.ops, stays)
         if at is None and error is not None:
@@ -186,7 +188,7 @@ def check_runs(slim: nn.Module, graph: Graph, stays: np.ndarray) -> SlimRun | Ha
         raise VerificationFailed(
             f"the slim network does not run: {error or 'a shape differs'} (at {where or 'unknown'})"
         )
-    return SlimRun(runs[0], {layer.name: layer for layer in find_layers(ties, slots, *runs)})
+    return SlimRun(runs[0], {(layer.slot, layer.axis): layer for layer in find_layers(ties, slots, *runs)})
 
 
 def first_difference(dense: list[Op], slim: list[Op], stays: np.ndarray) -> int | None:

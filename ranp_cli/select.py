@@ -69,7 +69,7 @@ def check(sparsity: float | str) -> float:
     """A sparsity as a number in [0, 1); BadInput otherwise."""
     try:
         value = float(sparsity)
-    except ValueError:
+    except (TypeError, ValueError):
         value = math.nan
     if not 0 <= value < 1:
         raise BadInput(f"sparsity {sparsity}: give a number in [0, 1), the fraction of neurons to remove, or 'max'")
@@ -84,7 +84,7 @@ def _layerwise(graph: Graph, value: np.ndarray, sparsity: float) -> np.ndarray:
     """The best ceil(N_l * (1 - sparsity)) neurons of each layer; units that span layers are shared out once."""
     keep = np.zeros(len(value), dtype=bool)
     for units in _layer_units(graph):
-        wanted = math.ceil(len(units) * (1 - sparsity))
+        wanted = math.ceil(round(len(units) * (1 - sparsity), 9))  # 10 * (1 - 0.7) is 3
         _fill(units, value, keep, wanted)
     return keep
 

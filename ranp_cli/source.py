@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import BadInput
+from .errors import USER_EXCEPTIONS, BadInput
 from .files import (
-    USER_EXCEPTIONS,
     attribute,
     check_args,
     found_instead,

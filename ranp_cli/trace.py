@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import copy
 import io
+import math
+import random
 import sys
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -102,7 +106,9 @@ class Tracer(TorchDispatchMode):
 
     def _record(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         outs = [t for t in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(t, Tensor)]
-        l_args, l_kwargs = wrap(args, self.labels), wrap(kwargs, self.labels)
+        l_args = wrap(args, self.labels)
+        written = {a.name for a in func._schema.arguments if a.is_out}  # an `out=` tensor is no operand
+        l_kwargs = wrap({k: v for k, v in kwargs.items() if k not in written}, self.labels)
         ins = tuple(each(Labels, l_args, l_kwargs))
         name, seen = op_name(func), len(self.ties.uses)
         shapes = [tuple(t.shape) for t in outs]
@@ -166,9 +172,18 @@ class Tracer(TorchDispatchMode):
             self._watch(storage)
         elif not write:
             held.known[where] = lab
+        elif (
+            where in held.known
+            and same_planes(lab.planes, held.known[where].planes)
+            and lab.origin == held.known[where].origin
+        ):
+            return
         elif where == held.base:
-            if not same_planes(lab.planes, held.known[where].planes):
-                held.known.clear()
+            held.known.clear()
+            held.known[where] = lab
+        elif reshaped(held.base, where):
+            held.known.clear()
+            held.known[held.base] = Labels(held.base[1], self.ties.reshape(lab, held.base[1]), lab.origin)
             held.known[where] = lab
         else:
             base = self._written(held, where, lab)
@@ -178,6 +193,8 @@ class Tracer(TorchDispatchMode):
     def _derive(self, held: Held, where: Geometry) -> Labels:
         """Labels of a tensor seen for the first time, from the tensor whose memory it looks into."""
         base = held.known[held.base]
+        if reshaped(held.base, where):
+            return Labels(where[1], self.ties.reshape(base, where[1]), base.origin)
         axes = region(held.base, where)
         if axes is None:
             self.ties.fix(base.ids(), "seen through an unusual view")
@@ -239,13 +256,20 @@ class Tracer(TorchDispatchMode):
 def shadow(model: nn.Module, real: bool = False) -> nn.Module:
     """A copy of `model` whose floating-point tensors are on `meta` (with `real`: true copies). Weights are not copied."""
     if isinstance(model, torch.jit.ScriptModule):
-        file = io.BytesIO()
-        torch.jit.save(model, file)
-        file.seek(0)
-        return torch.jit.load(file, map_location="cpu" if real else "meta")
+        return script_copy(model, "cpu" if real else "meta")
     return replicate(
         model, lambda name, t: t.clone() if real or not t.is_floating_point() else torch.empty_like(t, device="meta")
     )
+
+
+def script_copy(model: torch.jit.ScriptModule, device: str) -> nn.Module:
+    """A copy of a TorchScript module with its tensors on `device`."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit as a whole: we know
+        torch.jit.save(model, file)
+        file.seek(0)
+        return torch.jit.load(file, map_location=device)
 
 
 def replicate(model: nn.Module, make: Callable[[str, Tensor], Tensor]) -> nn.Module:
@@ -311,9 +335,10 @@ def rebatch(value: Any, n: int) -> Any:
     sizes = {t.shape[0] for t in tensors_in(value) if t.ndim > 1}
     if len(sizes) != 1:
         return value
+    (size,) = sizes
 
     def resize(t: Tensor) -> Tensor:
-        if t.ndim < 2 or t.shape[0] == n:
+        if t.ndim == 0 or t.shape[0] != size or size == n:
             return t
         if t.device.type == "meta":
             return torch.empty((n, *t.shape[1:]), dtype=t.dtype, device="meta")
@@ -336,11 +361,18 @@ def to_real(t: Tensor, device: torch.device) -> Tensor:
 
 @contextmanager
 def seeded(seed: int = 0) -> Iterator[None]:
-    """What is drawn inside is drawn from `seed`; the global generators come out as they went in."""
+    """What is drawn inside is drawn from `seed`; the global generators (torch, numpy, random) come out as they went in."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        yield
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 # -- small helpers
@@ -413,6 +445,14 @@ def run_mixed(func: Any, args: Any, kwargs: Any) -> Any:
 
 def geometry(t: Tensor) -> Geometry:
     return int(t.storage_offset()), tuple(t.shape), tuple(t.stride())
+
+
+def reshaped(base: Geometry, view: Geometry) -> bool:
+    """Is the view the whole tensor, both contiguous, in another shape?"""
+    return base[0] == view[0] and math.prod(base[1]) == math.prod(view[1]) and all(
+        stride == math.prod(shape[k + 1 :]) for _, shape, strides in (base, view)
+        for k, (n, stride) in enumerate(zip(shape, strides, strict=True)) if n > 1
+    )  # fmt: skip
 
 
 def region(base: Geometry, view: Geometry) -> list[tuple[int, int, int, int, int | None]] | None:

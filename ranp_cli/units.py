@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from . import rules
 from .costs import Paper, costs
-from .errors import BadInput, RuleFailure
+from .errors import USER_EXCEPTIONS, BadInput, RuleFailure
 from .labels import Labels, Reason, Ties
 from .trace import Tracer, all_fixed, map_tensors, rebatch, seeded, shadow, tensors_in, to_meta, to_real
 
@@ -244,13 +245,13 @@ def run(model: nn.Module, example: Example, ties: Ties, slots: dict[str, Slot], 
         return attempt(new_tracer(ties), model, example, slots, training)
     except RuleFailure:
         raise
-    except Exception:  # the user's code: what it cannot do with meta tensors it may do with real ones
+    except USER_EXCEPTIONS:  # what the user's code cannot do with meta tensors it may do with real ones
         del ties.uses[known:]
     try:
         return attempt(new_tracer(ties), model, example, slots, training, real=True)
     except RuleFailure:
         raise
-    except Exception as error:
+    except USER_EXCEPTIONS as error:
         where = user_line(error)
         text = " ".join(str(error).split())
         raise BadInput(
@@ -351,16 +352,19 @@ def find_layers(ties: Ties, slots: dict[str, Slot], *runs: Run) -> list[Layer]:
     owners = [owner_of(layer.slot) for layer in found]
     for layer, module in zip(found, owners, strict=True):
         layer.name = module if module and owners.count(module) == 1 else layer.slot
+        if sum(other.slot == layer.slot for other in found) > 1:  # used along both axes, as in a tied autoencoder
+            layer.name = f"{layer.slot}[{layer.axis}]"
     return found
 
 
 def split_by_owner(use: Any, owner: np.ndarray, places: list, slots: dict[str, Slot], ties: Ties) -> list:
     """(parameter, axis, neuron labels) of a layer's weight; several where it is put together from parameters."""
     if use.neurons is None:  # a single neuron, or neurons that no rule could follow: labels that nothing is tied to
-        slot = max(use.weight.origin, key=lambda name: int(np.prod(slots[name].shape)))
-        axis = use.how.get("axis", 1 if use.how.get("transposed") else 0)
-        axis = axis if axis < len(slots[slot].shape) else 0
-        count = use.weight.shape[axis] if axis < use.weight.ndim else 1
+        slot = max(sorted(use.weight.origin), key=lambda name: int(np.prod(slots[name].shape)))
+        given = use.how.get("axis", 1 if use.how.get("transposed") else 0)
+        count = use.weight.shape[given]
+        fitting = [a for a, n in enumerate(slots[slot].shape) if n == count]
+        axis = given if given in fitting or not fitting else fitting[0]
         labels = ties.new(count)
         ties.fix(labels, "its only neuron" if count == 1 else "its neurons could not be followed", "")
         return [(slot, axis, labels.numpy())]
@@ -394,7 +398,7 @@ def guess_example(model: nn.Module) -> Example:
                     attempt(new_tracer(ties), model, example.with_batch(2 if training else 1), slots, training)
             except RuleFailure:
                 raise
-            except Exception:  # not this size
+            except USER_EXCEPTIONS:  # not this size
                 continue
             return example
         break
@@ -405,6 +409,9 @@ def guess_example(model: nn.Module) -> Example:
 
 def fingerprint(model: nn.Module) -> str:
     """sha256 of the sorted (parameter name, shape) list, as JSON without blanks."""
+    lazy = next((name for name, p in model.named_parameters() if is_lazy(p)), None)
+    if lazy:
+        raise BadInput(f"{lazy} is uninitialised (a lazy module); run the model once on an input in the factory")
     rows = sorted([name, list(p.shape)] for name, p in model.named_parameters())
     return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
@@ -413,6 +420,8 @@ def as_example(inputs: Any) -> Example:
     """An Example from shapes or tensors: (1, 1, 64, 64, 64), [(1, 1, 64, 64), (1, 10)], a tensor, a tuple, a dict."""
     if isinstance(inputs, Example):
         return inputs
+    if isinstance(inputs, dict) and inputs.keys() == {"args", "kwargs"}:
+        return Example.from_signature(inputs)
     if isinstance(inputs, dict):
         return Example((), {k: _as_tensor(v) for k, v in inputs.items()})
     if isinstance(inputs, torch.Tensor) or _is_shape(inputs):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .errors import RuleFailure, VerificationFailed
+from .errors import USER_EXCEPTIONS, RuleFailure, VerificationFailed
 from .labels import Ties
 from .trace import each, map_tensors, op_name, replicate, seeded, tensors_in
 from .units import Example, Graph, attempt, new_tracer
@@ -70,7 +70,7 @@ def verify(model: nn.Module, slim: nn.Module, graph: Graph, stays: np.ndarray) -
     norms = any(r.what in NORMS for r in changed)
     binding = all(r.what in NORMS for r in changed)  # a mean over a weight cannot be left out: shapes are all there is
     example = verification_example(graph, slim)
-    report: dict[str, Any] = {"against": "masked", "input": str(example)}
+    report: dict[str, Any] = {"against": "masked", "input": str(example.with_batch(1))}
     if changed:
         report["not_comparable"] = sorted({str(r) for r in changed})
     exact: list[Tensor] | None = None  # the masked network's output in fp64: what fp32 loses by rounding is no fault
@@ -79,7 +79,7 @@ def verify(model: nn.Module, slim: nn.Module, graph: Graph, stays: np.ndarray) -
         twin = replicate(slim, partial(_cast_named, dtype))
         worst, allowed = 0.0, LIMITS[dtype]
         for training in modes:
-            samples = example.with_batch(2 if training else example.samples)
+            samples = example if training else example.with_batch(1)
             try:
                 want, got = (_outputs(m, samples, dtype, training, norms) for m in (masked, twin))
             except (RuntimeError, TypeError) as failure:
@@ -97,6 +97,11 @@ def verify(model: nn.Module, slim: nn.Module, graph: Graph, stays: np.ndarray) -
                 allowed = max(allowed, 10 * _distance(exact, want) / scale)
             if not training:
                 report["max_abs_error"] = error
+            if (
+                scale and dtype is torch.float64 and worst > allowed
+            ):  # an ill-conditioned network: what one rounding does
+                shaken = Example(*map_tensors((samples.args, samples.kwargs), _nudged))
+                allowed = max(allowed, 10 * _distance(want, _outputs(masked, shaken, dtype, training, norms)) / scale)
             if binding and not worst <= allowed:
                 raise VerificationFailed(
                     f"slim(x) differs from masked(x) by {worst:.1e} of the output's scale in {str(dtype)[6:]} "
@@ -108,7 +113,7 @@ def verify(model: nn.Module, slim: nn.Module, graph: Graph, stays: np.ndarray) -
 
 
 def verification_example(graph: Graph, slim: nn.Module) -> Example:
-    """Noise of the smallest spatial size that takes the network through the same ops, one step above where cheap."""
+    """Two samples of noise, of the smallest spatial size that takes the network through the same ops, one step above where cheap."""
     full = graph.example.with_batch(1)
     macs = max(1, sum(op.flops for op in graph.eval_run.tracer.ops) // 2 // graph.eval_run.samples)
     names = [op.name for op in graph.eval_run.tracer.ops]
@@ -126,7 +131,7 @@ def verification_example(graph: Graph, slim: nn.Module) -> Example:
                 attempt(tracer, slim, small.with_batch(2 if training else 1), {}, training, graph.eval_run.real)
         except RuleFailure:
             raise
-        except Exception:  # too small for the network's strides
+        except USER_EXCEPTIONS:  # too small for the network's strides
             continue
         if [op.name for op in tracers[0].ops] == names:
             feasible.append((2.0**-shift, small))
@@ -137,6 +142,7 @@ def verification_example(graph: Graph, slim: nn.Module) -> Example:
     def draw(t: Tensor) -> Tensor:
         return torch.randn(t.shape, generator=noise, dtype=torch.float64) if t.is_floating_point() else t.cpu()
 
+    chosen = chosen.with_batch(2)
     return Example(*map_tensors((chosen.args, chosen.kwargs), draw))
 
 
@@ -165,6 +171,10 @@ def _outputs(model: nn.Module, example: Example, dtype: torch.dtype, training: b
     with seeded(), torch.no_grad(), _default_dtype(dtype), WithoutStatistics() if without else nullcontext():
         out = model(*args, **kwargs)
     return [t.double().cpu() for t in tensors_in(out)]
+
+
+def _nudged(t: Tensor) -> Tensor:
+    return t * (1 + torch.finfo(t.dtype).eps * torch.sign(t)) if t.is_floating_point() else t
 
 
 def _cast_named(dtype: torch.dtype, name: str, t: Tensor) -> Tensor:

@@ -24,7 +24,12 @@ def imported(path: Path) -> set[str]:
     """The modules of ours that a file names in its imports, type-checking ones left out."""
     found = set()
     tree = ast.parse(path.read_text())
-    typing_only = {id(n) for b in ast.walk(tree) if isinstance(b, ast.If) and "TYPE_CHECKING" in ast.dump(b.test) for n in ast.walk(b)}
+    typing_only = {
+        id(n)
+        for b in ast.walk(tree)
+        if isinstance(b, ast.If) and "TYPE_CHECKING" in ast.dump(b.test)
+        for n in ast.walk(b)
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level and id(node) not in typing_only:
             inside_rules = path.parent.name == "rules"

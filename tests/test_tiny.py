@@ -14,7 +14,9 @@ import ranp_cli as ranp
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv3d(1, 8, 3), nn.BatchNorm3d(8), nn.ReLU(), nn.Conv3d(8, 4, 3), nn.ReLU(), nn.Conv3d(4, 2, 1))
+    return nn.Sequential(
+        nn.Conv3d(1, 8, 3), nn.BatchNorm3d(8), nn.ReLU(), nn.Conv3d(8, 4, 3), nn.ReLU(), nn.Conv3d(4, 2, 1)
+    )
 
 
 @pytest.fixture
@@ -39,7 +41,10 @@ def test_prune(model, batches):
 
 def test_prune_from_scores(model, batches):
     scores = ranp.score(model, batches)
-    assert ranp.prune(model, scores=scores, sparsity=0.5).mask.layers == ranp.prune(model, batches, sparsity=0.5).mask.layers
+    assert (
+        ranp.prune(model, scores=scores, sparsity=0.5).mask.layers
+        == ranp.prune(model, batches, sparsity=0.5).mask.layers
+    )
 
 
 def test_refine(model, batches):

@@ -4,182 +4,29 @@ from __future__ import annotations
 
 from . import rule
 
-UNARY = [
-    "abs",
-    "acos",
-    "acosh",
-    "asin",
-    "asinh",
-    "atan",
-    "atanh",
-    "bitwise_not",
-    "ceil",
-    "cos",
-    "cosh",
-    "deg2rad",
-    "digamma",
-    "erf",
-    "erfc",
-    "erfinv",
-    "exp",
-    "exp2",
-    "expm1",
-    "floor",
-    "frac",
-    "i0",
-    "isfinite",
-    "isinf",
-    "isnan",
-    "lgamma",
-    "log",
-    "log10",
-    "log1p",
-    "log2",
-    "logical_not",
-    "logit",
-    "mish",
-    "nan_to_num",
-    "neg",
-    "positive",
-    "rad2deg",
-    "reciprocal",
-    "round",
-    "rsqrt",
-    "sgn",
-    "sigmoid",
-    "sign",
-    "signbit",
-    "silu",
-    "sin",
-    "sinc",
-    "sinh",
-    "sqrt",
-    "square",
-    "tan",
-    "tanh",
-    "trunc",
-    "relu",
-    "relu6",
-    "leaky_relu",
-    "elu",
-    "celu",
-    "selu",
-    "gelu",
-    "softplus",
-    "softsign",
-    "hardtanh",
-    "hardswish",
-    "hardsigmoid",
-    "hardshrink",
-    "softshrink",
-    "tanhshrink",
-    "log_sigmoid_forward",
-    "threshold",
-    "rrelu",
-    "rrelu_with_noise",
-    "clamp",
-    "clamp_min",
-    "clamp_max",
-    "clip",
-    "clone",
-    "contiguous",
-    "detach",
-    "alias",
-    "lift",
-    "lift_fresh",
-    "lift_fresh_copy",
-    "detach_copy",
-    "alias_copy",
-    "_to_copy",
-    "to",
-    "type_as",
-    "dropout",
-    "native_dropout",
-    "feature_dropout",
-    "alpha_dropout",
-    "bernoulli",
-    "_conj",
-    "conj",
-    "resolve_conj",
-    "resolve_neg",
-    "real",
-    "view_as_real_copy",
-    "fake_quantize_per_tensor_affine",
-]
+UNARY = """
+    abs acos acosh asin asinh atan atanh bitwise_not ceil cos cosh deg2rad digamma erf erfc erfinv exp exp2 expm1 floor
+    frac i0 isfinite isinf isnan lgamma log log10 log1p log2 logical_not logit mish nan_to_num neg positive rad2deg
+    reciprocal round rsqrt sgn sigmoid sign signbit silu sin sinc sinh sqrt square tan tanh trunc
+    relu relu6 leaky_relu elu celu selu gelu softplus softsign hardtanh hardswish hardsigmoid hardshrink softshrink
+    tanhshrink log_sigmoid_forward threshold rrelu rrelu_with_noise clamp clamp_min clamp_max clip
+    clone contiguous detach alias lift lift_fresh lift_fresh_copy detach_copy alias_copy _to_copy
+    to type_as dropout native_dropout feature_dropout alpha_dropout bernoulli
+    _conj conj resolve_conj resolve_neg real view_as_real_copy fake_quantize_per_tensor_affine
+""".split()
 
-BINARY = [
-    "add",
-    "sub",
-    "rsub",
-    "subtract",
-    "mul",
-    "multiply",
-    "div",
-    "divide",
-    "true_divide",
-    "floor_divide",
-    "remainder",
-    "fmod",
-    "pow",
-    "float_power",
-    "maximum",
-    "minimum",
-    "fmax",
-    "fmin",
-    "atan2",
-    "hypot",
-    "copysign",
-    "xlogy",
-    "logaddexp",
-    "logaddexp2",
-    "lerp",
-    "addcmul",
-    "addcdiv",
-    "nextafter",
-    "eq",
-    "ne",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "not_equal",
-    "less",
-    "less_equal",
-    "greater",
-    "greater_equal",
-    "logical_and",
-    "logical_or",
-    "logical_xor",
-    "bitwise_and",
-    "bitwise_or",
-    "bitwise_xor",
-    "bitwise_left_shift",
-    "bitwise_right_shift",
-    "where",
-    "masked_fill",
-    "heaviside",
-    "polar",
-    "complex",
-    "mse_loss",
-    "smooth_l1_loss",
-    "_weight_norm_interface",
-]
+BINARY = """
+    add sub rsub subtract mul multiply div divide true_divide floor_divide remainder fmod pow float_power
+    maximum minimum fmax fmin atan2 hypot copysign xlogy logaddexp logaddexp2 lerp addcmul addcdiv nextafter
+    eq ne lt le gt ge not_equal less less_equal greater greater_equal
+    logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift
+    where masked_fill heaviside polar complex mse_loss smooth_l1_loss
+""".split()
 
 # Constants of the shape of another tensor: index i of theirs goes with index i of the other.
-LIKE = [
-    "zeros_like",
-    "ones_like",
-    "full_like",
-    "empty_like",
-    "rand_like",
-    "randn_like",
-    "randint_like",
-    "fill",
-    "zero",
-    "copy",
-    "normal",
-    "uniform",
-]
+LIKE = (
+    "zeros_like ones_like full_like empty_like rand_like randn_like randint_like fill zero copy normal uniform".split()
+)
 
 
 @rule(*(f"aten.{name}" for name in UNARY + BINARY + LIKE))
@@ -203,36 +50,22 @@ def prelu(ties, x, weight, *, out):
     return ties.merge(out, [x, weight])
 
 
-CONSTANTS = [
-    "zeros",
-    "ones",
-    "full",
-    "empty",
-    "empty_strided",
-    "rand",
-    "randn",
-    "randint",
-    "randperm",
-    "arange",
-    "linspace",
-    "logspace",
-    "eye",
-    "scalar_tensor",
-    "tril_indices",
-    "triu_indices",
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "new_empty",
-    "new_empty_strided",
-    "_local_scalar_dense",
-    "is_same_size",
-    "_assert_async",
-    "_assert_tensor_metadata",
-    "item",
-]
+CONSTANTS = """
+    zeros ones full empty empty_strided rand randn randint randperm arange linspace logspace eye scalar_tensor
+    tril_indices triu_indices new_zeros new_ones new_full new_empty new_empty_strided _local_scalar_dense
+    is_same_size _assert_async _assert_tensor_metadata item
+""".split()
 
 
 @rule(*(f"aten.{name}" for name in CONSTANTS))
 def constant(ties, *args, out, **options):
     """A constant of a shape given as numbers carries no labels: it must adapt by itself."""
+
+
+@rule("aten._weight_norm_interface", "aten._weight_norm")
+def weight_norm(ties, v, g, dim=0, *, out):
+    """g and v tie along `dim`; along the other axes a zeroed slice of v leaves the norm as a removed one does."""
+    # v of the weight's shape, g of size 1 but along dim -> weight, norm
+    ties.consume(ties.along(v, [a for a in range(v.ndim) if a != dim % v.ndim]))
+    planes = ties.merge(v.shape, [g, v])  # g names the labels of dim: it can be zeroed, a zeroed v would be 0/0
+    return [planes] if isinstance(out, list) else planes

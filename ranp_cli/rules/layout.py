@@ -278,3 +278,11 @@ def unfold(ties, x, dim, size, step, *, out):
     """Windows along an axis: without labels there, the others stay; a labelled axis is fixed."""
     ties.fix(ties.along(x, [dim]), "sliding windows over channels")
     return tuple(p.unsqueeze(-1) for p in ties.collapse(x, [dim]).planes)
+
+
+@rule("aten.glu")
+def glu(ties, x, dim=-1, *, out):
+    """Two halves, one gating the other: the same place of both ties."""
+    dim %= x.ndim
+    n = out[dim]
+    return ties.merge(out, [Labels(tuple(out), part(ties, x, dim, start, n)) for start in (0, n)])

@@ -83,15 +83,12 @@ def embedding(ties, weight, indices, *args, out):
     return () if columns is None else (columns.view([1] * (len(out) - 1) + [-1]),)
 
 
-ATTENTION = [
-    "aten.scaled_dot_product_attention",
-    "aten._scaled_dot_product_flash_attention",
-    "aten._scaled_dot_product_flash_attention_for_cpu",
-    "aten._scaled_dot_product_efficient_attention",
-    "aten._scaled_dot_product_cudnn_attention",
-    "aten._scaled_dot_product_attention_math",
-    "aten._scaled_dot_product_fused_attention_overrideable",
-]
+ATTENTION = """
+    aten.scaled_dot_product_attention aten._scaled_dot_product_flash_attention
+    aten._scaled_dot_product_flash_attention_for_cpu aten._scaled_dot_product_efficient_attention
+    aten._scaled_dot_product_cudnn_attention aten._scaled_dot_product_attention_math
+    aten._scaled_dot_product_fused_attention_overrideable
+""".split()
 
 
 @rule(*ATTENTION, free=False)

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from . import rule
 
-BATCH_NORM = [
-    "aten.native_batch_norm",
-    "aten._native_batch_norm_legit",
-    "aten._native_batch_norm_legit_no_training",
-    "aten._batch_norm_with_update",
-    "aten._batch_norm_no_update",
-    "aten.cudnn_batch_norm",
-    "aten.miopen_batch_norm",
-    "aten.batch_norm",
-    "aten._batch_norm_with_update_functional",
-]
+BATCH_NORM = """
+    aten.native_batch_norm aten._native_batch_norm_legit aten._native_batch_norm_legit_no_training
+    aten._batch_norm_with_update aten._batch_norm_no_update aten.cudnn_batch_norm aten.miopen_batch_norm
+    aten.batch_norm aten._batch_norm_with_update_functional
+""".split()
 
 
 @rule(*BATCH_NORM)

@@ -9,43 +9,16 @@ ZERO_NEUTRAL = {"sum", "norm", "linalg_vector_norm"}  # a zeroed slice of a para
 # name -> position of the axis argument after x; None in its place reduces all axes
 REDUCE = {
     **dict.fromkeys(
-        [
-            "mean",
-            "sum",
-            "nansum",
-            "prod",
-            "var",
-            "std",
-            "var_mean",
-            "std_mean",
-            "max",
-            "min",
-            "amax",
-            "amin",
-            "argmax",
-            "argmin",
-            "aminmax",
-        ],
-        0,
+        "mean sum nansum prod var std var_mean std_mean max min amax amin argmax argmin aminmax".split(), 0
     ),
-    **dict.fromkeys(["all", "any", "logsumexp", "median", "nanmedian", "mode", "count_nonzero"], 0),
-    **dict.fromkeys(["norm", "linalg_vector_norm"], 1),
+    **dict.fromkeys("all any logsumexp median nanmedian mode count_nonzero".split(), 0),
+    **dict.fromkeys("norm linalg_vector_norm".split(), 1),
 }
 
 # ops along an axis that keep its length but mix its indices
-ALONG = [
-    "_softmax",
-    "softmax",
-    "_log_softmax",
-    "log_softmax",
-    "cumsum",
-    "cumprod",
-    "logcumsumexp",
-    "sort",
-    "argsort",
-    "renorm",
-    "glu",
-]
+ALONG = (
+    "_softmax _safe_softmax softmax _log_softmax log_softmax cumsum cumprod logcumsumexp sort argsort renorm".split()
+)
 
 
 def _reduce(ties, name: str, x, axes, keepdim: bool, out):
