@@ -83,7 +83,7 @@ Input = Annotated[
     Strs, typer.Option("--input", metavar="SHAPE", help="shape of an input, as 1x4x128x128x128 (repeatable)")
 ]
 
-SUFFIXES = (".safetensors",)
+SUFFIXES = (".safetensors", ".pt")
 
 
 @app.callback(invoke_without_command=True)
@@ -247,6 +247,14 @@ class Options:
     def check_outputs(self, suffixes: tuple[str, ...]) -> None:
         """Complain about what cannot be written before the long work begins."""
         for path in self["output"] or ():
+            if (
+                Path(path).suffix == ".pt"
+                and ".pt" in suffixes
+                and Path(self["model"]).suffix not in (".pt", ".pth", ".ts")
+            ):
+                raise BadInput(
+                    f"-o {path}: a .pt file is written for a TorchScript MODEL only; give a .safetensors name"
+                )
             if Path(path).suffix not in suffixes:
                 raise BadInput(
                     f"-o {path}: ranp {self.command} writes {', '.join(suffixes)}; give a file of such a name"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -85,8 +86,20 @@ class Pruned:
     report: Report
     about: dict[str, Any]
 
+    def _save_script(self, path: str | Path) -> None:
+        if not isinstance(self.model, torch.jit.ScriptModule):
+            raise BadInput(f"{path}: a .pt file is written for a TorchScript model only; give a .safetensors name")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            _write(path, self.model.save_to_buffer(), self.report)
+
     def save(self, path: str | Path) -> None:
-        """Write slim.safetensors: tensors, and in its metadata all that `load` and `profile` need."""
+        """Write slim.safetensors: tensors, and in its metadata all that `load` and `profile` need.
+
+        A path that ends in `.pt` takes the slim TorchScript, when the model was one.
+        """
+        if Path(path).suffix == ".pt":
+            return self._save_script(path)
         tensors, aliases, unsaved = slim_tensors(self.model)
         report = self.report.to_dict()
         kept = {

@@ -53,6 +53,8 @@ def slim_model(model: nn.Module, graph: Graph, stays: np.ndarray) -> tuple[nn.Mo
 
 def attributes(slim: nn.Module, graph: Graph, stays: np.ndarray) -> dict[str, dict[str, Any]]:
     """The channel counts that modules keep as attributes and that are no longer true: {module: {attribute: value}}."""
+    if isinstance(slim, torch.jit.ScriptModule):
+        return {}  # compiled in: what its code insists on is found when it runs
     wanted: dict[str, dict[str, Any]] = {}
     shapes = {name: tuple(t.shape) for name, t in named_tensors(slim)}
     for layer in graph.layers:

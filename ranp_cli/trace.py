@@ -262,8 +262,8 @@ def shadow(model: nn.Module, real: bool = False) -> nn.Module:
     )
 
 
-def script_copy(model: torch.jit.ScriptModule, device: str) -> nn.Module:
-    """A copy of a TorchScript module with its tensors on `device`."""
+def script_copy(model: torch.jit.ScriptModule, device: str | None) -> nn.Module:
+    """A copy of a TorchScript module with its tensors on `device` (None: where they are)."""
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit as a whole: we know
@@ -276,8 +276,10 @@ def replicate(model: nn.Module, make: Callable[[str, Tensor], Tensor]) -> nn.Mod
     """A deep copy of `model` in which every tensor is `make(name, tensor)`; tied tensors stay tied.
 
     Plain tensor attributes are named like parameters. A `make` that returns the very tensor shares a parameter's
-    memory; buffers and attributes, which a forward may write, are copied then.
+    memory; buffers and attributes, which a forward may write, are copied then. (TorchScript always copies.)
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        return _replicate_script(model, make)
     memo: dict[int, Any] = {}
     with torch.no_grad():
         for prefix, module in model.named_modules():
@@ -292,6 +294,19 @@ def replicate(model: nn.Module, make: Callable[[str, Tensor], Tensor]) -> nn.Mod
                     new = own.clone()
                 memo[id(t)] = nn.Parameter(new, requires_grad=t.requires_grad) if is_parameter else new
     return copy.deepcopy(model, memo)
+
+
+def _replicate_script(model: torch.jit.ScriptModule, make: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    copy = script_copy(model, None)
+    made: dict[int, Tensor] = {}
+    with torch.no_grad():
+        for prefix, module in copy.named_modules():
+            for key, t in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+                if t.data_ptr() not in made:
+                    new = make(f"{prefix}.{key}" if prefix else key, t.detach())
+                    made[t.data_ptr()] = nn.Parameter(new, t.requires_grad) if isinstance(t, nn.Parameter) else new
+                module._c.setattr(key, made[t.data_ptr()])
+    return copy
 
 
 def plain_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -484,12 +499,16 @@ def locate(names: Mapping[int, str]) -> tuple[str, str]:
     """The module and the line of the user's code that is running: ("encoders.0", "model.py:31"), or empty strings."""
     frame = sys._getframe(1)
     module = where = ""
+    left = False
     while frame is not None and not (module and where):
         file = frame.f_code.co_filename
+        ours = file.startswith(_OURS) and "/models/" not in file
+        if ours and left:
+            break  # whoever called ranp
+        left = left or not ours
         if not module and isinstance(owner := frame.f_locals.get("self"), nn.Module):
             module = names.get(id(owner), "")
-        inside = file.startswith((_TORCH, "<")) or (file.startswith(_OURS) and "/models/" not in file)
-        if not where and not inside:
+        if not where and not ours and not file.startswith((_TORCH, "<")):
             where = f"{Path(file).name}:{frame.f_lineno}"
             break
         frame = frame.f_back  # type: ignore[assignment]
