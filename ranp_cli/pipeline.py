@@ -27,7 +27,7 @@ from .report import Report, layer_row, not_pruned, uncounted
 from .resources import NAMES as RESOURCE_NAMES
 from .resources import reweighting, tau
 from .select import METHODS, Selection, check, select, weigh
-from .source import load_model, load_weights
+from .source import TORCHSCRIPT_NOTE, load_model, load_weights
 from .trace import replicate, seeded
 from .units import Example, Graph, analyse, as_example, cost_of, fingerprint, guess_example
 from .verify import verify
@@ -207,7 +207,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     if min_neurons < 1:
         raise BadInput(f"min-neurons {min_neurons}: give 1 or more; a layer without neurons is no network")
     if not 0 <= lambda_ < math.inf:
-        raise BadInput(f"lambda {lambda_}: give a number from 0 on; it is the weight of the resource term")
+        raise BadInput(f"lambda {lambda_}: give 0 or more; it is the weight of the resource term")
     keep, only = ([g] if isinstance(g, str) else g for g in (keep, only))
     report = Report("prune")
     job = _open(report, model, seed, model_args, weights, weights_key, device)
@@ -341,6 +341,8 @@ def _open(report: Report, model: nn.Module | str, seed: int, args: dict[str, Any
                 loaded = load_model(model, args)
             about = {"spec": loaded.spec, "args": loaded.args}
             model = loaded.module
+            if loaded.kind == "torchscript":
+                report.parts["notes"] = [TORCHSCRIPT_NOTE]
         if not isinstance(model, nn.Module):
             raise BadInput(
                 f"the model is a {type(model).__name__}; give an nn.Module, or a spec such as model.py:UNet3D"

@@ -77,14 +77,15 @@ def _one(
         return {"model": about, **told, **document["profile"]}
     if not isinstance(model, str):
         return _measured(report, model, {"spec": None, "args": {}}, inputs)
-    from .source import load_model, load_weights
+    from .source import TORCHSCRIPT_NOTE, load_model, load_weights
     from .trace import seeded
 
     with report.timing("load"), seeded(seed):
         loaded = load_model(model, args)
         if weights is not None:
             load_weights(loaded.module, weights)
-    return _measured(report, loaded.module, {"spec": loaded.spec, "args": loaded.args}, inputs)
+    notes = {"notes": [TORCHSCRIPT_NOTE]} if loaded.kind == "torchscript" else {}
+    return notes | _measured(report, loaded.module, {"spec": loaded.spec, "args": loaded.args}, inputs)
 
 
 def _measured(report: Report, module: nn.Module, about: dict[str, Any], inputs: Any) -> dict[str, Any]:

@@ -416,6 +416,8 @@ def _remarks(report: Report, page: _Page) -> list[Text]:
 
 
 def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
+    for note in report.get("notes", ()):
+        yield "note:", "bold", note
     if floored := _floored(report):
         yield "kept at their floor:", "yellow", ", ".join(floored)
     if fixed := _fixed(report):

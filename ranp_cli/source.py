@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 TORCHSCRIPT = (".pt", ".ts", ".pth")
+TORCHSCRIPT_NOTE = "TorchScript is deprecated by PyTorch, and such a file is code: load only what you trust"
 
 
 @dataclass(frozen=True)
