@@ -88,6 +88,8 @@ class Ties:
         self._statistics: list[tuple[np.ndarray, Reason]] = []
         self._cache: tuple[int, np.ndarray] | None = None
         self.uses: list[LayerUse] = []
+        self.step: tuple[int, int] = (0, 0)  # the trace at work and the number of its op, set by it
+        self.suspects: dict[tuple[int, int], list[Tensor]] = {}
         self.locate: Callable[[], str] = str
 
     # -- saying
@@ -122,6 +124,11 @@ class Ties:
         if ids is not None and ids.numel():
             self._statistics.append((np.unique(ids.numpy()), Reason(what, self.locate())))
 
+    def suspect(self, ids: Tensor) -> None:
+        """These labels met indices without labels (a constant): should the op fail once they are gone, they must stay."""
+        if ids.numel():
+            self.suspects.setdefault(self.step, []).append(ids)
+
     def layer(self, op: str, weight: Labels, neurons: Tensor | None, **how: Any) -> None:
         """`weight` is the weight of a layer whose i-th neuron carries label neurons[i] (None: a single neuron)."""
         self.uses.append(LayerUse(op, weight, neurons, how))
@@ -145,18 +152,35 @@ class Ties:
     def merge(self, shape: Sequence[int], tensors: Iterable[Labels]) -> tuple[Tensor, ...]:
         """Planes of the element-wise combination, of shape `shape`, of tensors that broadcast: overlapping planes tie."""
         out: list[Tensor] = []
+        tensors = list(tensors)
+        self._suspect_constants(shape, tensors)
         for t in tensors:
             for p in t.planes:
                 p = p.reshape((1,) * (len(shape) - p.ndim) + tuple(p.shape))
                 met = [i for i, q in enumerate(out) if overlap(p, q)]
                 for i in met:
                     self.tie(p, out[i])
+                    if not (p > 0).all() or not (out[i] > 0).all():
+                        a, b = torch.broadcast_tensors(p, out[i])
+                        self.suspect(torch.cat([a[b == 0], b[a == 0]]))
                 if met:
                     i = met[0]
                     out[i] = torch.where(out[i] > 0, out[i], p)
                 else:
                     out.append(p)
         return tuple(out)
+
+    def _suspect_constants(self, shape: Sequence[int], tensors: list[Labels]) -> None:
+        """Labels of one operand that lie along an axis where another is as long and has none."""
+        for t in tensors:
+            lead = len(shape) - t.ndim
+            bare = {a + lead for a, n in enumerate(t.shape) if n > 1 and all(p.shape[a] == 1 for p in t.planes)}
+            for other in tensors:
+                gap = len(shape) - other.ndim
+                for p in other.planes if bare and other is not t else ():
+                    axes = axes_of(p)
+                    if len(axes) == 1 and axes[0] + gap in bare:
+                        self.suspect(p.reshape(-1))
 
     def collapse(self, t: Labels, axes: Iterable[int]) -> Labels:
         """t without labels along `axes`: planes that also lie elsewhere are tied along them, the others are dropped."""

@@ -99,7 +99,8 @@ class Pruned:
         A path that ends in `.pt` takes the slim TorchScript, when the model was one.
         """
         if Path(path).suffix == ".pt":
-            return self._save_script(path)
+            self._save_script(path)
+            return
         tensors, aliases, unsaved = slim_tensors(self.model)
         report = self.report.to_dict()
         kept = {

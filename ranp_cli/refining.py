@@ -182,6 +182,12 @@ def check_runs(slim: nn.Module, graph: Graph, stays: np.ndarray) -> SlimRun | Ha
             else "fixed in the code"
         )
         where = line_of(slim, example, training, dense.real, at)
+        reach = 1 if tracer.inside or at < len(tracer.ops) else 20  # a check before the op: look at the next few
+        for step in range(at, at + reach):
+            met = graph.ties.suspects.get((id(dense.tracer), step), [])
+            ids = np.unique(torch.cat(met).numpy()) if met else np.empty(0, dtype=np.int64)
+            if ids.size and not stays[ids].all():
+                return HardCoded(ids[ids > 0], Reason(what, where))
         for op in reversed(dense.tracer.ops[: at + 1]):
             ids = np.unique(np.concatenate([t.ids().numpy() for t in op.ins] or [np.empty(0, dtype=np.int64)]))
             gone = ids[~stays[ids]] if ids.size else ids

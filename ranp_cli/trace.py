@@ -72,6 +72,7 @@ class Tracer(TorchDispatchMode):
     unruled: list[tuple[str, str, str]] = field(default_factory=list)  # op, module, file:line
     uncounted: list[tuple[str, str]] = field(default_factory=list)  # op, module
     names: Mapping[int, str] = field(default_factory=dict)  # id(module) -> its path
+    inside: bool = False  # an op is running: it is the one that raised
     live_bytes: int = 0
     peak_bytes: int = 0
     peak_op: int = -1
@@ -97,7 +98,9 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.inside = True
         out = run_mixed(func, args, kwargs)
+        self.inside = False
         try:
             self._record(func, args, kwargs, out)
         except Exception as error:  # never the user's fault, so never shown as theirs
@@ -111,6 +114,7 @@ class Tracer(TorchDispatchMode):
         l_kwargs = wrap({k: v for k, v in kwargs.items() if k not in written}, self.labels)
         ins = tuple(each(Labels, l_args, l_kwargs))
         name, seen = op_name(func), len(self.ties.uses)
+        self.ties.step = (id(self), len(self.ops))
         shapes = [tuple(t.shape) for t in outs]
         rule = self.rule_for(name)
         if rule is not None:
@@ -137,9 +141,10 @@ class Tracer(TorchDispatchMode):
             return None
         module, where = locate(self.names)
         self.unruled.append((name, module, where))
-        for i in ins:
-            self.ties.fix(i.ids(), f"{name} has no rule")
-        return [all_fixed(shape) for shape in shapes]
+        made = self.ties.new(1)
+        for ids in (made, *(i.ids() for i in ins)):
+            self.ties.fix(ids, f"{name} has no rule", where)
+        return [all_fixed(shape, int(made)) for shape in shapes]
 
     def _count(self, op: Op, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         packet = getattr(func, "_overloadpacket", None)
@@ -197,8 +202,7 @@ class Tracer(TorchDispatchMode):
             return Labels(where[1], self.ties.reshape(base, where[1]), base.origin)
         axes = region(held.base, where)
         if axes is None:
-            self.ties.fix(base.ids(), "seen through an unusual view")
-            return Labels(where[1], all_fixed(where[1]), base.origin)
+            return Labels(where[1], self._fixed_view(where[1], "seen", base), base.origin)
         planes = []
         for p in base.planes:
             for b, start, step, size, _ in axes:
@@ -220,8 +224,7 @@ class Tracer(TorchDispatchMode):
         axes = region(held.base, where)
         origin = None if base.origin is None or lab.origin is None else base.origin | lab.origin
         if axes is None:
-            self.ties.fix(torch.cat([base.ids(), lab.ids()]), "written through an unusual view")
-            return Labels(base.shape, all_fixed(base.shape), origin)
+            return Labels(base.shape, self._fixed_view(base.shape, "written", base, lab), origin)
         planes = list(base.planes)
         of_view = {v: (b, start, step, size) for b, start, step, size, v in axes if v is not None}
         for p in lab.planes:
@@ -237,6 +240,13 @@ class Tracer(TorchDispatchMode):
             full[tuple(index)] = part.reshape(full[tuple(index)].shape)
             planes = list(self.ties.merge(base.shape, [Labels(base.shape, (*planes, full))]))
         return Labels(base.shape, tuple(planes), origin)
+
+    def _fixed_view(self, shape: Sequence[int], what: str, *touched: Labels) -> tuple[Tensor, ...]:
+        """A view that is no box of its tensor: nothing that it touches may change."""
+        made = self.ties.new(1)
+        for ids in (made, *(t.ids() for t in touched)):
+            self.ties.fix(ids, f"{what} through an unusual view")
+        return all_fixed(shape, int(made))
 
     def _watch(self, storage: torch.UntypedStorage) -> None:
         """Count the bytes of a storage from its birth to its death."""
@@ -430,12 +440,12 @@ def same_planes(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     return len(a) == len(b) and all(p is q or torch.equal(p, q) for p, q in zip(a, b, strict=True))
 
 
-def all_fixed(shape: Sequence[int]) -> tuple[Tensor, ...]:
-    """Planes of a tensor that may not change along any axis."""
+def all_fixed(shape: Sequence[int], label: int = FIXED) -> tuple[Tensor, ...]:
+    """Planes of a tensor that may not change along any axis: all carry one fixed label."""
     planes = []
     for axis, n in enumerate(shape):
         if n > 1:
-            planes.append(torch.full([n if k == axis else 1 for k in range(len(shape))], FIXED))
+            planes.append(torch.full([n if k == axis else 1 for k in range(len(shape))], label))
     return tuple(planes)
 
 
