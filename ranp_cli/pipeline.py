@@ -221,11 +221,11 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
                 f"criterion '{criterion}' was asked, the scores are of '{given.about['criterion']}'; leave it out or score anew"
             )
         criterion = str(given.about["criterion"])
-        graph = job.analyse(report, Example.from_signature(given.about["model"]["input"]))
+        graph = job.analyse(report, Example.from_signature(given.about["model"]["input"]), strict)
         values, count = given.in_order(graph), given.about["batches"]
     else:
         source, example = _first(batches, batch_limit, seed)
-        graph = job.analyse(report, example)
+        graph = job.analyse(report, example, strict)
         criterion = criterion or "mpmg-sum"
         if method == "random":  # needs no gradients
             criterion_of(criterion)
@@ -233,10 +233,6 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         else:
             found = _gather(report, job, graph, source, loss, ignore_index, criterion, seed, progress)
             values, count = found.scores, found.batches
-    if strict and graph.eval_run.tracer.unruled + graph.train_run.tracer.unruled:
-        op, module, where = (graph.eval_run.tracer.unruled + graph.train_run.tracer.unruled)[0]
-        raise BadInput(f"--strict: {op} in {module or 'the model'} ({where or 'no source line'}) has no rule; register one with "
-                       "ranp_cli.rules.rule or drop --strict to keep what it touches")  # fmt: skip
     graph.fix_layers(keep, only)
     layer_tau = None if resource == "none" else tau(graph.layers, resource)
     how = {"name": method, "criterion": criterion, "resource": resource, "lambda": float(lambda_), "seed": seed}
@@ -323,10 +319,15 @@ class Job:
     about: dict[str, Any]
     device: torch.device
 
-    def analyse(self, report: Report, example: Example) -> Graph:
+    def analyse(self, report: Report, example: Example, strict: bool = False) -> Graph:
         with report.timing("trace"):
             graph = analyse(self.model, example)
         self.about["input"] = example.signature
+        for op, module, where in (*graph.eval_run.tracer.unruled, *graph.train_run.tracer.unruled) if strict else ():
+            raise BadInput(
+                f"--strict: {op} in {module or 'the model'} ({where or 'no source line'}) has no rule; "
+                "register one with ranp_cli.rules.rule, or drop --strict to keep what it touches"
+            )
         return graph
 
 
