@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -87,18 +86,17 @@ class Costs:
         return out
 
 
-def costs(model: nn.Module, tracer: Tracer, paper: Paper | None, samples: int, inputs: Iterable[Tensor]) -> Costs:
+def costs(model: nn.Module, tracer: Tracer, paper: Paper | None, samples: int) -> Costs:
     """The costs of one sample, from a run in eval mode over `samples` samples."""
     parameters, buffers = list(model.parameters()), list(model.buffers())
     params = sum(p.numel() for p in parameters)
     held = sum(t.numel() * t.element_size() for t in (*parameters, *buffers))
-    given = sum(t.numel() * t.element_size() for t in inputs)
     return Costs(
         params=params,
         params_bytes=sum(p.numel() * p.element_size() for p in parameters),
         macs=sum(op.flops for op in tracer.ops) // 2 // samples,
         activation_bytes=sum(op.new_bytes for op in tracer.ops) // samples,
-        peak_forward_bytes=held + (given + tracer.peak_bytes) // samples,
+        peak_forward_bytes=held + tracer.peak_bytes // samples,
         paper=None if paper is None else {
             "param_mb": round(params * 4 / MIB, 4),
             "gflops": round(paper.flops / samples / 1e9, 4),

@@ -401,7 +401,7 @@ def _scores(report: Report, job: Job, graph: Graph, found: Importance, criterion
     report.parts |= {
         "method": {"criterion": criterion, "batches": found.batches},
         "neurons": {"total": graph.n},
-        "before": cost_of(job.model, graph.eval_run, graph.example),
+        "before": cost_of(job.model, graph.eval_run),
         "layers": [
             {**layer_row(layer), "importance_mean": float(v.mean())}
             for layer, v in zip(graph.layers, found.scores, strict=True)
@@ -470,8 +470,8 @@ def _finish(report: Report, job: Job, graph: Graph, mask: Mask, keep: np.ndarray
         "method": mask.method,
         "sparsity": {"requested": mask.requested, "achieved": round(mask.achieved, 6)},
         "neurons": {"total": mask.total, "kept": mask.kept},
-        "before": cost_of(job.model, run, graph.example),
-        "after": cost_of(slim, after, graph.example),
+        "before": cost_of(job.model, run),
+        "after": cost_of(slim, after),
         "verified": verified,
         "layers": rows,
         "floored": mask.floored,

@@ -444,10 +444,9 @@ def measure(model: nn.Module, example: Example) -> tuple[Run, list[Layer], dict[
     ties = Ties()
     slots = {name: make_slot(ties, name, tuple(t.shape)) for name, t in named_tensors(model)}
     found = run(model, example.with_batch(1), ties, slots, training=False)
-    return found, find_layers(ties, slots, found), cost_of(model, found, example)
+    return found, find_layers(ties, slots, found), cost_of(model, found)
 
 
-def cost_of(model: nn.Module, run: Run, example: Example) -> dict[str, Any]:
+def cost_of(model: nn.Module, run: Run) -> dict[str, Any]:
     """The costs of one sample, as the report has them."""
-    one = example.with_batch(run.samples)
-    return costs(model, run.tracer, run.paper, run.samples, tensors_in((one.args, one.kwargs))).to_dict()
+    return costs(model, run.tracer, run.paper, run.samples).to_dict()

@@ -1,0 +1,99 @@
+"""The counts, worked by hand, and the paper's rows to the last digit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import ranp_cli as ranp
+from ranp_cli.models.unet3d import unet3d
+
+# layers, arguments, input, (parameters MB, GFLOPs, memory MB)
+PAPER = [
+    (
+        {"layers": 15, "width": 64, "in_channels": 1, "num_classes": 50, "softmax": True},
+        (1, 1, 64, 64, 64),
+        ("62.26", "237.85", "997.00"),
+    ),
+    (
+        {"layers": 15, "width": 32, "in_channels": 4, "num_classes": 5},
+        (1, 4, 128, 128, 128),
+        ("15.57", "478.13", "3628.00"),
+    ),
+    (
+        {"layers": 23, "width": 64, "in_channels": 1, "num_classes": 50, "softmax": True},
+        (1, 1, 64, 64, 64),
+        ("791.31", "259.59", "1005.97"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("args", "shape", "row"), PAPER, ids=lambda v: v[0] if isinstance(v, tuple) else None)
+def test_paper_rows(args, shape, row):
+    with torch.device("meta"):
+        model = unet3d(**args)
+    paper = ranp.profile(model, shape).to_dict()["before"]["paper"]
+    assert tuple(f"{paper[k]:.2f}" for k in ("param_mb", "gflops", "memory_mb")) == row
+
+
+# module, input, multiply-adds
+MACS = {
+    "conv": (nn.Conv3d(3, 8, (3, 1, 2), padding=(1, 0, 0)), (1, 3, 4, 5, 6), 3 * 1 * 2 * 3 * 8 * (4 * 5 * 5)),
+    "strided": (nn.Conv3d(2, 4, 3, stride=2, padding=1), (1, 2, 8, 8, 8), 27 * 2 * 4 * 4**3),
+    "dilated": (nn.Conv3d(2, 4, 3, dilation=2), (1, 2, 8, 8, 8), 27 * 2 * 4 * 4**3),
+    "grouped": (nn.Conv3d(4, 8, 3, groups=2, padding=1), (1, 4, 4, 4, 4), 27 * 2 * 8 * 4**3),
+    "depthwise": (nn.Conv3d(4, 4, 3, groups=4, padding=1), (1, 4, 4, 4, 4), 27 * 4 * 4**3),
+    "transposed": (nn.ConvTranspose3d(6, 4, 2, 2), (1, 6, 4, 4, 4), 8 * 6 * 4 * 4**3),  # per *input* position
+    "linear": (nn.Linear(10, 7), (1, 10), 70),
+    "two_dimensional": (nn.Conv2d(3, 5, 3), (1, 3, 8, 8), 9 * 3 * 5 * 36),
+}
+
+
+@pytest.mark.parametrize("name", MACS)
+def test_macs_by_hand(name):
+    module, shape, macs = MACS[name]
+    report = ranp.profile(nn.Sequential(module), shape).to_dict()
+    assert report["before"]["macs"] == report["layers"][0]["macs"] == macs
+    assert report["before"]["flops"] == 2 * macs
+
+
+def test_bytes_by_hand():
+    """conv (4 maps), ReLU, conv (2 maps) on 8^3: each new tensor counts, the in-place one does not."""
+    position = 8**3 * 4  # bytes of one map
+    for in_place, relu in ((False, 4), (True, 0)):
+        net = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(in_place), nn.Conv3d(4, 2, 1))
+        held = sum(p.numel() * 4 for p in net.parameters())
+        before = ranp.profile(net, (1, 1, 8, 8, 8)).to_dict()["before"]
+        assert before["activation_bytes"] == (4 + relu + 2) * position
+        assert before["peak_forward_bytes"] == held + (1 + max(4 + relu, 4 + 2)) * position
+        assert before["params_bytes"] == held
+
+
+def test_one_sample_whatever_the_batch():
+    net = nn.Sequential(nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4), nn.ReLU())
+    assert (
+        ranp.profile(net, (5, 1, 8, 8, 8)).to_dict()["before"] == ranp.profile(net, (1, 1, 8, 8, 8)).to_dict()["before"]
+    )
+
+
+def test_layers_add_up():
+    with torch.device("meta"):
+        model = unet3d(width=8)
+    report = ranp.profile(model, (1, 1, 16, 16, 16)).to_dict()
+    assert sum(row["macs"] for row in report["layers"]) == report["before"]["macs"]
+    assert len(report["layers"]) == 15
+
+
+def test_what_is_not_counted_is_listed():
+    class Fft(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv3d(1, 2, 1)
+
+        def forward(self, x):
+            return torch.fft.fftn(self.conv(x)).real
+
+    report = ranp.profile(Fft(), (1, 1, 4, 4, 4)).to_dict()
+    first = report["uncounted_ops"][0]
+    assert (first["op"], first["module"], first["count"]) == ("aten._fft_c2c", "", 1)
