@@ -133,15 +133,21 @@ def cat(ties, tensors, dim=0, *, out):
     """Labels stand one after the other along the axis; along every other axis they tie."""
     tensors = [t for t in tensors if t.ndim == len(out)]  # an empty 1-d tensor concatenates with anything
     dim %= len(out)
+    joined = torch.zeros([n if a == dim else 1 for a, n in enumerate(out)], dtype=torch.int64)
     planes, start = [], 0
     for t in tensors:
         for p in t.planes:
-            if p.shape[dim] > 1 or (t.shape[dim] == 1 and not axes_of(p)):
+            if axes_of(p) == [dim] and not joined.narrow(dim, start, t.shape[dim]).any():
+                joined.narrow(dim, start, t.shape[dim]).copy_(p)
+                continue
+            if p.shape[dim] > 1:
                 wide = torch.zeros([out[dim] if a == dim else n for a, n in enumerate(p.shape)], dtype=torch.int64)
                 wide.narrow(dim, start, t.shape[dim]).copy_(p)
                 p = wide
             planes.append(p)
         start += t.shape[dim]
+    if out[dim] > 1 and joined.any():
+        planes.insert(0, joined)
     return ties.merge(out, [Labels(tuple(out), tuple(planes))])
 
 

@@ -1,0 +1,103 @@
+"""Networks of MONAI, nnU-Net, timm and video papers under the laws, and: half of what can go does go."""
+
+from __future__ import annotations
+
+import laws
+import packages
+import pytest
+import torch
+import zoo
+
+import ranp_cli as ranp
+from ranp_cli.pipeline import Pruned
+from ranp_cli.trace import replicate
+from ranp_cli.units import Example, analyse
+from ranp_cli.verify import masked_model
+
+SETTINGS = [(0.5, "flops"), (0.5, "mem"), (0.9, "flops"), (0.9, "mem")]
+ENOUGH = 0.45  # of what may go, at a sparsity of 0.5
+
+
+def cells() -> list:
+    """Every network at every setting; all but the first of the fast networks are slow."""
+    out = []
+    for case in packages.CASES:
+        for setting in SETTINGS:
+            first = case.fast and setting == SETTINGS[0]
+            name = f"{case.name}-{setting[0]}-{setting[1]}"
+            out.append(pytest.param(case, *setting, id=name, marks=() if first else pytest.mark.slow))
+    return out
+
+
+def build(case: packages.Case) -> torch.nn.Module:
+    """The network with running statistics, and affine parameters of norms, that are not those of a fresh one."""
+    if case.package:
+        pytest.importorskip(case.package.partition(".")[0])
+    model = zoo.build(case)
+    g = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for m in model.modules():
+            if getattr(m, "running_mean", None) is not None:
+                m.running_mean.copy_(torch.randn(m.running_mean.shape, generator=g) * 0.1)
+                m.running_var.copy_(torch.rand(m.running_var.shape, generator=g) + 0.5)
+            if hasattr(m, "normalized_shape") or hasattr(m, "num_features") or isinstance(m, torch.nn.GroupNorm):
+                for p in m.parameters(False):
+                    p.add_(torch.rand(p.shape, generator=g) * 0.2 - 0.1)
+    return model
+
+
+def allow_for_rounding(model: torch.nn.Module, pruned: Pruned, x: torch.Tensor, statistics: bool, patch) -> None:
+    """Widen the bounds of law 1 to ten times what one rounding of the input does to the masked network itself.
+
+    Deep networks with batch norms over few values lose more digits than the bound has, whoever computes them.
+    """
+    graph = analyse(model, Example((x,)))
+    alive = laws.stays(graph, pruned)
+    for dtype, bound in list(laws.LIMIT.items()):
+        masked = laws.cast(masked_model(model, graph, alive), dtype)
+        y = x.to(dtype)
+        moved = y * (1 + torch.finfo(dtype).eps * torch.sign(torch.randn(y.shape, generator=torch.Generator().manual_seed(5))))
+        for training in (False, True):
+            a, b = (laws.run(replicate(masked, lambda _, t: t), z, training, not statistics) for z in (y, moved.to(dtype)))
+            patch.setitem(laws.LIMIT, dtype, max(laws.LIMIT[dtype], min(10 * laws.distance(a, b), 100 * bound)))
+
+
+@pytest.mark.parametrize(("case", "sparsity", "resource"), cells())
+def test_laws(case, sparsity, resource, tmp_path, monkeypatch):
+    model = build(case)
+    list(model.parameters())[0].grad = torch.ones_like(list(model.parameters())[0])
+    before = laws.snapshot(model)
+    options = {"loss": zoo.loss, "sparsity": sparsity, "resource": resource, "allow_less": True}
+    pruned = ranp.prune(model, zoo.batches(case), **options)
+    laws.unchanged(model, before)
+    model.zero_grad()
+    x = torch.randn(case.shape, generator=torch.Generator().manual_seed(7))
+    allow_for_rounding(model, pruned, x, case.statistics, monkeypatch)
+    laws.slim_is_masked(model, pruned, x, case.statistics)
+    laws.same_behaviour(model, pruned, x)
+    laws.counts_agree(pruned, x)
+    laws.survives_a_file(model, pruned, x, tmp_path / "slim.safetensors")
+    laws.attributes_are_true(pruned.model)
+    report = pruned.report.to_dict()
+    assert ("not_comparable" in report["verified"]) == case.statistics
+    assert not report.get("unruled_ops")
+    if sparsity == 0.5:
+        half_is_gone(case, model, pruned, x)
+
+
+def half_is_gone(case: packages.Case, model: torch.nn.Module, pruned: Pruned, x: torch.Tensor) -> None:
+    """At least ENOUGH of the neurons are gone; of those that are not fixed, where the report says why they are."""
+    graph = analyse(model, Example((x,)))
+    fixed = graph.fixed_units[graph.unit]
+    gone = ~laws.stays(graph, pruned)[graph.root[sum_of_labels(graph)]]
+    why = {str(r.what) for r in graph.reasons if r is not None}
+    print(f"{case.name}: {gone.mean():.3f} of {graph.n} gone, {fixed.mean():.3f} fixed: {sorted(why)}")
+    allowed = {"network output", "network input", "its only neuron", "no layer uses its output"}
+    assert case.attention or why <= allowed
+    assert gone.mean() >= ENOUGH or gone.sum() >= ENOUGH * (~fixed).sum() and pruned.report.to_dict()["not_pruned"]
+
+
+def sum_of_labels(graph):
+    import numpy as np
+
+    return np.concatenate([layer.neurons for layer in graph.layers])
