@@ -185,8 +185,8 @@ def load(path: str | Path, model: nn.Module | str | None = None) -> nn.Module:
         slim = ranp_cli.load("slim.safetensors", UNet3D())
     """
     from .refining import apply_attributes
+    from .shadow import replicate, seeded
     from .source import load_model
-    from .trace import replicate, seeded
     from .units import fingerprint
 
     document = read_document(path, SLIM)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from .trace import each
+from .shadow import each
 
 if TYPE_CHECKING:
     from .trace import Tracer

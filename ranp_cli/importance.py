@@ -15,9 +15,11 @@ from torch.overrides import TorchFunctionMode
 from . import rules
 from .criteria import Criterion
 from .errors import USER_EXCEPTIONS, BadInput
+from .example import Example
 from .labels import LayerUse
-from .trace import Tracer, each, map_tensors, replicate, seeded, shadow, to_meta
-from .units import Example, Graph, Layer, named_tensors, user_line
+from .shadow import each, map_tensors, replicate, seeded, shadow, to_meta
+from .trace import Tracer
+from .units import Graph, Layer, named_tensors, user_line
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from .batches import Batches, load_batches
 from .checkpoint import SCORES, SLIM, VERSION, read_document, read_tensors, slim_tensors, to_bytes, write_atomic
 from .criteria import criterion as criterion_of
 from .errors import BadInput, Infeasible, VerificationFailed, nearest
+from .example import Example, as_example
 from .importance import Importance
 from .importance import score as gather
 from .losses import load_loss
@@ -27,9 +28,9 @@ from .report import Report, layer_row, not_pruned, uncounted
 from .resources import NAMES as RESOURCE_NAMES
 from .resources import reweighting, tau
 from .select import METHODS, Selection, check, select, weigh
+from .shadow import replicate, seeded
 from .source import TORCHSCRIPT_NOTE, load_model, load_weights
-from .trace import replicate, seeded
-from .units import Example, Graph, analyse, as_example, cost_of, fingerprint, guess_example
+from .units import Graph, analyse, cost_of, fingerprint, guess_example
 from .verify import verify
 
 LAMBDA = 11.0  # the paper's for ShapeNet; 15 for BraTS, 80 for UCF101

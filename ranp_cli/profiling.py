@@ -10,7 +10,7 @@ from .report import Report, layer_row, merge_rows, uncounted
 if TYPE_CHECKING:
     from torch import nn
 
-    from .units import Example
+    from .example import Example
 
 
 def profile(
@@ -77,8 +77,8 @@ def _one(
         return {"model": about, **told, **document["profile"]}
     if not isinstance(model, str):
         return _measured(report, model, {"spec": None, "args": {}}, inputs)
+    from .shadow import seeded
     from .source import TORCHSCRIPT_NOTE, load_model, load_weights
-    from .trace import seeded
 
     with report.timing("load"), seeded(seed):
         loaded = load_model(model, args)
@@ -89,7 +89,8 @@ def _one(
 
 
 def _measured(report: Report, module: nn.Module, about: dict[str, Any], inputs: Any) -> dict[str, Any]:
-    from .units import as_example, fingerprint, guess_example, measure
+    from .example import as_example
+    from .units import fingerprint, guess_example, measure
 
     with report.timing("trace"):
         example: Example = guess_example(module) if inputs is None else as_example(inputs)

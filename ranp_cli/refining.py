@@ -10,21 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from .errors import USER_EXCEPTIONS, RuleFailure, VerificationFailed
+from .example import Example
 from .labels import Reason, Ties
-from .trace import Op, Tracer, locate, replicate
-from .units import (
-    Example,
-    Graph,
-    Layer,
-    Run,
-    Slot,
-    attempt,
-    find_layers,
-    make_slot,
-    named_tensors,
-    new_tracer,
-    owner_of,
-)
+from .shadow import replicate
+from .trace import Op, Tracer, locate
+from .units import Graph, Layer, Run, Slot, attempt, find_layers, make_slot, named_tensors, new_tracer, owner_of
 
 INITS = ("keep", "factory", "glorot", "orthogonal")
 

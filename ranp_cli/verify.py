@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import USER_EXCEPTIONS, RuleFailure, VerificationFailed
+from .example import Example
 from .labels import Ties
-from .trace import each, map_tensors, op_name, replicate, seeded, tensors_in
-from .units import Example, Graph, attempt, new_tracer
+from .shadow import each, map_tensors, replicate, seeded, tensors_in
+from .trace import op_name
+from .units import Graph, attempt, new_tracer
 
 NORMS = ("group norm", "layer norm")
 LIMITS = {torch.float32: 1e-5, torch.float64: 1e-10}  # as a fraction of the output's scale

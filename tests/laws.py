@@ -12,9 +12,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import ranp_cli as ranp
+from ranp_cli.example import Example
 from ranp_cli.pipeline import Pruned
-from ranp_cli.trace import replicate, tensors_in
-from ranp_cli.units import Example, Graph, analyse
+from ranp_cli.shadow import replicate, tensors_in
+from ranp_cli.units import Graph, analyse
 from ranp_cli.verify import WithoutStatistics, masked_model
 
 LIMIT = {torch.float32: 1e-5, torch.float64: 1e-10}

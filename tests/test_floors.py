@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "ranp_cli"
 FLOORS = [
-    {"errors", "labels", "trace"},
+    {"errors", "labels", "shadow", "example", "trace"},
     {"rules"},
     {"costs", "units", "criteria", "importance", "resources", "select", "refining", "verify"},
     {"files", "source", "batches", "losses", "config", "mask", "checkpoint", "report", "show"},

@@ -10,7 +10,8 @@ import zoo
 import ranp_cli as ranp
 from ranp_cli import rules
 from ranp_cli.errors import RanpError
-from ranp_cli.units import Example, analyse
+from ranp_cli.example import Example
+from ranp_cli.units import analyse
 
 ALL = pytest.mark.parametrize("case", zoo.CASES, ids=lambda c: c.name)
 

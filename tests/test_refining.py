@@ -11,8 +11,9 @@ from zoo import Net, conv, loss
 import ranp_cli as ranp
 from ranp_cli import rules
 from ranp_cli.errors import BadInput, Infeasible
+from ranp_cli.example import Example
 from ranp_cli.refining import slim_model
-from ranp_cli.units import Example, analyse
+from ranp_cli.units import analyse
 
 X = torch.randn(2, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
 BATCH = (X, torch.zeros(2))
