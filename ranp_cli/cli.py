@@ -83,7 +83,7 @@ Input = Annotated[
     Strs, typer.Option("--input", metavar="SHAPE", help="shape of an input, as 1x4x128x128x128 (repeatable)")
 ]
 
-SUFFIXES = (".safetensors", ".pt")
+SUFFIXES = (".safetensors", ".onnx", ".pt")
 
 
 @app.callback(invoke_without_command=True)
@@ -187,7 +187,7 @@ def refine(
 
 @app.command(epilog="Example: ranp profile model.py:UNet3D slim.safetensors")
 def profile(
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="file.py:Name, package.module:Name, TorchScript, or slim.safetensors")] = None,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="file.py:Name, package.module:Name, TorchScript, slim.safetensors or .onnx")] = None,
     model2: Annotated[str | None, typer.Argument(metavar="[MODEL2]", help="a second one, to lay beside it")] = None,
     input_: Input = None, model_arg: ModelArg = None, weights: Weights = None, seed: Seed = None,
     depth: Annotated[int | None, typer.Option("--depth", metavar="N", min=0, help="sum up layers below N levels of modules; 0: no layers")] = None,

@@ -97,10 +97,16 @@ class Pruned:
     def save(self, path: str | Path) -> None:
         """Write slim.safetensors: tensors, and in its metadata all that `load` and `profile` need.
 
-        A path that ends in `.pt` takes the slim TorchScript, when the model was one.
+        A path that ends in `.onnx` takes a checked ONNX file, one in `.pt` the slim TorchScript, when the model was one.
         """
         if Path(path).suffix == ".pt":
             self._save_script(path)
+            return
+        if Path(path).suffix == ".onnx":
+            from .export import to_onnx
+
+            example = Example.from_signature(self.about["model"]["input"])
+            self.report.parts.setdefault("outputs", {})[str(path)] = to_onnx(self.model, example, path)
             return
         tensors, aliases, unsaved = slim_tensors(self.model)
         report = self.report.to_dict()

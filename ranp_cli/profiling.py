@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import SLIM, load, read_document
+from .errors import BadInput
 from .report import Report, layer_row, merge_rows, uncounted
 
 if TYPE_CHECKING:
@@ -78,6 +79,14 @@ def _one(
     if not isinstance(model, str):
         return _measured(report, model, {"spec": None, "args": {}}, inputs)
     from .shadow import seeded
+
+    if model.lower().endswith(".onnx"):
+        from .onnxfile import profile_onnx
+
+        if args or weights is not None:
+            raise BadInput(f"{model}: an .onnx file holds its weights; leave out --model-arg and --weights")
+        with report.timing("trace"):
+            return profile_onnx(model, inputs)
     from .source import TORCHSCRIPT_NOTE, load_model, load_weights
 
     with report.timing("load"), seeded(seed):

@@ -304,6 +304,8 @@ def find_layers(ties: Ties, slots: dict[str, Slot], *runs: Run) -> list[Layer]:
     found = list(layers.values())
     owners = [owner_of(layer.slot) for layer in found]
     for layer, module in zip(found, owners, strict=True):
+        bias = slots.get(f"{module}.bias" if module else "bias")
+        layer.bias = layer.bias or (bias is not None and bias.shape == (len(layer.neurons),))
         layer.name = module if module and owners.count(module) == 1 else layer.slot
         if sum(other.slot == layer.slot for other in found) > 1:  # used along both axes, as in a tied autoencoder
             layer.name = f"{layer.slot}[{layer.axis}]"

@@ -198,7 +198,11 @@ class Draw(random.Random):
         """Another value, brought to the size (and width) of x."""
         y = self.choice(self.values)
         if y.size != x.size:
-            how = "F.interpolate({}, size={}.shape[2:])" if self.maybe(0.6) else "F.adaptive_avg_pool%dd({}, {}.shape[2:])"
+            how = (
+                "F.interpolate({}, size={}.shape[2:])"
+                if self.maybe(0.6)
+                else "F.adaptive_avg_pool%dd({}, {}.shape[2:])"
+            )
             y = self.say(how.replace("%d", str(self.dims)).format(y.name, x.name), y.ids, x.size)
         return self.conv(y, x.width) if width and y.width != x.width else y
 

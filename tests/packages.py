@@ -133,7 +133,7 @@ def monai_basic_unet_plus_plus() -> nn.Module:
 
 @case(VOLUME, "monai", statistics=True)
 def monai_segresnet() -> nn.Module:
-    return monai("SegResNet", 3, 8, 1, 2)
+    return monai("SegResNet", 3, 8, 1, 2, norm=("group", {"num_groups": 2}))
 
 
 @case(VOLUME, "monai")
@@ -176,7 +176,7 @@ def monai_attention_unet() -> nn.Module:
 
 
 @case((2, 1, 8, 8, 8), "monai")
-def monai_highresnet() -> nn.Module:
+def monai_highresnet() -> nn.Module:  # shortcuts are padded by a count in the code: what meets the padding stays
     return monai("HighResNet", 3, 1, 2)
 
 
@@ -195,7 +195,7 @@ def resnet18(shortcut: str) -> nn.Module:
 
 
 @case(LARGE, "monai")
-def monai_resnet18_a() -> nn.Module:  # a shortcut padded with zero channels
+def monai_resnet18_a() -> nn.Module:  # a shortcut padded up to a count in the code
     return resnet18("A")
 
 
@@ -336,7 +336,9 @@ def slowfast() -> nn.Module:  # the slow path sees every fourth frame, and later
         return m.fc(m.drop(torch.cat([slow.mean((2, 3, 4)), m.fast3(fast).mean((2, 3, 4))], 1)))
 
     def stage(i: int, o: int, time: int) -> nn.Module:
-        body = nn.Sequential(conv(i, o // 2, (time, 1, 1)), conv(o // 2, o // 2, (1, 3, 3)), conv(o // 2, o, 1, relu=False))
+        body = nn.Sequential(
+            conv(i, o // 2, (time, 1, 1)), conv(o // 2, o // 2, (1, 3, 3)), conv(o // 2, o, 1, relu=False)
+        )
         return residual(body, i, o)
 
     return Net(run, slow1=conv(3, 16, (1, 7, 7), (1, 2, 2)), fast1=conv(3, 4, (5, 7, 7), (1, 2, 2)),
@@ -381,7 +383,9 @@ def shufflenetv2_3d() -> nn.Module:
 
     def down(i: int, o: int) -> nn.Module:
         short = nn.Sequential(conv(i, i, 3, 2, groups=i, relu=False), conv(i, o // 2, 1))
-        return Net(lambda m, x: shuffle(torch.cat([m.short(x), m.branch(x)], 1)), short=short, branch=branch(i, o // 2, 2))
+        return Net(
+            lambda m, x: shuffle(torch.cat([m.short(x), m.branch(x)], 1)), short=short, branch=branch(i, o // 2, 2)
+        )
 
     return nn.Sequential(conv(3, 8, 3, (1, 2, 2)), down(8, 24), unit(24), unit(24), down(24, 48), unit(48), conv(48, 64, 1), head(64))  # fmt: skip
 

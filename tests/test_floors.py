@@ -12,7 +12,7 @@ FLOORS = [
     {"errors", "labels", "shadow", "example", "trace"},
     {"rules"},
     {"costs", "units", "criteria", "importance", "resources", "select", "refining", "verify"},
-    {"files", "source", "batches", "losses", "config", "mask", "checkpoint", "report", "show"},
+    {"files", "source", "batches", "losses", "config", "mask", "checkpoint", "export", "onnxfile", "report", "show"},
     {"pipeline", "profiling"},
     {"__init__", "__main__", "cli"},
 ]

@@ -9,9 +9,12 @@ import torch
 import zoo
 
 import ranp_cli as ranp
+from ranp_cli import pipeline
+from ranp_cli.example import Example
 from ranp_cli.pipeline import Pruned
-from ranp_cli.trace import replicate
-from ranp_cli.units import Example, analyse
+from ranp_cli.select import select
+from ranp_cli.shadow import replicate
+from ranp_cli.units import Graph, analyse
 from ranp_cli.verify import masked_model
 
 SETTINGS = [(0.5, "flops"), (0.5, "mem"), (0.9, "flops"), (0.9, "mem")]
@@ -56,9 +59,13 @@ def allow_for_rounding(model: torch.nn.Module, pruned: Pruned, x: torch.Tensor, 
     for dtype, bound in list(laws.LIMIT.items()):
         masked = laws.cast(masked_model(model, graph, alive), dtype)
         y = x.to(dtype)
-        moved = y * (1 + torch.finfo(dtype).eps * torch.sign(torch.randn(y.shape, generator=torch.Generator().manual_seed(5))))
+        moved = y * (
+            1 + torch.finfo(dtype).eps * torch.sign(torch.randn(y.shape, generator=torch.Generator().manual_seed(5)))
+        )
         for training in (False, True):
-            a, b = (laws.run(replicate(masked, lambda _, t: t), z, training, not statistics) for z in (y, moved.to(dtype)))
+            a, b = (
+                laws.run(replicate(masked, lambda _, t: t), z, training, not statistics) for z in (y, moved.to(dtype))
+            )
             patch.setitem(laws.LIMIT, dtype, max(laws.LIMIT[dtype], min(10 * laws.distance(a, b), 100 * bound)))
 
 
@@ -68,6 +75,8 @@ def test_laws(case, sparsity, resource, tmp_path, monkeypatch):
     list(model.parameters())[0].grad = torch.ones_like(list(model.parameters())[0])
     before = laws.snapshot(model)
     options = {"loss": zoo.loss, "sparsity": sparsity, "resource": resource, "allow_less": True}
+    graphs: list[Graph] = []  # the one at work: with what refining found to be fixed in the code
+    monkeypatch.setattr(pipeline, "select", lambda graph, *a, **k: graphs.append(graph) or select(graph, *a, **k))
     pruned = ranp.prune(model, zoo.batches(case), **options)
     laws.unchanged(model, before)
     model.zero_grad()
@@ -82,22 +91,16 @@ def test_laws(case, sparsity, resource, tmp_path, monkeypatch):
     assert ("not_comparable" in report["verified"]) == case.statistics
     assert not report.get("unruled_ops")
     if sparsity == 0.5:
-        half_is_gone(case, model, pruned, x)
+        half_is_gone(case, pruned, graphs[-1])
 
 
-def half_is_gone(case: packages.Case, model: torch.nn.Module, pruned: Pruned, x: torch.Tensor) -> None:
-    """At least ENOUGH of the neurons are gone; of those that are not fixed, where the report says why they are."""
-    graph = analyse(model, Example((x,)))
-    fixed = graph.fixed_units[graph.unit]
-    gone = ~laws.stays(graph, pruned)[graph.root[sum_of_labels(graph)]]
-    why = {str(r.what) for r in graph.reasons if r is not None}
-    print(f"{case.name}: {gone.mean():.3f} of {graph.n} gone, {fixed.mean():.3f} fixed: {sorted(why)}")
-    allowed = {"network output", "network input", "its only neuron", "no layer uses its output"}
-    assert case.attention or why <= allowed
-    assert gone.mean() >= ENOUGH or gone.sum() >= ENOUGH * (~fixed).sum() and pruned.report.to_dict()["not_pruned"]
-
-
-def sum_of_labels(graph):
-    import numpy as np
-
-    return np.concatenate([layer.neurons for layer in graph.layers])
+def half_is_gone(case: packages.Case, pruned: Pruned, graph: Graph) -> None:
+    """At least ENOUGH of the neurons are gone, or of those that are free where the report names those that are not."""
+    report = pruned.report.to_dict()
+    gone = report["neurons"]["total"] - report["neurons"]["kept"]
+    fixed = int(graph.fixed_units[graph.unit].sum())
+    print(f"{case.name}: {gone} gone of {graph.n}, {fixed} fixed: {sorted({str(r) for r in graph.reasons if r})}")
+    assert gone >= ENOUGH * (graph.n - fixed)
+    if gone < ENOUGH * graph.n:
+        named = [row.get("fixed", "") for row in report["layers"]]
+        assert case.attention or any("in the code" in why for why in named)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ import zoo
 from torch import nn
 
 import ranp_cli as ranp
-from ranp_cli.trace import tensors_in
-from ranp_cli.units import Example, analyse
+from ranp_cli.example import Example
+from ranp_cli.shadow import tensors_in
+from ranp_cli.units import analyse
 
 
 def loss(output: Any, target: torch.Tensor) -> torch.Tensor:
