@@ -17,7 +17,7 @@ from .criteria import Criterion
 from .errors import USER_EXCEPTIONS, BadInput
 from .example import Example
 from .labels import LayerUse
-from .shadow import each, map_tensors, replicate, seeded, shadow, to_meta
+from .shadow import NoDropout, each, map_tensors, replicate, seeded, shadow, to_meta
 from .trace import Tracer
 from .units import Graph, Layer, named_tensors, user_line
 
@@ -89,19 +89,6 @@ def training_twin(model: nn.Module, device: torch.device) -> nn.Module:
         p.grad = None
         p.requires_grad_(False)
     return twin
-
-
-class NoDropout(TorchFunctionMode):
-    """Functional dropout passes its input on."""
-
-    NAMES = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout",
-                       "feature_dropout", "dropout_", "alpha_dropout_", "feature_dropout_"})  # fmt: skip
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in self.NAMES:
-            return args[0] if args else kwargs["input"]
-        return func(*args, **kwargs)
 
 
 class WeightGather:

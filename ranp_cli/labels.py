@@ -86,7 +86,6 @@ class Ties:
         self._splits: list[Tensor] = []
         self._consumed: list[np.ndarray] = []
         self._statistics: list[tuple[np.ndarray, Reason]] = []
-        self._cache: tuple[int, np.ndarray] | None = None
         self.uses: list[LayerUse] = []
         self.step: tuple[int, int] = (0, 0)  # the trace at work and the number of its op, set by it
         self.suspects: dict[tuple[int, int], list[Tensor]] = {}
@@ -107,7 +106,7 @@ class Ties:
         a, b = torch.broadcast_tensors(a, b)
         differ = (a != b) & (a > 0) & (b > 0)
         if differ.any():
-            self._edges.append(torch.stack([a[differ], b[differ]]).numpy())
+            self._edges.append(distinct(a[differ].numpy(), b[differ].numpy(), self.size))
 
     def fix(self, ids: Tensor | np.ndarray | None, what: str, where: str | None = None) -> None:
         """These labels may not go; `where` in the user's code, by default where the trace is."""
@@ -238,7 +237,12 @@ class Ties:
         return p
 
     def _disjoint(self, planes: list[Tensor], before: Sequence[Tensor]) -> list[Tensor]:
-        """Two labelled axes that were merged into one cannot shrink independently: the first keeps its labels."""
+        """Two labelled axes that were merged into one cannot shrink independently: the first keeps its labels.
+
+        One that is all fixed (a spatial axis of the network's input) gives way: nothing is lost with it.
+        """
+        order = sorted(range(len(planes)), key=lambda i: bool((planes[i] == FIXED).all()))
+        planes, before = [planes[i] for i in order], [before[i] for i in order]
         out: list[Tensor] = []
         for i, p in enumerate(planes):
             if any(overlap(p, q) and not overlap(before[i], before[j]) for j, q in enumerate(planes[:i])):
@@ -281,24 +285,29 @@ class Ties:
         return list(dict.fromkeys(reason for ids, reason in self._statistics if gone[ids].any()))
 
     def _components(self) -> np.ndarray:
-        """Connected components by hooking to the smaller root and pointer jumping (O(edges log labels) at worst)."""
-        if self._cache and self._cache[0] == len(self._edges) and len(self._cache[1]) == self.size:
-            return self._cache[1]
+        """Connected components by hooking to the smaller root and pointer jumping.
+
+        The edges are then replaced by one from each label to its root, so asking again costs next to nothing.
+        """
         root = np.arange(self.size)
         if self._edges:
             a, b = np.concatenate(self._edges, axis=1)
+            a, b = distinct(a, b, self.size)
             while a.size:
                 low, high = np.minimum(root[a], root[b]), np.maximum(root[a], root[b])
                 np.minimum.at(root, high, low)
-                while True:
-                    up = root[root]
-                    if np.array_equal(up, root):
-                        break
+                while not np.array_equal(up := root[root], root):
                     root = up
                 live = root[a] != root[b]
                 a, b = a[live], b[live]
-        self._cache = (len(self._edges), root)
+            moved = np.flatnonzero(root != np.arange(self.size))
+            self._edges = [np.stack([moved, root[moved]])]
         return root
+
+
+def distinct(a: np.ndarray, b: np.ndarray, size: int) -> np.ndarray:
+    """The different edges among (a, b), of shape (2, n); labels are below `size`."""
+    return np.stack(np.divmod(np.unique(np.minimum(a, b) * size + np.maximum(a, b)), size))
 
 
 def decided_axis(ids: np.ndarray) -> int | None:
@@ -306,7 +315,7 @@ def decided_axis(ids: np.ndarray) -> int | None:
     for axis in range(ids.ndim):
         if ids.shape[axis] > 1:
             rows = np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)
-            if (rows == rows[:, :1]).all():
+            if ((rows == rows.max(1, keepdims=True)) | (rows == 0)).all():  # 0 is no label and differs from none
                 return axis
     return None
 

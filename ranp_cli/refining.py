@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +49,10 @@ def attributes(slim: nn.Module, graph: Graph, stays: np.ndarray) -> dict[str, di
     wanted: dict[str, dict[str, Any]] = {}
     shapes = {name: tuple(t.shape) for name, t in named_tensors(slim)}
     for layer in graph.layers:
-        values = layer_attributes(layer, graph.slots[layer.slot].shape, shapes[layer.slot])
-        wanted.setdefault(owner_of(layer.slot), {}).update(values)
+        module = owner_of(layer.slot)
+        # a parametrised weight is put together from several tensors: the largest has the weight's shape
+        slot = max((s for s in graph.slots if owner_of(s) == module), key=lambda s: math.prod(graph.slots[s].shape))
+        wanted.setdefault(module, {}).update(layer_attributes(layer, graph.slots[slot].shape, shapes[slot]))
     features = {**graph.train_run.features, **graph.eval_run.features}
     modules = dict(slim.named_modules(remove_duplicate=False))
     for name, module in modules.items():

@@ -114,6 +114,8 @@ class Tracer(TorchDispatchMode):
         rule = self.rule_for(name)
         if rule is not None:
             planes = rule(self.ties, *l_args, out=shapes[0] if len(shapes) == 1 else shapes, **l_kwargs)
+        elif shares_memory(func) and len(outs) == 1:  # a view that no rule describes: by its geometry
+            planes = self.labels(outs[0]).planes
         else:
             planes = self._unknown(name, ins, shapes)
         per_out: Sequence[Any] = planes if isinstance(planes, list) else [planes]
@@ -262,6 +264,13 @@ def op_name(func: Any) -> str:
     """`aten.relu_.default` -> `aten.relu`: the overloads and the in-place form share a rule."""
     name = func._schema.name.replace("::", ".")
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def shares_memory(func: Any) -> bool:
+    """Is the first output a view of an input, not written to?"""
+    returns = func._schema.returns
+    info = returns[0].alias_info if returns else None
+    return bool(info and not info.is_write)
 
 
 def writes(func: Any, k: int) -> bool:

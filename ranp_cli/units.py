@@ -319,7 +319,8 @@ def split_by_owner(use: Any, owner: np.ndarray, places: list, slots: dict[str, S
         given = use.how.get("axis", 1 if use.how.get("transposed") else 0)
         count = use.weight.shape[given]
         fitting = [a for a, n in enumerate(slots[slot].shape) if n == count]
-        axis = given if given in fitting or not fitting else fitting[0]
+        same_rank = use.weight.ndim == len(slots[slot].shape)
+        axis = given if (given in fitting and same_rank) or not fitting else fitting[0]
         labels = ties.new(count)
         ties.fix(labels, "its only neuron" if count == 1 else "its neurons could not be followed", "")
         return [(slot, axis, labels.numpy())]

@@ -332,10 +332,10 @@ def pixels_shuffled(d: Draw, x: Value) -> Value:
     ids = [y.ids[i] for i in range(0, y.width, r)]
     d.tie(y.ids, [i for i in ids for _ in range(r)])
     if n == 2 and d.maybe(0.5):
-        return d.say(f"F.pixel_shuffle({y.name}, 2)", ids, 2 * x.size)
+        return d.block(d.say(f"F.pixel_shuffle({y.name}, 2)", ids, 2 * x.size))
     order = [0, 1, *(k for a in range(n) for k in (2 + n + a, 2 + a))]
     cut = f"{y.name}.reshape(len({y.name}), -1, {'2, ' * n}*{y.name}.shape[2:]).permute({order})"
-    return d.say(f"{cut}.reshape(len({y.name}), -1, {', '.join([str(2 * x.size)] * n)})", ids, 2 * x.size)
+    return d.block(d.say(f"{cut}.reshape(len({y.name}), -1, {', '.join([str(2 * x.size)] * n)})", ids, 2 * x.size))
 
 
 @step

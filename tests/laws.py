@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import ranp_cli as ranp
 from ranp_cli.example import Example
 from ranp_cli.pipeline import Pruned
-from ranp_cli.shadow import replicate, tensors_in
+from ranp_cli.shadow import NoDropout, replicate, seeded, tensors_in
 from ranp_cli.units import Graph, analyse
 from ranp_cli.verify import WithoutStatistics, masked_model
 
@@ -27,7 +27,7 @@ def run(model: nn.Module, x: Any, training: bool, plain: bool = True) -> list[to
     for m in model.modules():
         if isinstance(m, nn.modules.dropout._DropoutNd):
             m.eval()
-    with torch.no_grad():
+    with torch.no_grad(), NoDropout(), seeded():
         if plain:
             return tensors_in(model(x))
         with WithoutStatistics():

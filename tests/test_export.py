@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import ranp_cli as ranp
-from ranp_cli import export, onnxfile
+from ranp_cli import export
 from ranp_cli.errors import BadInput, VerificationFailed
 from ranp_cli.example import Example
 from ranp_cli.export import to_onnx

@@ -72,7 +72,8 @@ def allow_for_rounding(model: torch.nn.Module, pruned: Pruned, x: torch.Tensor, 
 @pytest.mark.parametrize(("case", "sparsity", "resource"), cells())
 def test_laws(case, sparsity, resource, tmp_path, monkeypatch):
     model = build(case)
-    list(model.parameters())[0].grad = torch.ones_like(list(model.parameters())[0])
+    first = next(model.parameters())
+    first.grad = torch.ones_like(first)
     before = laws.snapshot(model)
     options = {"loss": zoo.loss, "sparsity": sparsity, "resource": resource, "allow_less": True}
     graphs: list[Graph] = []  # the one at work: with what refining found to be fixed in the code

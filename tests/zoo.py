@@ -292,6 +292,41 @@ def dropout() -> nn.Module:
     return nn.Sequential(conv(2, 6), nn.Dropout3d(0.5), nn.ReLU(), conv(6, 4), nn.Dropout(0.5), nn.ReLU(), conv(4, 3))
 
 
+@case(units=6 + 4 + 3)
+def functional_dropout() -> nn.Module:
+    def run(m: Any, x: torch.Tensor) -> torch.Tensor:
+        y = F.dropout3d(F.relu(m.a(x)), 0.5, m.training)
+        return m.c(F.dropout(F.relu(m.b(y)), 0.5, m.training))
+
+    return Net(run, a=conv(2, 6), b=conv(6, 4), c=conv(4, 3))
+
+
+@case(units=6 + 5 + 4 + 3)
+def unequal_parts_written() -> nn.Module:  # into a preallocated tensor, one part after the other
+    def run(m: Any, x: torch.Tensor) -> torch.Tensor:
+        a, b = F.relu(m.a(x)), F.relu(m.b(x))
+        y = a.new_zeros(len(x), a.shape[1] + b.shape[1], *x.shape[2:])
+        y[:, : a.shape[1]] = a
+        y[:, a.shape[1] :] = b
+        return m.d(F.relu(m.c(y)))
+
+    return Net(run, a=conv(2, 6), b=conv(2, 5), c=conv(11, 4), d=conv(4, 3))
+
+
+@case(units=6 + 4 + 3)
+def weight_norm() -> nn.Module:
+    from torch.nn.utils.parametrizations import weight_norm as norm
+
+    return nn.Sequential(norm(conv(2, 6)), nn.ReLU(), norm(nn.ConvTranspose3d(6, 4, 2, 2)), nn.ReLU(), conv(4, 3, 1))
+
+
+@case(units=6 + 4 + 3)
+def spectral_norm() -> nn.Module:
+    from torch.nn.utils.parametrizations import spectral_norm as norm
+
+    return nn.Sequential(norm(conv(2, 6)), nn.ReLU(), norm(conv(6, 4)), nn.ReLU(), conv(4, 3, 1))
+
+
 @case(units=6 + 3, shape=(2, 2, 8, 8))
 def two_dimensional() -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(6, 3, 1))

@@ -33,7 +33,7 @@ def convolution(ties, x, weight, bias, stride, padding, dilation, transposed, ou
             neurons = None if w_in is None else w_in.repeat_interleave(n_out // groups)
             ties.tie(x_in, w_in)
         else:  # (groups, O/groups): the same lane of every group is one index of the weight
-            neurons = None if w_out is None else w_out.repeat(groups)
+            neurons = one_unit(ties, n_out) if w_out is None else w_out.repeat(groups)
             ties.tie(lanes(ties, x_in, groups), None if w_in is None else w_in.view(groups, -1))
             lanes(ties, w_in, groups)
     else:
@@ -53,6 +53,13 @@ def convolution(ties, x, weight, bias, stride, padding, dilation, transposed, ou
         ties.layer(f"conv{'_transpose' if transposed else ''}{x.ndim - 2}d", weight, neurons, **how)
     batch = tuple(p for p in x.planes if p.shape[0] > 1 and p.shape[1] == 1)
     return batch if neurons is None else (*batch, neurons.view(-1, *[1] * len(space)).unsqueeze(0))
+
+
+def one_unit(ties, n: int) -> torch.Tensor:
+    """The neurons of groups with a single output each: none can go without its group."""
+    ids = ties.new(1)
+    ties.fix(ids, "a single output a group")
+    return ids.repeat(n)
 
 
 def lanes(ties, ids: torch.Tensor | None, groups: int) -> torch.Tensor | None:

@@ -39,7 +39,7 @@ def part(ties, t: Labels, axis: int, start: int, size: int, step: int = 1) -> tu
                 ties.tie(lanes, lanes.amax(axis, keepdim=True))
             elif others:  # one of the parts that a `view` made: (3, heads, channels per head)
                 ties.tie(p, p.amax(axis, keepdim=True))
-            else:
+            elif p.narrow(axis, start, (size - 1) * step + 1).any():  # an unlabelled part is about to be written
                 ties.fix(p, "a slice of unequal size")
             p = p.narrow(axis, start, (size - 1) * step + 1)[(slice(None),) * axis + (slice(None, None, step),)]
         out.append(p)
@@ -167,8 +167,8 @@ def flip(ties, x, dims, *, out):
 @rule("aten.roll")
 def roll(ties, x, shifts, dims=(), *, out):
     """Planes are rolled."""
+    ties.fix(ties.along(x, dims or range(x.ndim)), "rolled along channels")
     if not dims:
-        ties.fix(x.ids(), "rolled as a flat tensor")
         return x.planes
     return moved(x, lambda p: p.roll(shifts, dims))
 
