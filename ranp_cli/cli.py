@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -175,7 +176,7 @@ def refine(
     quiet: Quiet = None,
 ) -> None:  # fmt: skip
     """Build the slim network from a mask, prove it and write it."""
-    o = Options("refine", locals(), {"output": [], "input_": [], "init": "keep"})
+    o = Options("refine", locals(), {"output": [], "input_": [], "init": "keep", "seed": None})
     o.need("model", "mask")
     o.check_outputs(SUFFIXES)
     import ranp_cli as ranp
@@ -285,7 +286,9 @@ class Options:
         }
 
     def progress(self, description: str, total: int | None) -> Any:
-        return show.progress(show.console(stderr=True), description, None if self["quiet"] else total)
+        if self["quiet"]:
+            return nullcontext(lambda: None)
+        return show.progress(show.console(stderr=True), description, total)
 
     def write(self, result: Any, mask: bool = True) -> None:
         with result.report.timing("write"):

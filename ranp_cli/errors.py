@@ -56,5 +56,5 @@ def nearest(given: str, known: Iterable[str]) -> str:
     """The tail of a message on an unknown name: `; did you mean 'mem'? (known: flops, mem)`."""
     known = list(known)
     close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    guess = f"did you mean '{close[0]}'? " if close else ""
-    return f"; {guess}(known: {', '.join(known)})"
+    guess = f"; did you mean '{close[0]}'?" if close else ""
+    return f"{guess} (known: {', '.join(known)})"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .checkpoint import write_atomic
 from .errors import BadInput
 from .units import Graph
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FORMAT, VERSION = "ranp-mask", 1
 SCHEMA = Path(__file__).with_name("mask.schema.json")
@@ -102,6 +105,17 @@ class Mask:
             if all(reasons):
                 fixed[layer.name] = "; ".join(dict.fromkeys(str(r) for r in reasons))
         return cls(layers, fixed=fixed, **about)
+
+    def difference(self, model: nn.Module) -> str:
+        """What sets a model of another fingerprint apart, in a few words."""
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name, layer in self.layers.items():
+            weight = next((parameters[k] for k in (f"{name}.weight", name) if k in parameters), None)
+            if weight is None and not any(k.startswith(f"{name}.") for k in parameters):
+                return f"the model lacks layer {name}"
+            if weight is not None and layer["neurons"] not in weight.shape[:2]:
+                return f"layer {name} has {weight.shape[0]} neurons, {layer['neurons']} in the mask"
+        return "the layers of the mask are there, but other parameters differ in name or shape"
 
     def units(self, graph: Graph) -> np.ndarray:
         """One flag per unit of `graph`. Raises BadInput where the mask is of another network or splits tied neurons."""

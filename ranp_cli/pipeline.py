@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +123,6 @@ class Pruned:
 
 
 def _write(path: str | Path, data: bytes, report: Report) -> None:
-    import hashlib
-
     write_atomic(path, data)
     outputs = report.parts.setdefault("outputs", {})
     outputs[str(path)] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -223,6 +223,10 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     if given is not None:
         if given.about["model"]["fingerprint"] != job.about["fingerprint"]:
             raise BadInput("the scores are of another network: its parameters differ; score this model first")
+        if given.about["model"].get("weights") not in (None, job.weights_digest()):
+            raise BadInput(
+                "the scores are of other weights than the model now has; give the same --seed and --weights as to ranp score"
+            )
         if criterion not in (None, given.about["criterion"]):
             raise BadInput(
                 f"criterion '{criterion}' was asked, the scores are of '{given.about['criterion']}'; leave it out or score anew"
@@ -243,6 +247,11 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     graph.fix_layers(keep, only)
     layer_tau = None if resource == "none" else tau(graph.layers, resource)
     how = {"name": method, "criterion": criterion, "resource": resource, "lambda": float(lambda_), "seed": seed}
+    if method != "ranp":  # the other methods know no resource
+        layer_tau, how["resource"] = None, "none"
+        del how["lambda"]
+    if method == "random":
+        del how["criterion"]
     how |= {"min_neurons": min_neurons, "init": init, "batches": count}
     weighted = weigh(values, method, layer_tau, lambda_, seed)
 
@@ -280,6 +289,7 @@ def refine(model: nn.Module | str, mask: Mask | dict[str, Any] | str | Path, *, 
     Args:
         mask: a Mask, its dict, or a path to mask.json.
         inputs: shape(s) of the input, a tensor or a tuple of them; by default those that the mask records.
+        seed: of the model's weights; by default the one that the mask records.
         init: `keep` the surviving weights, or draw them anew: `factory`, `glorot`, `orthogonal`.
         full: return a Pruned (`.model`, `.mask`, `.report`) instead of the slim module alone.
 
@@ -289,9 +299,14 @@ def refine(model: nn.Module | str, mask: Mask | dict[str, Any] | str | Path, *, 
     """
     _check_choices(init=(init, INITS))
     mask = Mask.of(mask)
+    seed = int(mask.method.get("seed") or 0) if seed is None else seed
     report = Report("refine")
     job = _open(report, model, seed, model_args, weights, weights_key, device)
     wanted = mask.model.get("fingerprint")
+    if wanted and wanted != job.about["fingerprint"]:
+        raise BadInput(
+            f"the mask is of another network: {mask.difference(job.model)}; give the mask that was made for this model"
+        )
     if inputs is not None:
         example = as_example(inputs)
     elif mask.model.get("input"):
@@ -299,11 +314,7 @@ def refine(model: nn.Module | str, mask: Mask | dict[str, Any] | str | Path, *, 
     else:
         example = guess_example(job.model)
     graph = job.analyse(report, example)
-    keep = mask.units(graph)  # says what differs, layer by layer
-    if wanted and wanted != job.about["fingerprint"]:
-        raise BadInput(
-            "the mask is of another network: the layers agree, other parameters do not; give the mask that was made for it"
-        )
+    keep = mask.units(graph)
     chosen, slim, changed, ran = _settle(
         report, job, graph, lambda: Selection(keep | graph.fixed_units, mask.floored, "")
     )
@@ -326,7 +337,16 @@ class Job:
     about: dict[str, Any]
     device: torch.device
 
+    def weights_digest(self) -> str:
+        """sha256 of all parameters' bytes: scores belong to weights."""
+        digest = hashlib.sha256()
+        for p in self.model.parameters():
+            digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if p.numel() else b"")
+        return digest.hexdigest()
+
     def analyse(self, report: Report, example: Example, strict: bool = False) -> Graph:
+        with report.timing("start"):  # torch's own start-up of meta tensors, once a process
+            import_module("torch.fx.experimental.symbolic_shapes")
         with report.timing("trace"):
             graph = analyse(self.model, example)
         self.about["input"] = example.signature
@@ -345,9 +365,9 @@ def _open(report: Report, model: nn.Module | str, seed: int, args: dict[str, Any
     with report.timing("load"):
         place = choose_device(device)
         given, about = model, {"spec": None, "args": {}}  # type: Any, dict[str, Any]
-        if isinstance(model, str):
+        if isinstance(model, (str, Path)):
             with seeded(seed):
-                loaded = load_model(model, args)
+                loaded = load_model(str(model), args)
             about = {"spec": loaded.spec, "args": loaded.args}
             model = loaded.module
             if loaded.kind == "torchscript":
@@ -418,7 +438,7 @@ def _scores(report: Report, job: Job, graph: Graph, found: Importance, criterion
     about = {
         "criterion": criterion,
         "batches": found.batches,
-        "model": dict(job.about),
+        "model": {**job.about, "weights": job.weights_digest()},
         "loss": loss if isinstance(loss, str) else None,
     }
     return Scores(layers, about, report)

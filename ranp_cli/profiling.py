@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import SLIM, load, read_document
@@ -36,6 +37,8 @@ def profile(
     Raises: BadInput.
     """
     report = Report("profile")
+    model = str(model) if isinstance(model, Path) else model
+    other = str(other) if isinstance(other, Path) else other
     if inputs is None and other is not None:  # both on the input that a slim file records
         inputs = _recorded_input(model) or _recorded_input(other)
         if (

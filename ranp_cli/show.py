@@ -424,6 +424,12 @@ def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
         yield "fixed:", "bold", _by_reason(fixed.items())
     if skipped := report.get("not_pruned"):
         yield "not pruned:", "yellow", _by_reason((entry["layer"], entry["reason"]) for entry in skipped)
+    if unruled := report.get("unruled_ops"):
+        yield (
+            "no rule, so fixed:",
+            "yellow",
+            ", ".join(f"{u['op']} in {u['module'] or 'the model'} ({u['source']})" for u in unruled),
+        )
     if uncounted := report.get("uncounted_ops"):
         yield "uncounted ops:", "yellow", ", ".join(entry["op"] + _where(entry) for entry in uncounted)
     if verified := report.get("verified"):

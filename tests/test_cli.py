@@ -874,3 +874,36 @@ def test_streams_and_exit_code_of_a_process(home: Path) -> None:
     ran = process("-m", "ranp_cli", "prune", "--nope", cwd=home)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr == "ranp: error: No such option: --nope; see ranp --help\n"
+
+
+# -- scores and masks belong to weights
+
+
+def test_scores_of_other_weights_are_refused(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = tmp_path / "scores.safetensors"
+    assert ranp(f"score net.py:Net --batch calib.pt --seed 1 -q -o {scores}") == 0
+    assert ranp(f"prune net.py:Net --scores {scores} --sparsity 0.5 -q") == 2
+    assert "the scores are of other weights" in error_line(capsys)
+    assert ranp(f"prune net.py:Net --scores {scores} --sparsity 0.5 --seed 1 -q") == 0
+
+
+def test_refine_takes_the_seed_of_the_mask(here: Path, tmp_path: Path) -> None:
+    a, b, mask = tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "m.json"
+    assert ranp(f"{PRUNE} --seed 3 -q -o {a} --mask {mask}") == 0
+    assert ranp(f"refine net.py:Net --mask {mask} -q -o {b}") == 0
+    dense = net(here)
+    first, second = (dict(ranp_cli.load(path, dense).named_parameters()) for path in (a, b))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_a_mask_of_another_network_says_what_differs(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ranp("refine net.py:Net --model-arg width=7 --mask mask.json -q") == 2
+    assert "the mask is of another network: layer enc has 7 neurons, 6 in the mask" in error_line(capsys)
+
+
+@pytest.mark.parametrize("method", ["vanilla", "weighted", "random", "layerwise"])
+def test_only_ranp_claims_a_resource(method: str, here: Path, tmp_path: Path) -> None:
+    assert ranp(f"{PRUNE} --method {method} -q --mask {tmp_path / 'm.json'}") == 0
+    how = json.loads((tmp_path / "m.json").read_text())["method"]
+    assert "lambda" not in how
+    assert how["resource"] == "none"
