@@ -896,7 +896,9 @@ def test_refine_takes_the_seed_of_the_mask(here: Path, tmp_path: Path) -> None:
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
-def test_a_mask_of_another_network_says_what_differs(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mask_of_another_network_says_what_differs(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert ranp("refine net.py:Net --model-arg width=7 --mask mask.json -q") == 2
     assert "the mask is of another network: layer enc has 7 neurons, 6 in the mask" in error_line(capsys)
 
