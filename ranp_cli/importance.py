@@ -49,7 +49,7 @@ def score(model: nn.Module, graph: Graph, batches: Any, loss: Callable[[Any, Any
             args, kwargs, target = map_tensors((batch.args, batch.kwargs, batch.target), lambda t: t.to(device))
             with torch.enable_grad(), NoDropout(), gather.forward():
                 value = loss(run_model(twin, args, kwargs), target)
-            check_finite(value, count, graph.layers)
+            check_finite(value, count, graph.layers, weights)
             value.backward()
             del value
             gather.end_of_batch()
@@ -285,9 +285,17 @@ def rows_of(t: Tensor, layer: Layer) -> Tensor:
     return t.movedim(layer.axis, 0).reshape(t.shape[layer.axis], -1)
 
 
-def check_finite(loss: Tensor, index: int, layers: Sequence[Layer]) -> None:
+def check_finite(loss: Tensor, index: int, layers: Sequence[Layer], weights: dict[str, Tensor]) -> None:
     if not bool(torch.isfinite(loss)):
-        raise BadInput(f"the loss of mini-batch {index} is {loss.item()}; give a batch and --loss that make it finite")
+        bad = next((layer.name for layer in layers if not bool(torch.isfinite(weights[layer.slot]).all())), None)
+        where = (
+            f"layer {bad} has weights that are not finite"
+            if bad
+            else f"all weights from layer {layers[0].name} on are finite"
+        )
+        raise BadInput(
+            f"the loss of mini-batch {index} is {loss.item()} ({where}); give a batch and --loss that make it finite"
+        )
     if not loss.requires_grad:
         raise BadInput(
             f"the loss of mini-batch {index} has no gradient: it depends on no layer (the first is {layers[0].name}); "

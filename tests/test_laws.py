@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import laws
 import pytest
 import torch
@@ -11,9 +13,24 @@ import ranp_cli as ranp
 from ranp_cli import rules
 from ranp_cli.errors import RanpError
 from ranp_cli.example import Example
+from ranp_cli.files import named
+from ranp_cli.models.unet3d import unet3d
 from ranp_cli.units import analyse
 
-ALL = pytest.mark.parametrize("case", zoo.CASES, ids=lambda c: c.name)
+
+def sample_unet():
+    return named(f"{Path(__file__).parent.parent / 'sample_configs' / 'model.py'}:UNet3D", "model")(width=4, levels=3)
+
+
+def paper_unet():
+    return unet3d(layers=15, width=8, num_classes=5)
+
+
+UNETS = [  # of concatenations only, so every neuron is a unit: the sum of all output channels
+    zoo.Case(sample_unet, units=2 * (4 + 8 + 16) + 3 * (8 + 4) + 6, shape=(2, 1, 8, 8, 8)),
+    zoo.Case(paper_unet, units=4 + 8 + 8 + 16 + 16 + 32 + 32 + 64 + 2 * (32 + 16 + 8) + 5, shape=(2, 1, 16, 16, 16)),
+]
+ALL = pytest.mark.parametrize("case", [*zoo.CASES, *UNETS], ids=lambda c: c.name)
 
 
 @ALL
