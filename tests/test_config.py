@@ -43,7 +43,7 @@ FILES: list[tuple[str, dict[str, Any]]] = [
 BAD_FILES = [
     ("qiet: true", "no option 'qiet'; did you mean 'quiet'? (known: batch, budget, lambda, loss, mask, model, "),
     ("round to: 8", "no option 'round to'; did you mean 'round-to'? (known: "),
-    ("1: 2", "no option '1'; (known: "),
+    ("1: 2", "no option '1' (known: "),
     ("round-to: 8\nround_to: 9", "'round_to' is given twice; leave one out"),
     ("batch: 3", "batch: is a int; wants a path or a name"),
     ("- quiet", "holds a list; wants `option: value` lines"),
