@@ -102,6 +102,6 @@ def half_is_gone(case: packages.Case, pruned: Pruned, graph: Graph) -> None:
     fixed = int(graph.fixed_units[graph.unit].sum())
     print(f"{case.name}: {gone} gone of {graph.n}, {fixed} fixed: {sorted({str(r) for r in graph.reasons if r})}")
     assert gone >= ENOUGH * (graph.n - fixed)
-    if gone < ENOUGH * graph.n:
-        named = [row.get("fixed", "") for row in report["layers"]]
-        assert case.attention or any(named)
+    named = {row["name"] for row in report["layers"] if row.get("fixed")}
+    holding = zip(graph.layers, graph.by_layer(graph.unit), strict=True)
+    assert named == {layer.name for layer, units in holding if graph.fixed_units[units].any()}, "each has its reason"
