@@ -224,6 +224,16 @@ class Ties:
             out.append(p)
         return tuple(self._disjoint(out, t.planes))
 
+    def settled(
+        self, planes: Sequence[Tensor], before: Sequence[Tensor], groups: Iterable[list[int]]
+    ) -> tuple[Tensor, ...]:
+        """Planes after a view: `groups` lists the axes into which one axis went; `before` are the planes before it."""
+        out = list(planes)
+        for axes in groups:
+            out = [self._squash(p, axes) if sum(p.shape[a] > 1 for a in axes) > 1 else p for p in out]
+        kept = [(p, q) for p, q in zip(out, before, strict=True) if axes_of(p)]
+        return tuple(self._disjoint([p for p, _ in kept], [q for _, q in kept]))
+
     def _squash(self, p: Tensor, axes: list[int]) -> Tensor:
         """Drop the axes along which the labels repeat (if they differ at all), and remember a split."""
         if bool((p == p.amax(axes, keepdim=True)).all()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -263,14 +264,18 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         graph, chosen.keep, model=job.about, method=how, requested=chosen.requested, floored=chosen.floored
     )
     if sparsity != "max" and mask.achieved < MUCH_LESS * float(sparsity) and not allow_less:
-        why = not_pruned(graph, chosen.keep)
+        why = not_pruned(graph, chosen.keep, None if method == "random" else values)
+        commonest = Counter(row["reason"] for row in why).most_common(1)[0][0] if why else ""
+        first = next((row["layer"] for row in why if row["reason"] == commonest), "")
         raise Infeasible(
             f"only {mask.achieved:.1%} of the neurons could be removed where {float(sparsity):.1%} was asked; {len(why)} of "
-            f"{len(graph.layers)} layers cannot be pruned ({why[0]['layer']}: {why[0]['reason']}); give --allow-less to take it"
+            f"{len(graph.layers)} layers cannot be pruned ({first}: {commonest}); give --allow-less to take it"
             if why else f"only {mask.achieved:.1%} of the neurons could be removed where {float(sparsity):.1%} was asked: every layer is "
             "at its floor; give --allow-less to take it"
         )  # fmt: skip
     pruned = _finish(report, job, graph, mask, chosen.keep, slim, changed, ran, init, seed)
+    if method != "random":
+        report.parts["not_pruned"] = not_pruned(graph, chosen.keep, values)
     factor = np.ones(len(graph.layers)) if layer_tau is None else reweighting(layer_tau, lambda_)
     for k, row in enumerate(report.parts["layers"]):
         row["importance_mean"] = float(np.mean(values[k]))

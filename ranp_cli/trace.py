@@ -15,6 +15,7 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .errors import RuleFailure
-from .labels import FIXED, Labels, LayerUse, Ties
+from .labels import FIXED, Labels, LayerUse, Ties, axes_of
 from .shadow import each, map_tensors
 
 Geometry = tuple[int, tuple[int, ...], tuple[int, ...]]  # storage offset, size, stride
@@ -124,6 +125,8 @@ class Tracer(TorchDispatchMode):
         before = self.live_bytes
         for k, t in enumerate(outs):
             lab = Labels(shapes[k], (per_out[k] if k < len(per_out) else None) or (), origin)
+            if not all(fits(p, shapes[k]) for p in lab.planes):
+                raise ValueError(f"planes {[tuple(p.shape) for p in lab.planes]} for an output of shape {shapes[k]}")
             labelled.append(lab)
             self.put(t, lab, write=writes(func, k))
         op = Op(name, ins, tuple(labelled), new_bytes=self.live_bytes - before, uses=tuple(self.ties.uses[seen:]))
@@ -197,44 +200,27 @@ class Tracer(TorchDispatchMode):
         base = held.known[held.base]
         if reshaped(held.base, where):
             return Labels(where[1], self.ties.reshape(base, where[1]), base.origin)
-        axes = region(held.base, where)
-        if axes is None:
+        at = coordinates(held.base, where)
+        if at is None:
             return Labels(where[1], self._fixed_view(where[1], "seen", base), base.origin)
-        planes = []
-        for p in base.planes:
-            for b, start, step, size, _ in axes:
-                if p.shape[b] > 1:
-                    p = p.narrow(b, start, (size - 1) * step + 1)[(slice(None),) * b + (slice(None, None, step),)]
-            order = [b for *_, b in sorted((v, b) for b, _, _, _, v in axes if v is not None)]
-            shape = [1] * len(where[1])
-            for b, _, _, _, v in axes:
-                if v is not None:
-                    shape[v] = p.shape[b]
-            kept = p.amax([b for b in range(p.ndim) if b not in order]) if len(order) < p.ndim else p
-            rank = sorted(order)
-            planes.append(kept.permute([rank.index(b) for b in order]).reshape(shape))
-        return Labels(where[1], tuple(p for p in planes if p.numel() > 1), base.origin)
+        zero = torch.zeros((1,) * len(where[1]), dtype=torch.int64)
+        planes = [p[tuple(at[b] if n > 1 else zero for b, n in enumerate(p.shape))] for p in base.planes]
+        return Labels(where[1], self.ties.settled(planes, base.planes, [axes_of(c) for c in at]), base.origin)
 
     def _written(self, held: Held, where: Geometry, lab: Labels) -> Labels:
         """Labels of the whole tensor after its part `where` was written: an index that is shared is tied."""
         base = held.known[held.base]
-        axes = region(held.base, where)
+        at = coordinates(held.base, where)
         origin = None if base.origin is None or lab.origin is None else base.origin | lab.origin
-        if axes is None:
+        if at is None:
             return Labels(base.shape, self._fixed_view(base.shape, "written", base, lab), origin)
         planes = list(base.planes)
-        of_view = {v: (b, start, step, size) for b, start, step, size, v in axes if v is not None}
+        zero = torch.zeros((1,) * lab.ndim, dtype=torch.int64)
         for p in lab.planes:
-            mine = [v for v in range(p.ndim) if p.shape[v] > 1]
-            at = sorted(of_view[v][0] for v in mine)
-            full = torch.zeros([base.shape[b] if b in at else 1 for b in range(len(base.shape))], dtype=torch.int64)
-            index: list[slice] = [slice(None)] * full.ndim
-            for v in mine:
-                b, start, step, size = of_view[v]
-                index[b] = slice(start, start + (size - 1) * step + 1, step)
-            order = sorted(mine, key=lambda v: of_view[v][0])
-            part = p.reshape([p.shape[v] for v in mine]).permute([mine.index(v) for v in order])
-            full[tuple(index)] = part.reshape(full[tuple(index)].shape)
+            met = [bool(set(axes_of(c)) & set(axes_of(p))) for c in at]
+            full = torch.zeros([n if m else 1 for n, m in zip(base.shape, met, strict=True)], dtype=torch.int64)
+            index = torch.broadcast_tensors(p, *(c if m else zero for c, m in zip(at, met, strict=True)))
+            full[tuple(index[1:])] = index[0]
             planes = list(self.ties.merge(base.shape, [Labels(base.shape, (*planes, full))]))
         return Labels(base.shape, tuple(planes), origin)
 
@@ -270,7 +256,7 @@ def shares_memory(func: Any) -> bool:
     """Is the first output a view of an input, not written to?"""
     returns = func._schema.returns
     info = returns[0].alias_info if returns else None
-    return bool(info and not info.is_write)
+    return bool(info and (not info.is_write or func._schema.name == "aten::as_strided_"))  # that writes no element
 
 
 def writes(func: Any, k: int) -> bool:
@@ -287,6 +273,11 @@ def wrap(value: Any, labels: Callable[[Tensor], Labels]) -> Any:
     if isinstance(value, dict):
         return {k: wrap(v, labels) for k, v in value.items()}
     return value
+
+
+def fits(plane: Tensor, shape: Sequence[int]) -> bool:
+    """Is a plane of the rank of the tensor, and along each axis as long as it or 1?"""
+    return plane.ndim == len(shape) and all(n in (1, m) for n, m in zip(plane.shape, shape, strict=True))
 
 
 def same_planes(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
@@ -322,7 +313,9 @@ def run_mixed(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def geometry(t: Tensor) -> Geometry:
-    return int(t.storage_offset()), tuple(t.shape), tuple(t.stride())
+    """Where a tensor lies in its storage; the stride of an axis of size 1 says nothing and counts as 0."""
+    strides = tuple(int(s) if n > 1 else 0 for n, s in zip(t.shape, t.stride(), strict=True))
+    return int(t.storage_offset()), tuple(t.shape), strides
 
 
 def reshaped(base: Geometry, view: Geometry) -> bool:
@@ -333,29 +326,37 @@ def reshaped(base: Geometry, view: Geometry) -> bool:
     )  # fmt: skip
 
 
-def region(base: Geometry, view: Geometry) -> list[tuple[int, int, int, int, int | None]] | None:
-    """Where a strided view lies in the tensor that it looks into, or None where that is no box of it.
+def coordinates(base: Geometry, view: Geometry) -> list[Tensor] | None:
+    """For each axis of a tensor the index along it of the elements of a view, of shapes that broadcast to the view's.
 
-    One (base axis, start, step, size, axis of the view or None) for each base axis.
+    None where no rule of shapes leads from the tensor to the view: a diagonal, windows that overlap, memory beside it.
     """
+    axes = sorted((b for b, n in enumerate(base[1]) if n > 1), key=lambda b: -base[2][b])
+    if any(base[2][b] == 0 for b in axes) or view[0] < base[0]:
+        return None
+    at = [torch.zeros((1,) * len(view[1]), dtype=torch.int64) for _ in base[1]]
+    steps: dict[int, list[tuple[int, int]]] = {
+        b: [] for b in axes
+    }  # base axis -> (step, size) of the view's axes in it
     rest = view[0] - base[0]
-    order = sorted((b for b, n in enumerate(base[1]) if n > 1), key=lambda b: -base[2][b])
-    start = dict.fromkeys(range(len(base[1])), 0)
-    for axis in order:
-        if base[2][axis] == 0:
-            return None
-        start[axis], rest = divmod(rest, base[2][axis])
-    found: dict[int, tuple[int, int, int | None]] = {}  # base axis -> step, size, view axis
+    for b in axes:
+        start, rest = divmod(rest, base[2][b])
+        at[b] = at[b] + start
     for v, (n, stride) in enumerate(zip(view[1], view[2], strict=True)):
         if n == 1:
             continue
-        b = next((axis for axis in order if axis not in found and stride and stride % base[2][axis] == 0), None)
-        if b is None or start[b] + (n - 1) * (stride // base[2][b]) >= base[1][b]:
+        left, grid = torch.arange(n) * stride, 1
+        for b in axes:
+            index, left = left // base[2][b], left % base[2][b]
+            if (values := index.unique()).numel() > 1:
+                grid *= values.numel()
+                steps[b].append((int(values[1]), values.numel()))
+                at[b] = at[b] + index.view([-1 if a == v else 1 for a in range(len(view[1]))])
+        if grid != n or left.any():
             return None
-        found[b] = (stride // base[2][b], n, v)
-    if rest:
-        return None
-    return [(axis, start[axis], *found.get(axis, (1, 1, None))) for axis in range(len(base[1]))]
+    nested = all(a[0] >= b[0] * b[1] for s in steps.values() for a, b in pairwise(sorted(s, reverse=True)))
+    inside = all(int(at[b].max()) < base[1][b] for b in axes)
+    return at if nested and inside and not rest else None
 
 
 def locate(names: Mapping[int, str]) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import ranp_cli as ranp
 from ranp_cli.example import Example
 from ranp_cli.pipeline import Pruned
-from ranp_cli.shadow import NoDropout, replicate, seeded, tensors_in
+from ranp_cli.shadow import NoDropout, map_tensors, replicate, seeded, tensors_in
 from ranp_cli.units import Graph, analyse
 from ranp_cli.verify import WithoutStatistics, masked_model
 
@@ -29,9 +30,22 @@ def run(model: nn.Module, x: Any, training: bool, plain: bool = True) -> list[to
             m.eval()
     with torch.no_grad(), NoDropout(), seeded():
         if plain:
-            return tensors_in(model(x))
+            return tensors_in(call(model, x))
         with WithoutStatistics():
-            return tensors_in(model(x))
+            return tensors_in(call(model, x))
+
+
+def call(model: nn.Module, x: Any) -> Any:
+    """A tuple is passed as positional arguments, a dict as keyword arguments."""
+    if isinstance(x, dict):
+        return model(**x)
+    return model(*x) if isinstance(x, tuple) else model(x)
+
+
+def example(x: Any) -> Example:
+    if isinstance(x, dict):
+        return Example((), x)
+    return Example(x if isinstance(x, tuple) else (x,))
 
 
 def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -50,18 +64,19 @@ def stays(graph: Graph, pruned: Pruned) -> np.ndarray:
     return graph.flags(pruned.mask.units(graph))
 
 
-def slim_is_masked(model: nn.Module, pruned: Pruned, x: torch.Tensor, statistics: bool = False) -> None:
+def slim_is_masked(model: nn.Module, pruned: Pruned, x: Any, statistics: bool = False) -> None:
     """Law 1, in both modes and both precisions, and: what is masked cannot be felt at the output."""
-    graph = analyse(model, Example((x,)))
+    graph = analyse(model, example(x))
     alive = stays(graph, pruned)
     for dtype in (torch.float64, torch.float32):
         masked = masked_model(model, graph, alive, dtype)
         slim = cast(pruned.model, dtype)
         shaken = shake(masked, graph, alive)
+        y = map_tensors(x, partial(torch.Tensor.to, dtype=dtype))
         for training in (False, True):
-            want = run(masked, x.to(dtype), training, not statistics)
-            assert distance(want, run(slim, x.to(dtype), training, not statistics)) <= LIMIT[dtype]
-            assert distance(want, run(shaken, x.to(dtype), training, not statistics)) <= LIMIT[dtype]
+            want = run(masked, y, training, not statistics)
+            assert distance(want, run(slim, y, training, not statistics)) <= LIMIT[dtype]
+            assert distance(want, run(shaken, y, training, not statistics)) <= LIMIT[dtype]
 
 
 def shake(model: nn.Module, graph: Graph, alive: np.ndarray) -> nn.Module:
@@ -84,7 +99,7 @@ def shake(model: nn.Module, graph: Graph, alive: np.ndarray) -> nn.Module:
     return shaken
 
 
-def same_behaviour(model: nn.Module, pruned: Pruned, x: torch.Tensor) -> None:
+def same_behaviour(model: nn.Module, pruned: Pruned, x: Any) -> None:
     """Law 2: output shapes in both modes, gradients wherever there were some, nothing fixed gone, no layer empty."""
     slim = copy.deepcopy(pruned.model)
     for training in (False, True):
@@ -97,26 +112,26 @@ def same_behaviour(model: nn.Module, pruned: Pruned, x: torch.Tensor) -> None:
     assert mask["neurons"]["kept"] == kept
     total = mask["neurons"]["total"]
     assert abs(mask["sparsity"]["achieved"] - (1 - kept / total)) < 1e-6
-    assert sum(len(layer.neurons) for layer in analyse(slim, Example((x,))).layers) == kept
+    assert sum(len(layer.neurons) for layer in analyse(slim, example(x)).layers) == kept
 
 
-def backward(model: nn.Module, x: torch.Tensor) -> nn.Module:
+def backward(model: nn.Module, x: Any) -> nn.Module:
     twin = copy.deepcopy(model).train()
-    sum(t.sum() for t in tensors_in(twin(x))).backward()
+    sum(t.sum() for t in tensors_in(call(twin, x))).backward()
     return twin
 
 
-def counts_agree(pruned: Pruned, x: torch.Tensor) -> None:
+def counts_agree(pruned: Pruned, x: Any) -> None:
     """Law 3: against torch's own counter, and numel."""
     after = pruned.report.to_dict()["after"]
     counter = FlopCounterMode(display=False)
     with counter:
-        run(copy.deepcopy(pruned.model), x[:1], False)
+        run(copy.deepcopy(pruned.model), map_tensors(x, lambda t: t[:1]), False)
     assert after["flops"] == counter.get_total_flops()
     assert after["params"] == sum(p.numel() for p in pruned.model.parameters())
 
 
-def survives_a_file(model: nn.Module, pruned: Pruned, x: torch.Tensor, path: Any) -> None:
+def survives_a_file(model: nn.Module, pruned: Pruned, x: Any, path: Any) -> None:
     """Law 4: saved and loaded, the same outputs bit for bit, the same class and attributes."""
     pruned.save(path)
     loaded = ranp.load(path, model)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ranp_cli import rules
 from ranp_cli.labels import FIXED, Labels, Ties, axes_of, decided_axis, factor
 from ranp_cli.shadow import rebatch
-from ranp_cli.trace import Tracer, geometry, locate, region, reshaped
+from ranp_cli.trace import Tracer, coordinates, geometry, locate, reshaped
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -228,17 +228,34 @@ def base_of(random) -> torch.Tensor:
 
 @few
 @given(st.randoms(use_true_random=False))
-def test_region_is_where_the_view_lies(random):
+def test_coordinates_are_where_the_view_lies(random):
     base = base_of(random)
     view = draw_view(base, random)
-    axes = region(geometry(base), geometry(view))
-    assert axes is not None
-    box = base
-    for b, start, step, size, _ in axes:
-        box = box[(slice(None),) * b + (slice(start, start + (size - 1) * step + 1, step),)]
-    order = [b for *_, b in sorted((v, b) for b, *_, v in axes if v is not None)]
-    alone = [b for b in range(base.ndim) if b not in order]
-    assert torch.equal(box.permute([*alone, *order]).reshape(view.shape), view)
+    at = coordinates(geometry(base), geometry(view))
+    assert at is not None
+    assert torch.equal(base[tuple(at)].expand(view.shape), view)
+
+
+@pytest.mark.parametrize(
+    ("view", "shapes"),
+    [
+        pytest.param(lambda t: t.transpose(1, 2).view(2, 4, 3, 2), [(1, 1, 3, 2), (1, 4, 1, 1)], id="split"),
+        pytest.param(lambda t: t.mT[:, :, 2:].unflatten(2, (2, 2)), [(1, 1, 2, 2), (1, 4, 1, 1)], id="part"),
+        pytest.param(lambda t: t.as_strided((12, 4), (4, 1)), [(12, 1), (1, 4)], id="merged"),
+    ],
+)
+def test_views_that_split_and_merge(view, shapes):
+    """Labels of a (2, 6, 4) tensor along its last two axes, seen through a view that `reshape` does not describe."""
+    ties = Ties()
+    tracer = Tracer(ties, rules.find)
+    base = torch.arange(48).view(2, 6, 4)
+    lab = labelled(ties, 2, 6, 4, axes=(1, 2))
+    tracer.put(base, lab)
+    seen = view(base)
+    planes = tracer.labels(seen).planes
+    assert [tuple(p.shape) for p in planes] == shapes
+    for p, q in zip(planes, lab.planes, strict=True):
+        assert torch.equal(p.expand(seen.shape), q.expand(base.shape).flatten()[seen])
 
 
 @few
@@ -283,7 +300,7 @@ def test_labels_seen_and_written_through_a_view(random):
 )
 def test_unusual_views_are_refused(view):
     base = torch.zeros(4, 6)
-    assert region(geometry(base), geometry(view(base))) is None
+    assert coordinates(geometry(base), geometry(view(base))) is None
     ties = Ties()
     tracer = Tracer(ties, rules.find)
     lab = labelled(ties, 4, 6)

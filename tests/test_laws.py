@@ -12,7 +12,6 @@ import zoo
 import ranp_cli as ranp
 from ranp_cli import rules
 from ranp_cli.errors import RanpError
-from ranp_cli.example import Example
 from ranp_cli.files import named
 from ranp_cli.models.unet3d import unet3d
 from ranp_cli.units import analyse
@@ -43,7 +42,7 @@ def test_laws(case, sparsity, resource, tmp_path):
     before = laws.snapshot(model)
     pruned = ranp.prune(model, zoo.batches(case), loss=zoo.loss, sparsity=sparsity, resource=resource, allow_less=True)
     laws.unchanged(model, before)
-    x = torch.randn(case.shape, generator=torch.Generator().manual_seed(7))
+    x = zoo.inputs(case, torch.Generator().manual_seed(7))
     laws.slim_is_masked(model, pruned, x, case.statistics)
     for p in model.parameters():
         p.requires_grad_(True)
@@ -63,12 +62,12 @@ def test_laws(case, sparsity, resource, tmp_path):
 @ALL
 def test_units_by_hand(case):
     """Over-tying is a defect as much as under-tying."""
-    graph = analyse(zoo.build(case), Example((torch.zeros(case.shape),)))
+    graph = analyse(zoo.build(case), laws.example(zoo.inputs(case, torch.Generator())))
     assert len(graph.unit_roots) == case.units
     assert not graph.eval_run.tracer.unruled
     assert not graph.eval_run.real
     why = {r.what for r in graph.reasons if r is not None}
-    assert why <= {"network output", "network input", "its only neuron"}
+    assert why <= {"network output", "network input", "its only neuron", *case.fixed}
 
 
 def passes_first(ties, x, *args, out, **options):

@@ -22,13 +22,13 @@ ENOUGH = 0.45  # of what may go, at a sparsity of 0.5
 
 
 def cells() -> list:
-    """Every network at every setting; all but the first of the fast networks are left to `pytest -m grid`."""
+    """Every network at every setting; all but the first of the fast networks are slow."""
     out = []
     for case in packages.CASES:
         for setting in SETTINGS:
             first = case.fast and setting == SETTINGS[0]
             name = f"{case.name}-{setting[0]}-{setting[1]}"
-            out.append(pytest.param(case, *setting, id=name, marks=() if first else pytest.mark.grid))
+            out.append(pytest.param(case, *setting, id=name, marks=() if first else pytest.mark.slow))
     return out
 
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ranp_cli.shadow import tensors_in
+
 INPUT = (2, 2, 8, 8, 8)
 
 
@@ -21,8 +23,9 @@ INPUT = (2, 2, 8, 8, 8)
 class Case:
     make: Callable[[], nn.Module]
     units: int
-    shape: tuple[int, ...] = INPUT
+    shape: Any = INPUT  # of its input; a tuple or dict of shapes for several
     statistics: bool = False  # group or layer norm over pruned channels: law 1 holds for the rest
+    fixed: tuple[str, ...] = ()  # why units stay, besides being input or output
 
     @property
     def name(self) -> str:
@@ -332,19 +335,28 @@ def two_dimensional() -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(6, 3, 1))
 
 
-def batches(case: Case, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def inputs(case: Any, g: torch.Generator) -> Any:
+    """Noise of the shape(s) that a network takes."""
+    if isinstance(case.shape, dict):
+        return {name: torch.randn(shape, generator=g) for name, shape in case.shape.items()}
+    if isinstance(case.shape[0], tuple):
+        return tuple(torch.randn(shape, generator=g) for shape in case.shape)
+    return torch.randn(case.shape, generator=g)
+
+
+def batches(case: Any, seed: int = 0) -> list[tuple[Any, torch.Tensor]]:
     """Two mini-batches of noise; the target is not looked at by `loss`."""
     g = torch.Generator().manual_seed(seed)
-    return [(torch.randn(case.shape, generator=g), torch.zeros(case.shape[0])) for _ in range(2)]
+    return [(inputs(case, g), torch.zeros(2)) for _ in range(2)]
 
 
 def loss(output: Any, target: torch.Tensor) -> torch.Tensor:
     """Any output will do: a fixed projection of each tensor, squared."""
-    outs = output if isinstance(output, (list, tuple)) else [output]
+    outs = tensors_in(output)
     return sum(((o * torch.linspace(-1, 1, o.numel()).view_as(o)).mean() - 0.3) ** 2 + o.square().mean() for o in outs)
 
 
-def build(case: Case, seed: int = 0) -> nn.Module:
+def build(case: Any, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return case.make()

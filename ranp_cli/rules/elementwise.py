@@ -20,7 +20,7 @@ BINARY = """
     maximum minimum fmax fmin atan2 hypot copysign xlogy logaddexp logaddexp2 lerp addcmul addcdiv nextafter
     eq ne lt le gt ge not_equal less less_equal greater greater_equal
     logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift
-    where masked_fill heaviside polar complex mse_loss smooth_l1_loss
+    where masked_fill heaviside polar complex
 """.split()
 
 # Constants of the shape of another tensor: index i of theirs goes with index i of the other.
@@ -38,6 +38,24 @@ def elementwise(ties, *operands, out, **options):
     if isinstance(out, list):  # a second output (a mask, a norm) carries labels where it has the shape of the first
         return [planes if s == shape else None for s in out]
     return planes
+
+
+LOSSES = """
+    mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy binary_cross_entropy_with_logits l1_loss
+    kl_div
+""".split()
+
+
+@rule(*(f"aten.{name}" for name in LOSSES))
+def loss(ties, x, target, *args, out, **options):
+    """Element by element; reduced to one number, it is a mean over all that it sees, which is fixed."""
+    tensors = [x, target, *(t for t in args if hasattr(t, "planes"))]
+    planes = ties.merge(x.shape, tensors)
+    if tuple(out) == tuple(x.shape):
+        return planes
+    for t in tensors:
+        ties.fix(t.ids(), "a loss over channels")
+    return None
 
 
 @rule("aten.prelu", "aten._prelu_kernel")

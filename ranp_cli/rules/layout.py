@@ -34,12 +34,14 @@ def part(ties, t: Labels, axis: int, start: int, size: int, step: int = 1) -> tu
     for p in t.planes:
         if p.shape[axis] > 1:
             others = [a for a in axes_of(p) if a != axis]
-            if fair:
+            if not p.narrow(axis, start, (size - 1) * step + 1).any():
+                pass  # an unlabelled part, about to be written
+            elif fair:
                 lanes = p.unflatten(axis, (n // size, size))
                 ties.tie(lanes, lanes.amax(axis, keepdim=True))
             elif others:  # one of the parts that a `view` made: (3, heads, channels per head)
                 ties.tie(p, p.amax(axis, keepdim=True))
-            elif p.narrow(axis, start, (size - 1) * step + 1).any():  # an unlabelled part is about to be written
+            else:
                 ties.fix(p, "a slice of unequal size")
             p = p.narrow(axis, start, (size - 1) * step + 1)[(slice(None),) * axis + (slice(None, None, step),)]
         out.append(p)

@@ -19,6 +19,11 @@ def batch_norm(ties, x, *params, out, **options):
     for p in params[:4]:
         if getattr(p, "ndim", 0) == 1:
             ties.tie(channels, ties.vector(p, 0))
+    others = ties.along(x, [a for a in range(x.ndim) if a != 1])
+    if x.is_data:
+        ties.fix(others, "batch norm over labelled axes")
+    else:  # standardised weights: the mean over the fan-in
+        ties.statistics(others, "batch norm of a weight")
     return [x.planes] if isinstance(out, list) else x.planes
 
 
