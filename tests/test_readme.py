@@ -9,9 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import packages
 import pytest
+import torch
+import zoo
 
 from ranp_cli.cli import run
+from ranp_cli.example import Example
+from ranp_cli.units import analyse
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -63,3 +68,24 @@ def test_the_file_tree_is_complete():
     tree = TEXT[TEXT.index("## Files") :]
     for path in (ROOT / "ranp_cli").glob("*.py"):
         assert path.name in tree or path.name == "__main__.py", path.name
+
+
+def rows_of_the_zoo() -> dict[str, list[str]]:
+    table = TEXT.partition("<!-- zoo table -->")[2].partition("<!-- end of zoo table -->")[0]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+    return {row[0]: row[1:] for row in cells[2:]}
+
+
+def test_the_zoo_table_names_every_network():
+    assert list(rows_of_the_zoo()) == [case.name for case in packages.CASES]
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, id=c.name, marks=() if c.fast else pytest.mark.slow) for c in packages.CASES]
+)
+def test_the_zoo_table_is_true(case):
+    """Neurons and units as they are now; the rest of the row depends on the machine."""
+    if case.package:
+        pytest.importorskip(case.package.partition(".")[0])
+    graph = analyse(zoo.build(case), Example((torch.zeros(case.shape),)))
+    assert rows_of_the_zoo()[case.name][:2] == [str(graph.n), str(len(graph.unit_roots))]

@@ -1,5 +1,7 @@
 """The README's table of networks: `python -m tests.benchmarks.zoo_table [--json FILE] [NETWORK ...]` prints Markdown.
 
+`--write README.md` puts the table of all networks between the marks there.
+
 A row a network of tests/packages.py: its neurons and units, the share removed at a sparsity of 0.5, the largest
 difference to the masked network in fp64 (of the output's scale), and the seconds that the analysis took.
 """
@@ -24,6 +26,11 @@ import ranp_cli as ranp
 from ranp_cli.example import Example
 from ranp_cli.units import analyse
 
+MARKS = "<!-- zoo table -->", "<!-- end of zoo table -->"
+ENOUGH = 0.45
+USUAL = {"network output", "its only neuron", "no layer uses its output",
+         "all its neurons are above the threshold"}  # fmt: skip
+
 
 def row(case: packages.Case) -> dict[str, Any]:
     """The numbers of one network; `error` when it could not be built or pruned."""
@@ -36,6 +43,7 @@ def row(case: packages.Case) -> dict[str, Any]:
     except (ImportError, ranp.RanpError) as error:
         return {"network": case.name, "error": f"{type(error).__name__}: {error}"}
     report = pruned.report.to_dict()
+    stays = [why for layer in report["not_pruned"] for why in layer["reason"].split("; ")]
     return {
         "network": case.name,
         "neurons": graph.n,
@@ -43,13 +51,13 @@ def row(case: packages.Case) -> dict[str, Any]:
         "removed": report["sparsity"]["achieved"],
         "error_fp64": report["verified"].get("max_rel_error_fp64"),
         "not_comparable": report["verified"].get("not_comparable", []),
-        "fixed": sorted({r.what for r in graph.reasons if r is not None} - {"network output", "its only neuron"}),
+        "reasons": sorted({why.partition(" at ")[0].partition(":")[0] for why in stays} - USUAL),
         "seconds": round(seconds, 2),
     }
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table; networks that failed stand below it."""
+    """The table; what stays more than half, and networks that failed, stand below it."""
     lines = [
         "| network | neurons | units | removed at 0.5 | error, fp64 | analysis, s |",
         "|---|---:|---:|---:|---:|---:|",
@@ -57,22 +65,33 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     for r in rows:
         if "error" not in r:
             error = "-" if r["error_fp64"] is None else f"{r['error_fp64']:.0e}"
-            star = " (\\*)" if r["not_comparable"] else ""
-            lines.append(
-                f"| {r['network']} | {r['neurons']} | {r['units']} | {r['removed']:.1%} | {error}{star} | {r['seconds']:.2f} |"
-            )
+            cells = [r["network"], r["neurons"], r["units"], f"{r['removed']:.1%}"]
+            cells += [error + " (\\*)" * bool(r["not_comparable"]), f"{r['seconds']:.2f}"]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", "(\\*) wiring only: group or layer norm over pruned channels changes its statistics."]
+    few = [f"{r['network']} ({'; '.join(r['reasons'])})" for r in rows if "error" not in r and r["removed"] < ENOUGH]
+    lines += [f"Less than 45 % went, for the reasons in `not_pruned`: {', '.join(few)}."] * bool(few)
     return "\n".join(lines + [f"\n{r['network']}: {r['error']}" for r in rows if "error" in r])
+
+
+def put(path: Path, table: str) -> None:
+    """Replace what stands between the marks of a Markdown file."""
+    head, mark, rest = path.read_text().partition(MARKS[0])
+    if not mark or MARKS[1] not in rest:
+        raise SystemExit(f"{path} has no {MARKS[0]} ... {MARKS[1]}")
+    path.write_text(f"{head}{mark}\n\n{table}\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("networks", nargs="*", help="names of tests/packages.py; all by default")
     parser.add_argument("--json", metavar="FILE", help="write the rows as JSON ('-': to stdout, instead of the table)")
+    parser.add_argument("--write", metavar="README", help="put the table between the marks of this file")
     options = parser.parse_args()
     known = {case.name: case for case in packages.CASES}
     if unknown := set(options.networks) - set(known):
         parser.error(f"no such network: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    row(known["r3d_18"])  # torch's own start-up of meta tensors
     rows = [row(known[name]) for name in options.networks or known]
     document = json.dumps(rows, indent=1)
     if options.json == "-":
@@ -80,6 +99,8 @@ def main() -> None:
         return
     if options.json:
         Path(options.json).write_text(document + "\n")
+    if options.write:
+        put(Path(options.write), markdown(rows))
     print(markdown(rows))
 
 
