@@ -20,8 +20,10 @@ _HOME = {
     "prune": "pipeline",
     "refine": "pipeline",
     "profile": "profiling",
+    "compare": "comparison",
     "Pruned": "pipeline",
     "Scores": "pipeline",
+    "Comparison": "comparison",
     "load": "checkpoint",
     "Mask": "mask",
     "Report": "report",
@@ -34,6 +36,7 @@ __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
     from .checkpoint import load
+    from .comparison import Comparison, compare
     from .errors import BadInput, Infeasible, RanpError, VerificationFailed
     from .mask import Mask
     from .pipeline import Pruned, Scores, prune, refine, score

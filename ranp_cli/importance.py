@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,15 +24,18 @@ from .units import Graph, Layer, named_tensors, user_line
 
 @dataclass(frozen=True)
 class Importance:
-    """One float64 score for each neuron of each layer, and how many mini-batches they are the mean of."""
+    """The scores of each layer in float64, and how many mini-batches they are the mean of.
+
+    One score a neuron, of shape (N,); for the criterion `snip` one a weight, of the parameter's shape, in float32.
+    """
 
     scores: list[np.ndarray]
     batches: int
 
 
-def score(model: nn.Module, graph: Graph, batches: Any, loss: Callable[[Any, Any], Tensor], criterion: Criterion,
-          device: torch.device, seed: int = 0, advance: Callable[[], Any] = lambda: None) -> Importance:  # fmt: skip
-    """Scores of all neurons, averaged over the mini-batches.
+def score(model: nn.Module, graph: Graph, batches: Any, loss: Callable[[Any, Any], Tensor], criteria: Sequence[Criterion],
+          device: torch.device, seed: int = 0, advance: Callable[[], Any] = lambda: None) -> dict[str, Importance]:  # fmt: skip
+    """Scores of all neurons by each criterion, averaged over the mini-batches, from one pass over them.
 
     The model runs in training mode with batch statistics and without dropout, on a twin that shares its weights, so
     the model itself (modes, gradients, buffers) is not touched. A gradient is freed as soon as it has been scored.
@@ -40,26 +43,44 @@ def score(model: nn.Module, graph: Graph, batches: Any, loss: Callable[[Any, Any
     """
     twin = training_twin(model, device)
     weights = dict(named_tensors(twin))
-    gather: Gather = (
-        MaskGather(model, graph) if not criterion.of_weights else WeightGather(graph.layers, weights, criterion)
-    )
+    gathers: list[Gather] = []
+    if of_weights := [c for c in criteria if c.of_weights]:
+        gathers.append(WeightGather(graph.layers, weights, of_weights))
+    if of_activations := [c for c in criteria if c.of_activations]:
+        gathers.append(MaskGather(model, graph, of_activations))
     count = 0
-    with seeded(seed), gather.watching():
+    with ExitStack() as during:
+        during.enter_context(seeded(seed))
+        for gather in gathers:
+            during.enter_context(gather.watching())
         for batch in batches:
             args, kwargs, target = map_tensors((batch.args, batch.kwargs, batch.target), lambda t: t.to(device))
-            with torch.enable_grad(), NoDropout(), gather.forward():
+            with torch.enable_grad(), NoDropout(), ExitStack() as forward:
+                for gather in gathers:
+                    forward.enter_context(gather.forward())
                 value = loss(run_model(twin, args, kwargs), target)
             check_finite(value, count, graph.layers, weights)
             value.backward()
             del value
-            gather.end_of_batch()
+            for gather in gathers:
+                gather.end_of_batch()
             count += 1
             advance()
     if not count:
         raise BadInput("the batch source is empty: no mini-batch came; give at least one (input, target)")
-    scores = gather.result(count)
-    check_scores(scores, graph.layers)
-    return Importance(scores, count)
+    found = {name: scores for gather in gathers for name, scores in gather.result(count).items()}
+    for scores in found.values():
+        check_scores(scores, graph.layers)
+    return {c.name: Importance(found[c.name], count) for c in criteria}
+
+
+def norms(model: nn.Module, graph: Graph, criterion: Criterion) -> list[np.ndarray]:
+    """Norms of the weights of each neuron, by layer: what magnitude pruning goes by."""
+    weights = dict(named_tensors(model))
+    with torch.no_grad():
+        return [
+            criterion.over_weights(rows_of(weights[layer.slot].double(), layer)).cpu().numpy() for layer in graph.layers
+        ]
 
 
 def run_model(model: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -94,10 +115,10 @@ def training_twin(model: nn.Module, device: torch.device) -> nn.Module:
 class WeightGather:
     """g = w * dL/dw, reduced to neurons in a hook as soon as the gradient of a weight is complete."""
 
-    def __init__(self, layers: Sequence[Layer], tensors: dict[str, Tensor], criterion: Criterion):
-        self.layers, self.criterion = layers, criterion
+    def __init__(self, layers: Sequence[Layer], tensors: dict[str, Tensor], criteria: Sequence[Criterion]):
+        self.layers, self.criteria = layers, criteria
         self.weights = [tensors[layer.slot] for layer in layers]
-        self.total: list[Tensor | None] = [None] * len(layers)
+        self.total: dict[str, list[Tensor | None]] = {c.name: [None] * len(layers) for c in criteria}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -118,13 +139,16 @@ class WeightGather:
         assert p.grad is not None
         g = p.detach() * p.grad
         p.grad = None
-        if not self.criterion.signed:
-            g = g.abs_()
-        for k in ks:
-            rows = rows_of(g, self.layers[k])
-            part = self.criterion.over_weights(rows).double() if self.criterion.is_linear else rows
-            old = self.total[k]
-            self.total[k] = part.clone() if old is None else old + part
+        for c in sorted(
+            self.criteria, key=lambda c: not c.signed
+        ):  # |g| is taken in place, after all that want the sign
+            if not c.signed:
+                g = g.abs_()
+            for k in ks:
+                rows = g if c.reduce == "nothing" else rows_of(g, self.layers[k])
+                part = c.over_weights(rows).double() if c.is_linear and c.reduce != "nothing" else rows
+                old = self.total[c.name][k]
+                self.total[c.name][k] = part.clone() if old is None else old + part
 
     def forward(self) -> Any:
         return nullcontext()
@@ -132,62 +156,75 @@ class WeightGather:
     def end_of_batch(self) -> None:
         """Everything was done in the hooks."""
 
-    def result(self, count: int) -> list[np.ndarray]:
+    def result(self, count: int) -> dict[str, list[np.ndarray]]:
+        return {c.name: self._mean(c, count) for c in self.criteria}
+
+    def _mean(self, criterion: Criterion, count: int) -> list[np.ndarray]:
         out = []
-        for total, layer in zip(self.total, self.layers, strict=True):
-            if total is None:  # the loss does not depend on it
+        for total, layer, weight in zip(self.total[criterion.name], self.layers, self.weights, strict=True):
+            if criterion.reduce == "nothing":
+                out.append((torch.zeros_like(weight) if total is None else total / count).detach().cpu().numpy())
+            elif total is None:  # the loss does not depend on it
                 out.append(np.zeros(len(layer.neurons)))
-                continue
-            mean = total / count
-            if not self.criterion.is_linear:
-                mean = self.criterion.over_weights(mean)
-            out.append(mean.abs().double().cpu().numpy())
+            else:
+                mean = total / count
+                mean = mean if criterion.is_linear else criterion.over_weights(mean)
+                out.append(mean.abs().double().cpu().numpy())
         return out
 
 
 class MaskGather:
-    """dL/dc of a mask c that multiplies the post-activation of each layer: the sum over positions of a * dL/da."""
+    """dL/dc of a mask c that multiplies the post-activation of each layer: the sum over positions of a * dL/da.
 
-    def __init__(self, model: nn.Module, graph: Graph):
+    `neuron` takes its absolute value for each mini-batch (eq. 4, 7); `taylor` for each example, as a mean over
+    positions (Molchanov et al., eq. 8).
+    """
+
+    def __init__(self, model: nn.Module, graph: Graph, criteria: Sequence[Criterion]):
         if isinstance(model, torch.jit.ScriptModule):
             raise BadInput(
-                "criterion 'neuron' needs the Python model: TorchScript hides where activations are; use an mpmg one"
+                f"criterion '{criteria[0].name}' needs the Python model: TorchScript hides where activations are; "
+                "use an mpmg one"
             )
-        self.sizes = graph.sizes
+        self.sizes, self.criteria = graph.sizes, criteria
         self.at = post_activations(model, graph)
-        self.masks: list[Tensor | None] = []
-        self.total: list[Tensor | None] = [None] * len(self.sizes)
+        self.masks: list[list[tuple[Tensor, int]]] = []
+        self.total: dict[str, list[Tensor | None]] = {c.name: [None] * len(self.sizes) for c in criteria}
 
     def watching(self) -> Any:
         return nullcontext()
 
     def forward(self) -> Any:
-        self.masks = [None] * len(self.sizes)
+        self.masks = [[] for _ in self.sizes]
         return MaskMode(self.at, self.masks)
 
     def end_of_batch(self) -> None:
-        for k, mask in enumerate(self.masks):
-            if mask is not None and mask.grad is not None:
-                s = mask.grad.abs().double()
-                old = self.total[k]
-                self.total[k] = s if old is None else old + s
+        for k, masks in enumerate(self.masks):
+            grads = [(mask.grad.double(), positions) for mask, positions in masks if mask.grad is not None]
+            for c in self.criteria if grads else ():
+                if c.reduce == "batch":
+                    part = torch.stack([g.sum(0) for g, _ in grads]).sum(0).abs()
+                else:
+                    part = torch.stack([(g / positions).abs().mean(0) for g, positions in grads]).sum(0)
+                old = self.total[c.name][k]
+                self.total[c.name][k] = part if old is None else old + part
 
-    def result(self, count: int) -> list[np.ndarray]:
-        return [
-            np.zeros(n) if t is None else (t / count).cpu().numpy() for t, n in zip(self.total, self.sizes, strict=True)
-        ]
+    def result(self, count: int) -> dict[str, list[np.ndarray]]:
+        return {name: [np.zeros(n) if t is None else (t / count).cpu().numpy()
+                       for t, n in zip(total, self.sizes, strict=True)] for name, total in self.total.items()}  # fmt: skip
 
 
 Gather = WeightGather | MaskGather
 
 
 class MaskMode(TorchFunctionMode):
-    """Multiplies the outputs of chosen calls by masks of ones.
+    """Multiplies the outputs of chosen calls by masks of ones, one value an example and neuron.
 
-    `at`: number of the call -> (layer, axis of its neurons, name of the function called).
+    `at`: number of the call -> (layer, axis of its neurons, name of the function called). Appends each mask (B, N) to
+    `masks[layer]`, with the number of positions that each of its values multiplies.
     """
 
-    def __init__(self, at: dict[int, list[tuple[int, int, str]]], masks: list[Tensor | None]):
+    def __init__(self, at: dict[int, list[tuple[int, int, str]]], masks: list[list[tuple[Tensor, int]]]):
         super().__init__()
         self.at, self.masks, self.calls = at, masks, -1
 
@@ -196,12 +233,10 @@ class MaskMode(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         for layer, axis, name in self.at.get(self.calls, ()):
             assert name == getattr(func, "__name__", ""), f"call {self.calls} was {name}, is {func}"
-            mask = self.masks[layer]
-            if mask is None:
-                mask = self.masks[layer] = torch.ones(
-                    out.shape[axis], dtype=out.dtype, device=out.device, requires_grad=True
-                )
-            out = out * mask.view([-1 if a == axis else 1 for a in range(out.ndim)])
+            size = out.shape[0], out.shape[axis]
+            mask = torch.ones(size, dtype=out.dtype, device=out.device, requires_grad=True)
+            self.masks[layer].append((mask, out.numel() // (size[0] * size[1])))
+            out = out * mask.view([n if a in (0, axis) else 1 for a, n in enumerate(out.shape)])
         return out
 
 

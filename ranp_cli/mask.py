@@ -163,6 +163,38 @@ class Mask:
             raise BadInput(f"the mask removes neurons of {at} that may not go ({graph.reasons[lost[0]]}); keep them")
         return keep
 
+    def transfer(self, graph: Graph) -> tuple[np.ndarray, dict[str, Any]]:
+        """One flag per unit of another network of the same architecture, and what was matched and what was left.
+
+        Layers of the same name and size take their neurons over. What is left must be free of choice: layers that may
+        not be pruned anyway, such as an output of other classes. Raises BadInput otherwise.
+        """
+        keep = graph.fixed_units.copy()
+        pieces = list(zip(graph.layers, graph.by_layer(graph.unit), strict=True))
+        decided, matched = graph.fixed_units.copy(), []
+        left = dict.fromkeys(self.layers.keys() - {layer.name for layer in graph.layers}, "not in the model")
+        for layer, units in pieces:
+            given = self.layers.get(layer.name)
+            if given is None or given["neurons"] != len(units):
+                left[layer.name] = (
+                    "not in the mask" if given is None else f"{len(units)} neurons, {given['neurons']} in the mask"
+                )
+                continue
+            matched.append(layer.name)
+            keep[units[given["kept"]]] = True
+            decided[units] = True
+        for layer, units in pieces:
+            if not decided[units].all():
+                raise BadInput(
+                    f"the mask cannot be transferred: layer {layer.name} has {left[layer.name]}, and it may be pruned; "
+                    "give a model that differs in its input's channels and its output's classes alone"
+                )
+        if not matched:
+            raise BadInput(
+                "the mask cannot be transferred: no layer of the model has the name and size of one of the mask"
+            )
+        return keep, {"matched": matched, "left": [{"layer": name, "reason": why} for name, why in left.items()]}
+
 
 def to_json(document: dict[str, Any]) -> str:
     """JSON with one line a layer: readable, and friendly to diff."""

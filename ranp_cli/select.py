@@ -8,11 +8,34 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import BadInput, nearest
+from .errors import BadInput
 from .resources import reweighting
 from .units import Graph
 
-METHODS = ("ranp", "weighted", "vanilla", "random", "layerwise")
+
+@dataclass(frozen=True)
+class Method:
+    """A way to rank: its default criterion, the others that it may go by (none: any of neurons), whether it knows a resource."""
+
+    name: str
+    criterion: str | None = "mpmg-sum"
+    criteria: tuple[str, ...] = ()
+    resource: bool = False
+
+
+METHODS = {
+    m.name: m
+    for m in (
+        Method("ranp", resource=True),
+        Method("weighted"),
+        Method("vanilla"),
+        Method("random", criterion=None),
+        Method("layerwise"),
+        Method("snip", "snip", ("snip",)),
+        Method("taylor", "taylor", ("taylor",)),
+        Method("magnitude", "l1", ("l1", "l2")),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -25,16 +48,18 @@ class Selection:
 
 
 def weigh(scores: Sequence[np.ndarray], method: str, tau: np.ndarray | None, lam: float, seed: int) -> list[np.ndarray]:
-    """Scores of the neurons as the method ranks them: vanilla as they are, weighted by eq. 9, ranp by eq. 9 and 10."""
-    if method not in METHODS:
-        raise BadInput(f"unknown method '{method}'{nearest(method, METHODS)}")
+    """Scores of the neurons as the method ranks them.
+
+    `vanilla` and `layerwise` as they are; `weighted` and `magnitude` with layers of equal mean (eq. 9), `ranp` by the
+    resource as well (eq. 10); `taylor` with layers of equal l2 norm (Molchanov et al., 2017, section 2.2).
+    """
     if method == "random":
         rng = np.random.default_rng(seed)
         return [rng.random(len(s)) for s in scores]
     if method in ("vanilla", "layerwise"):
         return list(scores)
-    means = np.array([s.mean() for s in scores])
-    factor = np.divide(means.max(), means, out=np.zeros_like(means), where=means > 0)
+    sizes = np.array([np.linalg.norm(s) if method == "taylor" else s.mean() for s in scores])
+    factor = np.divide(sizes.max(), sizes, out=np.zeros_like(sizes), where=sizes > 0)
     if method == "ranp" and tau is not None:
         factor = factor * reweighting(tau, lam)
     return [s * f for s, f in zip(scores, factor, strict=True)]
@@ -61,7 +86,7 @@ def select(graph: Graph, scores: Sequence[np.ndarray], sparsity: float | str, *,
         last = min(int(np.searchsorted(total, kappa)), units - 1)
         keep = value >= value[order[last]] if kappa > 0 else np.zeros(units, dtype=bool)
     keep = keep | graph.fixed_units
-    keep, floored = _floor(graph, value, keep, min_neurons)
+    keep, floored = rescue(graph, value, keep, min_neurons)
     return Selection(keep, floored, sparsity)
 
 
@@ -101,7 +126,8 @@ def _lowest_needed(graph: Graph, value: np.ndarray, min_neurons: int) -> float:
     return needed
 
 
-def _floor(graph: Graph, value: np.ndarray, keep: np.ndarray, min_neurons: int) -> tuple[np.ndarray, list[str]]:
+def rescue(graph: Graph, value: np.ndarray, keep: np.ndarray, min_neurons: int) -> tuple[np.ndarray, list[str]]:
+    """Flag the best units of each layer that has too few, in place; also the names of those layers."""
     floored = []
     for layer, units in zip(graph.layers, _layer_units(graph), strict=True):
         wanted = min(min_neurons, len(units))

@@ -1,0 +1,104 @@
+"""SNIP NP: weights are masked one by one, and a neuron dies with all its incoming or all its outgoing weights.
+
+Source: the mask of parameters is that of Lee et al. (SNIP, ICLR 2019), eq. 2 of RANP; "SNIP NP" is the paper's row for
+what it removes of neurons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .select import Selection, check, rescue
+from .units import Graph
+
+
+@dataclass(frozen=True)
+class Links:
+    """The largest |g| between what enters a layer and its neurons, of shape (N, M), and the units of both sides.
+
+    `entering[m]` is -1 for what belongs to no unit: the network's input, and the one column of a depthwise layer.
+    """
+
+    strength: np.ndarray
+    neurons: np.ndarray
+    entering: np.ndarray
+
+
+def select_snip(graph: Graph, scores: Sequence[np.ndarray], sparsity: float | str, min_neurons: int = 1) -> Selection:
+    """Mask the share `sparsity` of all weights, those of least |g|; keep the units that still have live weights.
+
+    `scores`: |g| of every weight, one array a layer of its parameter's shape. Ties at the threshold live. "max": the
+    largest share at which every layer keeps `min_neurons`.
+    """
+    links = [links_of(graph, k, g) for k, g in enumerate(scores)]
+    every = np.sort(np.concatenate([g.reshape(-1) for g in scores]))
+    if sparsity == "max":
+        keep = _largest(graph, links, every, min_neurons)
+    else:
+        masked = len(every) - int(len(every) * (1 - check(sparsity)))
+        keep = live_units(graph, links, every[min(masked, len(every) - 1)])
+    keep, floored = rescue(graph, strength_of(graph, links), keep | graph.fixed_units, min_neurons)
+    return Selection(keep, floored, sparsity)
+
+
+def links_of(graph: Graph, k: int, g: np.ndarray) -> Links:
+    """From |g| of a layer's weight, of its parameter's shape."""
+    layer = graph.layers[k]
+    slot = graph.slots[layer.slot]
+    other = next((a for a, ids in enumerate(slot.ids) if ids is not None and a != layer.axis), None)
+    keep = [layer.axis] if other is None else [layer.axis, other]
+    flat = g.max(axis=tuple(a for a in range(g.ndim) if a not in keep))
+    flat = flat.T if other is not None and other < layer.axis else flat
+    flat = flat.reshape(g.shape[layer.axis], -1)
+    ids = None if other is None else slot.ids[other]
+    if layer.transposed and layer.groups > 1:  # (O/groups, I) -> (O, I/groups): the lanes of all groups are tied
+        flat = flat.reshape(len(flat), layer.groups, -1).swapaxes(0, 1).reshape(len(layer.neurons), -1)
+        ids = None if ids is None or flat.shape[1] == 1 else ids[: flat.shape[1]]
+    entering = np.full(flat.shape[1], -1)
+    if ids is not None:
+        root = graph.root[ids.numpy()]
+        at = np.minimum(np.searchsorted(graph.unit_roots, root), len(graph.unit_roots) - 1)
+        entering = np.where(graph.unit_roots[at] == root, at, -1)
+    return Links(flat, graph.by_layer(graph.unit)[k], entering)
+
+
+def live_units(graph: Graph, links: Sequence[Links], threshold: float) -> np.ndarray:
+    """One flag per unit: some weight of at least `threshold` comes in from, and some goes out to, what lives itself."""
+    units = len(graph.unit_roots)
+    read = np.zeros(units, dtype=bool)  # by some layer; an output is read by none
+    for link in links:
+        read[link.entering[link.entering >= 0]] = True
+    alive = np.ones(units, dtype=bool)
+    while True:
+        fed, heard = np.zeros(units, dtype=bool), ~read
+        for link in links:
+            source = np.where(link.entering >= 0, alive[link.entering], True)
+            live = (link.strength >= threshold) & alive[link.neurons][:, None] & source[None, :]
+            fed[link.neurons[live.any(1)]] = True
+            heard[link.entering[live.any(0) & (link.entering >= 0)]] = True
+        after = alive & fed & heard
+        if (after == alive).all():
+            return alive
+        alive = after
+
+
+def strength_of(graph: Graph, links: Sequence[Links]) -> np.ndarray:
+    """The largest |g| of each unit's incoming weights: what the floor goes by."""
+    value = np.zeros(len(graph.unit_roots))
+    for link in links:
+        np.maximum.at(value, link.neurons, link.strength.max(1))
+    return value
+
+
+def _largest(graph: Graph, links: Sequence[Links], every: np.ndarray, min_neurons: int) -> np.ndarray:
+    """By bisection over the sorted |g|: the higher the threshold, the fewer live."""
+    low, high = 0, len(every) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        keep = live_units(graph, links, every[middle]) | graph.fixed_units
+        enough = all(keep[units].sum() >= min(min_neurons, len(units)) for units in graph.by_layer(graph.unit))
+        low, high = (middle, high) if enough else (low, middle - 1)
+    return live_units(graph, links, every[low])

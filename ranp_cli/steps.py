@@ -1,0 +1,239 @@
+"""The steps that score, prune, refine and compare share."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .batches import Batches, load_batches
+from .criteria import criterion
+from .errors import BadInput, VerificationFailed, nearest
+from .example import Example
+from .importance import Importance, norms, score
+from .losses import load_loss
+from .refining import HardCoded, SlimRun, check_runs, initialise, slim_model
+from .report import Report
+from .resources import NAMES as RESOURCES
+from .resources import tau
+from .select import METHODS, Selection, select, weigh
+from .shadow import replicate, seeded
+from .snip import select_snip
+from .source import TORCHSCRIPT_NOTE, load_model, load_weights
+from .units import Graph, analyse, fingerprint
+
+NOISE = 1e-4  # a sum of signed gradients below this share of the unsigned one is what rounding left
+LAMBDA = 11.0  # the paper's for ShapeNet; 15 for BraTS, 80 for UCF101
+
+Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], Any]]]
+
+
+def silent(description: str, total: int | None) -> AbstractContextManager[Callable[[], Any]]:
+    return nullcontext(lambda: None)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What units are ranked by; `of` checks and completes it. `criterion` is None where scores are drawn at random."""
+
+    method: str
+    criterion: str | None
+    resource: str = "none"
+    lam: float = LAMBDA
+    min_neurons: int = 1
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls, method: str, criterion_name: str | None, resource: str, lam: float, min_neurons: int, seed: int
+    ) -> Ranking:
+        """BadInput for what does not exist or does not go together."""
+        check_choices(method=(method, METHODS), resource=(resource, RESOURCES))
+        if criterion_name is not None:
+            criterion(criterion_name)
+        known = METHODS[method]
+        name = criterion_name or known.criterion
+        if known.criteria and name not in known.criteria:
+            raise BadInput(
+                f"--method {method} goes by {' or '.join(known.criteria)}, not by '{name}'; leave out --criterion"
+            )
+        if name == "snip" and method != "snip":
+            raise BadInput(
+                f"criterion 'snip' scores weights, not neurons: it goes with --method snip, not with {method}"
+            )
+        if min_neurons < 1:
+            raise BadInput(f"min-neurons {min_neurons}: give 1 or more; a layer without neurons is no network")
+        if not 0 <= lam < math.inf:
+            raise BadInput(f"lambda {lam}: give 0 or more; it is the weight of the resource term")
+        name = None if method == "random" else name
+        return cls(method, name, resource if known.resource else "none", lam, min_neurons, seed)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """As mask.json has it; a resource has no meaning but for RANP, a criterion none for random scores."""
+        how: dict[str, Any] = {"name": self.method, "criterion": self.criterion, "resource": self.resource,
+                               "lambda": float(self.lam), "seed": self.seed, "min_neurons": self.min_neurons}  # fmt: skip
+        if not METHODS[self.method].resource:
+            del how["lambda"]
+        if self.criterion is None:
+            del how["criterion"]
+        return how
+
+    def tau(self, graph: Graph) -> np.ndarray | None:
+        return None if self.resource == "none" else tau(graph.layers, self.resource)
+
+    def select(self, graph: Graph, scores: Sequence[np.ndarray], sparsity: float | str) -> Selection:
+        """The units that stay."""
+        if self.method == "snip":
+            return select_snip(graph, scores, sparsity, self.min_neurons)
+        weighted = weigh(scores, self.method, self.tau(graph), self.lam, self.seed)
+        return select(graph, weighted, sparsity, layerwise=self.method == "layerwise", min_neurons=self.min_neurons)
+
+
+@dataclass
+class Job:
+    """The model at work, what the mask records of it, and the device that scores it."""
+
+    model: nn.Module
+    about: dict[str, Any]
+    device: torch.device
+
+    def weights_digest(self) -> str:
+        """sha256 of all parameters' bytes: scores belong to weights."""
+        digest = hashlib.sha256()
+        for p in self.model.parameters():
+            digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if p.numel() else b"")
+        return digest.hexdigest()
+
+    def draw(self, graph: Graph, init: str, seed: int) -> None:
+        """Score other weights than the given ones: those of a copy that is initialised anew."""
+        if init != "keep":
+            self.model = replicate(self.model, lambda _, t: t.clone())
+            with seeded(seed):
+                initialise(self.model, init, [layer.slot for layer in graph.layers])
+
+    def analyse(self, report: Report, example: Example, strict: bool = False) -> Graph:
+        with report.timing("start"):  # torch's own start-up of meta tensors, once a process
+            import_module("torch.fx.experimental.symbolic_shapes")
+        with report.timing("trace"):
+            graph = analyse(self.model, example)
+        self.about["input"] = example.signature
+        for op, module, where in (*graph.eval_run.tracer.unruled, *graph.train_run.tracer.unruled) if strict else ():
+            raise BadInput(
+                f"--strict: {op} in {module or 'the model'} ({where or 'no source line'}) has no rule; "
+                "register one with ranp_cli.rules.rule, or drop --strict to keep what it touches"
+            )
+        return graph
+
+
+def open_job(report: Report, model: nn.Module | str, seed: int, args: dict[str, Any] | None, weights: str | None, key: str | None,
+          device: str) -> Job:  # fmt: skip
+    if not 0 <= seed < 2**63:
+        raise BadInput(f"seed {seed}: give a whole number from 0 to 2^63 - 1")
+    with report.timing("load"):
+        place = choose_device(device)
+        given, about = model, {"spec": None, "args": {}}  # type: Any, dict[str, Any]
+        if isinstance(model, (str, Path)):
+            with seeded(seed):
+                loaded = load_model(str(model), args)
+            about = {"spec": loaded.spec, "args": loaded.args}
+            model = loaded.module
+            if loaded.kind == "torchscript":
+                report.parts["notes"] = [TORCHSCRIPT_NOTE]
+        if not isinstance(model, nn.Module):
+            raise BadInput(
+                f"the model is a {type(model).__name__}; give an nn.Module, or a spec such as model.py:UNet3D"
+            )
+        if weights is not None:
+            if model is given:
+                model = replicate(model, lambda _, t: t.clone())  # the caller's own is not changed
+            load_weights(model, weights, key)
+        about["fingerprint"] = fingerprint(model)
+        report.parts |= {"device": str(place), "model": about}
+    return Job(model, about, place)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one; BadInput for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("ranp runs on cpu and cuda")
+        if device.type != "cpu":
+            torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(
+            f"device '{name}' is not to be had here ({str(error).splitlines()[0]}); give auto, cpu, cuda or cuda:i"
+        ) from error
+    return device
+
+
+def check_choices(**choices: tuple[str, Iterable[str]]) -> None:
+    for what, (given, known) in choices.items():
+        if given not in known:
+            raise BadInput(f"unknown {what} '{given}'{nearest(str(given), known)}")
+
+
+def first_batch(batches: Any, limit: int | None, seed: int) -> tuple[Batches, Example]:
+    """The mini-batches, and the input of the first as an example; a shuffling source draws from `seed`."""
+    with seeded(seed):
+        source = load_batches(batches, limit)
+        return source, Example(source.first.args, source.first.kwargs)
+
+
+def importances(report: Report, job: Job, graph: Graph, source: Batches, criteria: Iterable[str], loss: Any,
+                ignore_index: int | None, seed: int, progress: Progress) -> dict[str, Importance]:  # fmt: skip
+    """The scores by each criterion, from one pass over the mini-batches; norms of weights need none."""
+    wanted = [criterion(name) for name in dict.fromkeys(criteria)]
+    twins = {c.name: c.name.replace("mnmg", "mpmg") for c in wanted if c.signed and c.is_linear}
+    wanted += [criterion(name) for name in twins.values() if name not in criteria]
+    function = load_loss(loss, ignore_index)
+    found = {c.name: Importance(norms(job.model, graph, c), 0) for c in wanted if not c.needs_gradients}
+    if by_gradient := [c for c in wanted if c.needs_gradients]:
+        with report.timing("score"), progress("scoring", source.length) as advance:
+            found |= score(job.model, graph, source, function, by_gradient, job.device, seed, advance)
+    for name, twin in twins.items():
+        pairs = zip(graph.layers, found[name].scores, found[twin].scores, strict=True)
+        noise = [layer.name for layer, signed, plain in pairs if plain.sum() > 0 and signed.sum() < NOISE * plain.sum()]
+        if noise:
+            report.parts.setdefault("notes", []).append(
+                f"{name} is rounding noise in {len(noise)} of {len(graph.layers)} layers ({noise[0]}, ...): behind a norm the "
+                f"loss does not depend on the scale of the weights, so the signed sum is zero; use {twin} or neuron"
+            )
+    return found
+
+
+def settle(
+    report: Report, job: Job, graph: Graph, choose: Callable[[], Selection]
+) -> tuple[Selection, nn.Module, dict[str, Any], SlimRun]:
+    """Select and refine until the slim network runs: what its code insists on is fixed, and the rest goes on."""
+    while True:
+        with report.timing("select"):
+            chosen = choose()
+            stays = graph.flags(chosen.keep)
+        with report.timing("refine"):
+            slim, changed = slim_model(job.model, graph, stays)
+            ran = check_runs(slim, graph, stays)
+        if isinstance(ran, SlimRun):
+            return chosen, slim, changed, ran
+        _fix(graph, ran, stays)
+
+
+def _fix(graph: Graph, found: HardCoded, stays: np.ndarray) -> None:
+    graph.ties.fix(found.ids, found.reason.what, found.reason.where)
+    before = graph.fixed_units.sum()
+    graph.settle()
+    if graph.fixed_units.sum() == before:
+        raise VerificationFailed(f"the slim network does not run ({found.reason}) and no unit could be kept to mend it; "
+                                 "nothing was written. This is a defect of ranp: please report the model")  # fmt: skip
