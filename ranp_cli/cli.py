@@ -97,6 +97,11 @@ Keep = Annotated[Strs, typer.Option("--keep", metavar="GLOB", help="layers never
 Only = Annotated[Strs, typer.Option("--only", metavar="GLOB", help="prune these layers only (repeatable)")]
 Lambda = Annotated[float | None, typer.Option("--lambda", metavar="X", help="weight of the resource  [default: 11]")]
 
+Plot = Annotated[
+    Strs,
+    typer.Option("--plot", metavar="FILE", help="a picture: .png, .svg or .pdf (needs the extra plot; repeatable)"),
+]
+
 SUFFIXES = (".safetensors", ".onnx", ".pt")
 
 
@@ -116,7 +121,7 @@ def score(
     criterion: CriterionOption = None, score_init: ScoreInit = None,
     sparsity: Annotated[float | None, typer.Option("--sparsity", metavar="X", help="also show what these scores alone would keep at X")] = None,
     loss: Loss = None, ignore_index: IgnoreIndex = None, batches: BatchLimit = None, model_arg: ModelArg = None, weights: Weights = None, weights_key: WeightsKey = None, seed: Seed = None, device: Device = None,
-    config: Config = None, json_: Json = None, quiet: Quiet = None,
+    plot: Plot = None, config: Config = None, json_: Json = None, quiet: Quiet = None,
 ) -> None:  # fmt: skip
     """Score every neuron from gradients on a calibration batch; prune --scores then needs none."""
     o = Options("score", locals(), {"criterion": "mpmg-sum", "score_init": "keep", "output": []})
@@ -128,6 +133,7 @@ def score(
     scores = ranp.score(o["model"], o["batch"], **same, progress=o.progress, **o.scoring())
     for path in o["output"]:
         scores.save(path)
+    o.draw(scores)
     o.show(scores.report)
 
 
@@ -149,7 +155,7 @@ def prune(
     weights: Weights = None, weights_key: WeightsKey = None, seed: Seed = None, device: Device = None,
     strict: Annotated[bool | None, typer.Option("--strict", help="an op without a rule is an error")] = None,
     allow_less: Annotated[bool | None, typer.Option("--allow-less", help="take it when much less than asked can be removed")] = None,
-    config: Config = None, json_: Json = None, quiet: Quiet = None,
+    plot: Plot = None, config: Config = None, json_: Json = None, quiet: Quiet = None,
 ) -> None:  # fmt: skip
     """Remove the least important neurons, prove the slim network and write it."""
     given = locals()
@@ -177,6 +183,7 @@ def prune(
     )
     result = ranp.prune(o["model"], o["batch"], **{k: o[k] for k in same}, progress=o.progress, **o.scoring())
     o.write(result)
+    o.draw(result)
     o.show(result.report)
 
 
@@ -219,7 +226,7 @@ def compare(
     weights: Weights = None, weights_key: WeightsKey = None, seed: Seed = None, device: Device = None,
     csv: Annotated[str | None, typer.Option("--csv", metavar="PATH|-", help="write the rows as CSV; - for stdout")] = None,
     markdown: Annotated[str | None, typer.Option("--markdown", metavar="PATH|-", help="write the rows as Markdown; - for stdout")] = None,
-    config: Config = None, json_: Json = None, quiet: Quiet = None,
+    plot: Plot = None, config: Config = None, json_: Json = None, quiet: Quiet = None,
 ) -> None:  # fmt: skip
     """Lay the methods side by side on your network: gradients once, cut at every method and sparsity."""
     defaults = {
@@ -240,6 +247,7 @@ def compare(
     same = {k: o[k] for k in ("sparsity", "lambda_", "min_neurons", "keep", "only", "score_init")}
     chosen = [name.strip() for text in o["methods"] for name in str(text).split(",")]
     result = ranp.compare(o["model"], o["batch"], methods=chosen or DEFAULT, **same, progress=o.progress, **o.scoring())
+    o.draw(result)
     o.show(result.report, csv=result.csv(), markdown=result.markdown())
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -215,3 +216,9 @@ class Comparison:
             cells.append("yes" if row["feasible"] else f"floor in {len(row['floored'])} layers")
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines) + "\n"
+
+    def plot(self, path: str | Path) -> None:
+        """Fig. 4 of the paper, as .png, .svg or .pdf (extra `plot`)."""
+        from .plots import sweep
+
+        sweep(path, self.rows, self.report.parts["model"]["spec"] or "")

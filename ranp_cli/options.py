@@ -13,6 +13,7 @@ from . import show
 from .checkpoint import check_output, write_atomic
 from .config import INPUTS, merge, read_config
 from .errors import BadInput
+from .plots import check_plot
 
 
 class Options:
@@ -64,6 +65,9 @@ class Options:
             raise BadInput("stdout holds one document: give - to one of --json, --csv and --markdown")
         written = [*(self["output"] or ()), *([self["mask"]] if self.command == "prune" and self["mask"] else [])]
         written += [self[name] for name in TEXTS if self[name] and self[name] != "-"]
+        for path in self["plot"] or ():
+            check_plot(path)
+            written.append(path)
         for path in written:
             check_output(path)
         if len({Path(path).resolve() for path in written}) < len(written):
@@ -90,6 +94,10 @@ class Options:
         if self["quiet"]:
             return nullcontext(lambda: None)
         return show.progress(show.console(stderr=True), description, total)
+
+    def draw(self, result: Any) -> None:
+        for path in self["plot"] or ():
+            result.plot(path)
 
     def write(self, result: Any, mask: bool = True) -> None:
         with result.report.timing("write"):

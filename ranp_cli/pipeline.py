@@ -22,7 +22,7 @@ from .mask import Mask
 from .refining import INITS, SlimRun, initialise
 from .report import Report, layer_row, not_pruned, uncounted
 from .resources import reweighting
-from .select import Selection, check, select
+from .select import Selection, check, select, weigh
 from .shadow import seeded
 from .steps import LAMBDA, Job, Progress, Ranking, check_choices, first_batch, importances, open_job, settle, silent
 from .units import Graph, cost_of, guess_example
@@ -46,6 +46,17 @@ class Scores:
         """Write a safetensors file that `prune(scores=path)` takes; no new gradients are needed then."""
         tensors = {name: torch.from_numpy(values) for name, values in self.layers.items()}
         _write(path, to_bytes(tensors, {"format": SCORES, "version": VERSION, **self.about}), self.report)
+
+    def plot(self, path: str | Path) -> None:
+        """Fig. 3 of the paper: these scores, and with layers of equal mean (extra `plot`)."""
+        from .plots import importance
+
+        if self.about["criterion"] == "snip":
+            raise BadInput("--plot: criterion 'snip' scores weights, not neurons; take another --criterion")
+        values, rows = list(self.layers.values()), self.report.parts["layers"]
+        rankings = {"vanilla": values, "weighted": weigh(values, "weighted", None, 0.0, 0)}
+        kept = [row["kept"] for row in rows] if "kept" in rows[0] else None
+        importance(path, list(self.layers), rankings, kept, self.about["model"]["spec"] or "")
 
     @classmethod
     def of(cls, scores: Scores | str | Path) -> Scores:
@@ -89,6 +100,16 @@ class Pruned:
     mask: Mask
     report: Report
     about: dict[str, Any]
+    rankings: dict[str, list[np.ndarray]] = field(default_factory=dict)  # what was ranked by, step by step
+
+    def plot(self, path: str | Path) -> None:
+        """Fig. 3 of the paper: the importance of every neuron by layer, and the share that stays (extra `plot`)."""
+        from .plots import importance
+
+        if not self.rankings:
+            raise BadInput("--plot: this method ranks no neurons by importance; take another --method")
+        kept = [len(layer["kept"]) for layer in self.mask.layers.values()]
+        importance(path, list(self.mask.layers), self.rankings, kept, self.about["model"]["spec"] or "")
 
     def _save_script(self, path: str | Path) -> None:
         if not isinstance(self.model, torch.jit.ScriptModule):
@@ -255,6 +276,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         enough(graph, chosen, mask, values, method == "snip")
     pruned = _finish(report, job, graph, mask, chosen.keep, slim, changed, ran, init, seed)
     report.parts["not_pruned"] = not_pruned(graph, chosen.keep, values)
+    pruned.rankings = ranking.steps(graph, found.scores)
     layer_tau = ranking.tau(graph)
     for k, row in enumerate(report.parts["layers"]):
         row["importance_mean"] = float(np.mean(found.scores[k]))

@@ -91,6 +91,18 @@ class Ranking:
     def tau(self, graph: Graph) -> np.ndarray | None:
         return None if self.resource == "none" else tau(graph.layers, self.resource)
 
+    def steps(self, graph: Graph, scores: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
+        """The scores as they are, as this method weighs them, and what lies between: what Fig. 3 shows."""
+        if self.criterion is None or self.method == "snip":
+            return {}
+        found = {"vanilla": list(scores)}
+        if self.method == "ranp":
+            found["weighted"] = weigh(scores, "weighted", None, self.lam, self.seed)
+        name = f"ranp, by {self.resource}" if self.resource != "none" else self.method
+        if self.method not in ("vanilla", "layerwise"):
+            found[name] = weigh(scores, self.method, self.tau(graph), self.lam, self.seed)
+        return found
+
     def select(self, graph: Graph, scores: Sequence[np.ndarray], sparsity: float | str) -> Selection:
         """The units that stay."""
         if self.method == "snip":

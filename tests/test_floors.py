@@ -12,7 +12,7 @@ FLOORS = [
     {"errors", "labels", "shadow", "example", "trace"},
     {"rules"},
     {"costs", "units", "criteria", "importance", "resources", "select", "snip", "refining", "verify"},
-    {"files", "source", "batches", "samples", "losses", "config", "mask", "checkpoint", "export", "onnxfile", "report", "page", "show"},
+    {"files", "source", "batches", "samples", "losses", "config", "mask", "checkpoint", "export", "onnxfile", "report", "page", "show", "plots"},
     {"steps", "pipeline", "comparison", "profiling"},
     {"__init__", "__main__", "options", "cli"},
 ]
