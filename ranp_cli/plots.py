@@ -146,7 +146,9 @@ def _clean(axis: Any) -> None:
 def _name_layers(axis: Any, layers: Sequence[str], edges: np.ndarray, width: float) -> None:
     """Names under the middle of each layer, leaving out those that would lie on the one before."""
     room = edges[-1] / (width * 6.5)  # of a line of small type, in neurons
-    at, names, last = [], [], -np.inf
+    at: list[float] = []
+    names: list[str] = []
+    last = -np.inf
     for name, left, right in zip(layers, edges[:-1], edges[1:], strict=True):
         middle = (left + right) / 2
         if middle - last >= room or name == layers[-1]:

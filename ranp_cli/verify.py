@@ -18,7 +18,7 @@ from .errors import USER_EXCEPTIONS, RuleFailure, VerificationFailed
 from .example import Example
 from .labels import Ties
 from .shadow import NoDropout, each, map_tensors, replicate, seeded, tensors_in
-from .trace import op_name
+from .trace import Tracer, op_name
 from .units import Graph, attempt, new_tracer
 
 NORMS = ("group norm", "layer norm")
@@ -153,7 +153,7 @@ def verification_example(graph: Graph, slim: nn.Module) -> Example:
     """A sample of the smallest spatial size that takes the network through the same ops, one step above where cheap."""
     full = graph.example.with_batch(1)
     macs = max(1, sum(op.flops for op in graph.eval_run.tracer.ops) // 2 // graph.eval_run.samples)
-    names = [op.name for op in graph.eval_run.tracer.ops]
+    way = _way(graph.eval_run.tracer)
     chosen = full
     feasible: list[tuple[float, Example]] = []
     for shift in range(6, 0, -1) if macs > 2e8 else ():
@@ -170,11 +170,16 @@ def verification_example(graph: Graph, slim: nn.Module) -> Example:
             raise
         except USER_EXCEPTIONS:  # too small for the network's strides
             continue
-        if [op.name for op in tracers[0].ops] == names:
+        if _way(tracers[0]) == way:
             feasible.append((2.0**-shift, small))
     if feasible:
         chosen = feasible[-1][1]
     return chosen
+
+
+def _way(tracer: Tracer) -> tuple[list[str], set[str]]:
+    """The layers that a run went through, in order, and which ops it met. (How often it padded depends on the size.)"""
+    return [use.op for op in tracer.ops for use in op.uses], {op.name for op in tracer.ops}
 
 
 def noise(example: Example) -> Example:

@@ -1,11 +1,29 @@
-"""The files a new user starts from: `model.py` runs, and `calib.pt` is what `make_calib.py` makes."""
+"""The files a new user starts from: `model.py` runs, `calib.pt` is what `make_calib.py` makes, each YAML prunes."""
 
+from __future__ import annotations
+
+import inspect
+import json
+import re
 import runpy
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import packages
 import pytest
 import torch
 import torch.nn.functional as F
+
+import ranp_cli as ranp
+from ranp_cli import samples
+from ranp_cli.batches import load_batches
+from ranp_cli.cli import Options, prune
+from ranp_cli.errors import BadInput
+from ranp_cli.losses import load_loss
+from ranp_cli.source import load_model
 
 CONFIGS = Path(__file__).parents[1] / "sample_configs"
 EMPTY = 255
@@ -57,3 +75,125 @@ def test_model_layers_have_readable_names(model):
     layers = [name.removesuffix(".weight") for name, p in model.named_parameters() if p.ndim == 5]
     assert len(layers) == 18
     assert {"encoders.0.conv1", "ups.0", "decoders.2.conv2", "head"} <= set(layers)
+
+
+# -- the YAML files
+
+YAMLS = sorted(CONFIGS.glob("*.yaml"))
+
+# The paper's rows: sparsity, lambda, and the network's MB of parameters, GFLOPs and MB of memory, as it counts them.
+PAPER = {
+    "unet3d_shapenet": (0.7824, 11, 62.26, 237.85, 997.00),
+    "unet3d_brats": (0.7817, 15, 15.57, 478.13, 3628.00),
+    "mobilenetv2_ucf101": (0.3315, 80, 9.47, 0.58, 157.47),
+    "i3d_ucf101": (0.2532, 80, 47.27, 27.88, 201.28),
+}
+
+# The same networks and data in small: model arguments that change, the data.
+SMALL: dict[str, tuple[dict[str, Any], Callable[[], Any]]] = {
+    "unet3d_shapenet": ({"layers": 7, "width": 8, "num_classes": 4}, lambda: samples.voxel_shapes(size=16, classes=4)),
+    "unet3d_brats": ({"layers": 7, "width": 8}, lambda: samples.brain_volumes(size=16)),
+    "mobilenetv2_ucf101": ({"width": 0.25}, lambda: samples.moving_patterns(size=32, frames=8, batch_size=2)),
+    "i3d_ucf101": ({"width": 0.125}, lambda: samples.moving_patterns(size=64, frames=9, batch_size=2)),
+    "psmnet_sceneflow": (
+        {"max_disparity": 16, "width": 4},
+        lambda: samples.stereo_pairs(size=(32, 64), max_disparity=16, batch_size=2),
+    ),
+    "monai_unet": ({"channels": [8, 16, 32], "strides": [2, 2]}, lambda: samples.brain_volumes(size=16)),
+    "nnunet_plain": ({"features": [8, 16, 32]}, lambda: samples.brain_volumes(size=16)),
+}
+
+# Options that bring the two long ones below a minute; the others run as they are.
+SHORTER = {
+    "unet3d_brats": ["--batch", "ranp_cli.samples:brain_volumes_64"],
+    "psmnet_sceneflow": ["--model-arg", "max_disparity=48", "--model-arg", "width=8"],
+}
+
+
+@pytest.fixture(params=YAMLS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+def options(path):
+    """What `ranp prune --config` makes of the file."""
+    given = {**dict.fromkeys(inspect.signature(prune).parameters), "config": str(path)}
+    return Options("prune", given, {"output": [], "keep": [], "only": []}, {"mask"})
+
+
+def pruned(path, changes, batches):
+    """The config, other than itself in the model's arguments and the data."""
+    o = options(path)
+    given = {"resource": o["resource"], "lambda_": o["lambda_"], "loss": o["loss"], "sparsity": o["sparsity"]}
+    with packages.quietly():
+        return ranp.prune(o["model"], batches, model_args={**o.model_args(), **changes}, batch_limit=2, **given)
+
+
+def test_every_yaml_is_known_here():
+    assert {path.stem for path in YAMLS} == SMALL.keys()
+    assert PAPER.keys() | SHORTER.keys() <= SMALL.keys()
+
+
+def test_a_yaml_resolves(path):
+    o = options(path)
+    o.need("model", "batch", "sparsity", "resource", "output")
+    o.check_outputs((".safetensors",))
+    assert o["output"] == [f"{path.stem}.safetensors"]
+    assert 1 <= o["batches"] <= 4
+    load_loss(o["loss"])
+    assert load_batches(o["batch"], o["batches"]).limit == o["batches"]
+    with packages.quietly(), torch.device("meta"):
+        assert sum(p.numel() for p in load_model(o["model"], o.model_args()).module.parameters()) > 1e6
+
+
+def test_a_wrong_key_would_be_noticed(tmp_path):
+    text = (CONFIGS / "unet3d_shapenet.yaml").read_text()
+    (tmp_path / "typo.yaml").write_text(text.replace("resource:", "resuorce:"))
+    with pytest.raises(BadInput, match="no option 'resuorce'; did you mean 'resource'"):
+        options(tmp_path / "typo.yaml")
+
+
+def test_a_yaml_says_what_it_is_and_how_to_run_it(path):
+    comment = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert f"#     ranp prune --config {path.name}" in comment
+    assert any(re.search(r"Takes about .* GiB", line) for line in comment)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_yaml_of_the_paper_has_its_numbers(name):
+    o = options(CONFIGS / f"{name}.yaml")
+    sparsity, weight, *full = PAPER[name]
+    assert (o["sparsity"], o["lambda_"]) == (sparsity, weight)
+    x = load_batches(o["batch"], 1).first.args[0]
+    paper = ranp.profile(o["model"], tuple(x.shape), model_args=o.model_args()).to_dict()["before"]["paper"]
+    assert [paper["param_mb"], paper["gflops"], paper["memory_mb"]] == pytest.approx(full, abs=0.0051)
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    assert all(f"{number:.2f}" in text for number in full)
+
+
+def test_a_yaml_prunes_in_small(path):
+    changes, batches = SMALL[path.stem]
+    report = pruned(path, changes, batches()).report.to_dict()
+    assert report["verified"]["max_rel_error_fp64"] < 1e-10
+    assert report["sparsity"]["achieved"] > 0.6 * report["sparsity"]["requested"]
+    assert report["reduction"]["macs"] > 0.05
+    assert not report.get("uncounted_ops")
+
+
+@pytest.mark.slow
+def test_a_yaml_runs_as_it_lies_there(path, tmp_path):
+    command = [sys.executable, "-m", "ranp_cli", "prune", "--config", str(path), "--json", "-"]
+    command += SHORTER.get(path.stem, [])
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["verified"]["max_rel_error_fp64"] < 1e-10
+    assert [file.name for file in tmp_path.iterdir()] == [f"{path.stem}.safetensors"]
+
+
+def test_the_plain_nnunet_is_supervised_at_every_stage():
+    plain_unet = runpy.run_path(str(CONFIGS / "nnunet.py"))["plain_unet"]
+    x = torch.zeros(1, 3, 16, 16, 16)
+    outputs = plain_unet(3, 2, features=(4, 8, 16))(x)
+    assert [y.shape for y in outputs] == [(1, 2, 16, 16, 16), (1, 2, 8, 8, 8)]
+    assert plain_unet(3, 2, features=(4, 8), deep_supervision=False)(x).shape == (1, 2, 16, 16, 16)
