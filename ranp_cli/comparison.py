@@ -17,7 +17,7 @@ from .importance import Importance
 from .refining import INITS
 from .report import Report, layer_row, reduction
 from .select import METHODS, check
-from .shadow import seeded
+from .shadow import labels_on_cpu, seeded
 from .steps import LAMBDA, Progress, Ranking, check_choices, first_batch, importances, open_job, settle, silent
 from .units import Graph, cost_of
 
@@ -46,6 +46,7 @@ class Entry:
     ranking: Ranking | None
 
 
+@labels_on_cpu
 def compare(model: nn.Module | str, batches: Any, *, sparsity: Any, methods: Iterable[str] = DEFAULT, lambda_: float = LAMBDA,
             min_neurons: int = 1, keep: Sequence[str] = (), only: Sequence[str] = (), score_init: str = "keep", loss: Any = None,
             ignore_index: int | None = None, batch_limit: int | None = None, seed: int = 0, device: str = "auto",

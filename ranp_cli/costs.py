@@ -48,7 +48,9 @@ class Paper:
         elif isinstance(module, nn.Linear):
             self.flops += 2 * n * module.in_features
         elif isinstance(module, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)):
-            rank = int(type(module).__name__[-2])
+            rank = next(
+                k for k, kind in enumerate((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), 1) if isinstance(module, kind)
+            )
             size = module.kernel_size
             self.flops += n * ((size**rank if isinstance(size, int) else math.prod(size)) + 1)
         elif isinstance(module, nn.modules.pooling._AdaptiveAvgPoolNd):

@@ -23,7 +23,7 @@ from .refining import INITS, SlimRun, initialise
 from .report import Report, layer_row, not_pruned, uncounted
 from .resources import reweighting
 from .select import Selection, check, select, weigh
-from .shadow import seeded
+from .shadow import labels_on_cpu, seeded
 from .steps import LAMBDA, Job, Progress, Ranking, check_choices, first_batch, importances, open_job, settle, silent
 from .units import Graph, cost_of, guess_example
 from .verify import verify
@@ -153,6 +153,7 @@ def _write(path: str | Path, data: bytes, report: Report) -> None:
 # -- the public functions
 
 
+@labels_on_cpu
 def score(model: nn.Module | str, batches: Any, *, loss: Any = None, ignore_index: int | None = None, criterion: str = "mpmg-sum",
           score_init: str = "keep", sparsity: float | None = None, batch_limit: int | None = None, seed: int = 0, device: str = "auto", model_args: dict[str, Any] | None = None,
           weights: str | None = None, weights_key: str | None = None, progress: Progress = silent) -> Scores:  # fmt: skip
@@ -186,6 +187,7 @@ def score(model: nn.Module | str, batches: Any, *, loss: Any = None, ignore_inde
     return _scores(report, job, graph, found, {"criterion": criterion, "score_init": score_init}, loss, sparsity)
 
 
+@labels_on_cpu
 def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str | Path | None = None, sparsity: float | str | None = None,
           resource: str = "flops", lambda_: float = LAMBDA, method: str = "ranp", criterion: str | None = None, min_neurons: int = 1,
           keep: Sequence[str] = (), only: Sequence[str] = (), init: str = "keep", score_init: str = "keep", loss: Any = None, ignore_index: int | None = None,
@@ -300,6 +302,7 @@ def enough(graph: Graph, chosen: Selection, mask: Mask, scores: Sequence[np.ndar
                      "give --allow-less to take it")  # fmt: skip
 
 
+@labels_on_cpu
 def refine(model: nn.Module | str, mask: Mask | dict[str, Any] | str | Path, *, inputs: Any = None, init: str = "keep",
            transfer: bool = False, seed: int | None = 0, device: str = "auto", model_args: dict[str, Any] | None = None,
            weights: str | None = None, weights_key: str | None = None, full: bool = False) -> Any:  # fmt: skip

@@ -7,13 +7,17 @@ import io
 import random
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def shadow(model: nn.Module, real: bool = False) -> nn.Module:
@@ -175,3 +179,14 @@ class NoDropout(TorchFunctionMode):
         if getattr(func, "__name__", "") in self.NAMES:
             return args[0] if args else kwargs["input"]
         return func(*args, **kwargs)
+
+
+def labels_on_cpu(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function with the CPU as torch's default device: labels are tensors, and live there."""
+
+    @wraps(function)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+        with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+            return function(*args, **kwargs)
+
+    return inside

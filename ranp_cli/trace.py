@@ -94,20 +94,23 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        try:  # before the op, which may change a tensor's shape in place
+            written = {a.name for a in func._schema.arguments if a.is_out}  # an `out=` tensor is no operand
+            l_args = wrap(args, self.labels)
+            l_kwargs = wrap({k: v for k, v in kwargs.items() if k not in written}, self.labels)
+        except Exception as error:
+            raise RuleFailure(f"the labels of {func} could not be found: {type(error).__name__}: {error}") from error
         self.inside = True
         out = run_mixed(func, args, kwargs)
         self.inside = False
         try:
-            self._record(func, args, kwargs, out)
+            self._record(func, args, kwargs, l_args, l_kwargs, out)
         except Exception as error:  # never the user's fault, so never shown as theirs
             raise RuleFailure(f"the rule of {func} raised {type(error).__name__}: {error}") from error
         return out
 
-    def _record(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    def _record(self, func: Any, args: Any, kwargs: Any, l_args: Any, l_kwargs: Any, out: Any) -> None:
         outs = [t for t in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(t, Tensor)]
-        l_args = wrap(args, self.labels)
-        written = {a.name for a in func._schema.arguments if a.is_out}  # an `out=` tensor is no operand
-        l_kwargs = wrap({k: v for k, v in kwargs.items() if k not in written}, self.labels)
         ins = tuple(each(Labels, l_args, l_kwargs))
         name, seen = op_name(func), len(self.ties.uses)
         self.ties.step = (id(self), len(self.ops))

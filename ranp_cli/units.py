@@ -19,7 +19,7 @@ from .costs import Paper, costs
 from .errors import USER_EXCEPTIONS, BadInput, RuleFailure
 from .example import Example
 from .labels import Labels, Reason, Ties
-from .shadow import map_tensors, seeded, shadow, tensors_in, to_meta, to_real
+from .shadow import labels_on_cpu, map_tensors, seeded, shadow, tensors_in, to_meta, to_real
 from .trace import Tracer, all_fixed
 
 
@@ -152,6 +152,7 @@ class Graph:
         self.settle()
 
 
+@labels_on_cpu
 def analyse(model: nn.Module, example: Example) -> Graph:
     """Trace `model` on an input and find its units.
 
@@ -372,6 +373,7 @@ def fingerprint(model: nn.Module) -> str:
     return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
 
+@labels_on_cpu
 def measure(model: nn.Module, example: Example) -> tuple[Run, list[Layer], dict[str, Any]]:
     """One shadow run in eval mode: the run, the layers that it met, and the costs of one sample."""
     ties = Ties()

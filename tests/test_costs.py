@@ -97,3 +97,22 @@ def test_what_is_not_counted_is_listed():
     report = ranp.profile(Fft(), (1, 1, 4, 4, 4)).to_dict()
     first = report["uncounted_ops"][0]
     assert (first["op"], first["module"], first["count"]) == ("aten._fft_c2c", "", 1)
+
+
+def test_a_pooling_of_the_users_own_is_counted_as_torchs():
+    class Small(nn.AvgPool3d):
+        pass
+
+    found = [ranp.profile(nn.Sequential(nn.Conv3d(1, 2, 1), pool(2)), (1, 1, 4, 4, 4)).to_dict()["before"]
+             for pool in (nn.AvgPool3d, Small)]  # fmt: skip
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("device", ["meta"])
+def test_another_default_device_makes_no_difference(device):
+    model = nn.Sequential(nn.Conv3d(1, 4, 3), nn.ReLU(), nn.Conv3d(4, 2, 1))
+    batch = torch.randn(2, 1, 6, 6, 6), torch.randint(2, (2, 4, 4, 4))
+    plain = ranp.profile(model, (1, 1, 6, 6, 6)).to_dict()["before"], ranp.prune(model, batch, sparsity=0.5).mask.layers
+    with torch.device(device):
+        assert ranp.profile(model, (1, 1, 6, 6, 6)).to_dict()["before"] == plain[0]
+        assert ranp.prune(model, batch, sparsity=0.5).mask.layers == plain[1]

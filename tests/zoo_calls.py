@@ -132,3 +132,18 @@ def unfolded() -> nn.Module:  # windows as channels: C * 3 * 3, channel first
         return m.c(F.relu(m.b(F.fold(y, (8, 8), 2, stride=2))))
 
     return Net(run, a=nn.Conv2d(2, 6, 3, padding=1), b=nn.Conv2d(6, 5, 3, padding=1), c=nn.Conv2d(5, 3, 1))
+
+
+@case(units=6 + 5 + 3)
+def transposed_in_place() -> nn.Module:  # as recurrent layers do it; as many channels as slices
+    def run(m: Any, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(m.a(x)[:, :, :6].contiguous().transpose_(1, 2))
+        return m.c(F.relu(m.b(y.transpose(1, 2))).unsqueeze_(1).squeeze_(1))
+
+    return Net(run, a=conv(2, 6), b=conv(6, 5), c=conv(5, 3))
+
+
+@case(units=8 + 6 + 3, shape=(2, 3, 4))
+def recurrent_alone() -> nn.Module:  # a GRU with its batch first turns its output in place
+    return Net(lambda m, x: m.b(m.gru(F.relu(m.a(x)))[0]), a=nn.Linear(4, 8), gru=nn.GRU(8, 6, batch_first=True),
+               b=nn.Linear(6, 3))  # fmt: skip

@@ -74,12 +74,12 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines + [f"\n{r['network']}: {r['error']}" for r in rows if "error" in r])
 
 
-def put(path: Path, table: str) -> None:
+def put(path: Path, table: str, marks: tuple[str, str] = MARKS) -> None:
     """Replace what stands between the marks of a Markdown file."""
-    head, mark, rest = path.read_text().partition(MARKS[0])
-    if not mark or MARKS[1] not in rest:
-        raise SystemExit(f"{path} has no {MARKS[0]} ... {MARKS[1]}")
-    path.write_text(f"{head}{mark}\n\n{table}\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
+    head, mark, rest = path.read_text().partition(marks[0])
+    if not mark or marks[1] not in rest:
+        raise SystemExit(f"{path} has no {marks[0]} ... {marks[1]}")
+    path.write_text(f"{head}{mark}\n\n{table}\n\n{marks[1]}{rest.partition(marks[1])[2]}")
 
 
 def main() -> None:
