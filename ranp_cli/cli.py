@@ -221,6 +221,7 @@ def compare(
     batch: Batch = None,
     sparsity: Annotated[Strs, typer.Option("--sparsity", metavar="X", help="a number in [0, 1), max, or from:to:step (repeatable)")] = None,
     methods: Annotated[Strs, typer.Option("--methods", metavar="M,...", help="full, snip, random, layerwise, vanilla, weighted, ranp-mem, ranp-flops (these by default), ranp-params, taylor, magnitude; vanilla:mnmg-sum for another criterion")] = None,
+    input_: Annotated[Strs, typer.Option("--input", metavar="SHAPE", help="count for this shape of input, not that of the batch (repeatable)")] = None,
     lambda_: Lambda = None, min_neurons: MinNeurons = None, keep: Keep = None, only: Only = None, score_init: ScoreInit = None,
     loss: Loss = None, ignore_index: IgnoreIndex = None, batches: BatchLimit = None, model_arg: ModelArg = None,
     weights: Weights = None, weights_key: WeightsKey = None, seed: Seed = None, device: Device = None,
@@ -232,6 +233,7 @@ def compare(
     defaults = {
         "sparsity": [],
         "methods": [],
+        "input_": [],
         "lambda_": 11.0,
         "min_neurons": 1,
         "keep": [],
@@ -246,7 +248,8 @@ def compare(
 
     same = {k: o[k] for k in ("sparsity", "lambda_", "min_neurons", "keep", "only", "score_init")}
     chosen = [name.strip() for text in o["methods"] for name in str(text).split(",")]
-    result = ranp.compare(o["model"], o["batch"], methods=chosen or DEFAULT, **same, progress=o.progress, **o.scoring())
+    result = ranp.compare(o["model"], o["batch"], methods=chosen or DEFAULT, inputs=shapes(o["input_"]), **same,
+                          progress=o.progress, **o.scoring())  # fmt: skip
     o.draw(result)
     o.show(result.report, csv=result.csv(), markdown=result.markdown())
 

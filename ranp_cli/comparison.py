@@ -13,13 +13,14 @@ import numpy as np
 
 from .criteria import CRITERIA
 from .errors import BadInput, nearest
+from .example import Example, as_example
 from .importance import Importance
 from .refining import INITS
 from .report import Report, layer_row, reduction
 from .select import METHODS, check
 from .shadow import labels_on_cpu, seeded
 from .steps import LAMBDA, Progress, Ranking, check_choices, first_batch, importances, open_job, settle, silent
-from .units import Graph, cost_of
+from .units import Graph, cost_of, measure
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,7 +49,7 @@ class Entry:
 
 @labels_on_cpu
 def compare(model: nn.Module | str, batches: Any, *, sparsity: Any, methods: Iterable[str] = DEFAULT, lambda_: float = LAMBDA,
-            min_neurons: int = 1, keep: Sequence[str] = (), only: Sequence[str] = (), score_init: str = "keep", loss: Any = None,
+            min_neurons: int = 1, keep: Sequence[str] = (), only: Sequence[str] = (), score_init: str = "keep", inputs: Any = None, loss: Any = None,
             ignore_index: int | None = None, batch_limit: int | None = None, seed: int = 0, device: str = "auto",
             model_args: dict[str, Any] | None = None, weights: str | None = None, weights_key: str | None = None,
             progress: Progress = silent) -> Comparison:  # fmt: skip
@@ -62,6 +63,8 @@ def compare(model: nn.Module | str, batches: Any, *, sparsity: Any, methods: Ite
         methods: `full`, `random`, `layerwise`, `snip`, `vanilla`, `weighted`, `ranp-flops|mem|params` (or `ranp-f|m|p`),
             `taylor`, `magnitude`; with `:criterion` for another than the default, as in `vanilla:mnmg-sum`. For `snip`
             the sparsity is the share of weights that are masked.
+        inputs: shape(s) of the input to count for, when another than that of the mini-batches: scores at a small
+            spatial size, costs at a large one (section 5 of the paper).
         the others: as for `prune`.
 
     Returns: a Comparison; its report has one entry of `rows` for each method and sparsity.
@@ -83,7 +86,8 @@ def compare(model: nn.Module | str, batches: Any, *, sparsity: Any, methods: Ite
     criteria = [e.ranking.criterion for e in entries if e.ranking is not None and e.ranking.criterion is not None]
     found = importances(report, job, graph, source, criteria, loss, ignore_index, seed, progress) if criteria else {}
     graph.fix_layers([keep] if isinstance(keep, str) else keep, [only] if isinstance(only, str) else only)
-    before = cost_of(job.model, graph.eval_run)
+    at = None if inputs is None else as_example(inputs)
+    before = cost_of(job.model, graph.eval_run) if at is None else measure(job.model, at)[2]
     rows: list[dict[str, Any]] = []
     plan = [(e, x) for e in entries for x in (levels if e.ranking is not None else [0.0])]
     with progress("comparing", len(plan)) as advance:
@@ -92,7 +96,7 @@ def compare(model: nn.Module | str, batches: Any, *, sparsity: Any, methods: Ite
                 rows.append(full_row(e.name, graph, before))
             elif not (level == "max" and e.ranking.method == "layerwise"):  # it never empties a layer
                 with seeded(seed):
-                    rows.append(one_row(report, job, graph, e, level, found, before))
+                    rows.append(one_row(report, job, graph, e, level, found, before, at))
             advance()
     report.parts |= {
         "neurons": {"total": graph.n},
@@ -153,14 +157,14 @@ def full_row(name: str, graph: Graph, before: dict[str, Any]) -> dict[str, Any]:
 
 
 def one_row(report: Report, job: Any, graph: Graph, e: Entry, level: float | str, found: dict[str, Importance],
-            before: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+            before: dict[str, Any], at: Example | None) -> dict[str, Any]:  # fmt: skip
     """Select, refine and count one method at one sparsity. `feasible`: no layer needed the floor."""
     ranking = e.ranking
     assert ranking is not None
     scores = found[ranking.criterion].scores if ranking.criterion else [np.zeros(n) for n in graph.sizes]
     chosen, slim, _, ran = settle(report, job, graph, lambda: ranking.select(graph, scores, level))
     kept = [int(k.sum()) for k in graph.by_layer(chosen.keep[graph.unit])]
-    after = cost_of(slim, ran.run)
+    after = cost_of(slim, ran.run) if at is None else measure(slim, at)[2]
     return {
         "method": e.name,
         **{k: v for k, v in ranking.recorded.items() if k in ("criterion", "resource", "lambda")},

@@ -158,6 +158,14 @@ def test_compare_cuts_as_prune_does():
         assert row["layers_kept"] == [len(layer["kept"]) for layer in pruned.mask.layers.values()]
 
 
+def test_compare_counts_at_another_size():
+    small = ranp.compare(net(), batches(), sparsity=0.5, methods=["ranp-m"])
+    large = ranp.compare(net(), batches(), sparsity=0.5, methods=["full", "ranp-m"], inputs=(1, 1, 16, 16, 16))
+    assert large.rows[1]["layers_kept"] == small.rows[0]["layers_kept"]
+    assert large.rows[1]["after"]["macs"] == 8 * small.rows[0]["after"]["macs"]
+    assert large.rows[0]["after"] == ranp.profile(net(), (1, 1, 16, 16, 16)).to_dict()["before"]
+
+
 def test_compare_as_csv_and_markdown():
     table = ranp.compare(net(4), batches(), sparsity=0.5, methods=["full", "random"])
     lines = list(csv.DictReader(io.StringIO(table.csv())))
