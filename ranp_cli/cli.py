@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from . import __version__, show
-from .errors import RanpError
+from .budget import gate, limit
+from .errors import GateExceeded, RanpError
 from .options import Options, shapes
 
 app = typer.Typer(
@@ -102,6 +103,14 @@ Plot = Annotated[
     typer.Option("--plot", metavar="FILE", help="a picture: .png, .svg or .pdf (needs the extra plot; repeatable)"),
 ]
 
+Optimizer = Annotated[
+    str | None,
+    typer.Option("--optimizer", metavar="O", help="of the training step: sgd|sgd-momentum|adam|adamw  [default: sgd]"),
+]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", metavar="N", help="samples of the training step  [default: the input's]")
+]
+
 SUFFIXES = (".safetensors", ".onnx", ".pt")
 
 
@@ -151,7 +160,10 @@ def prune(
     lambda_: Lambda = None,
     method: Annotated[str | None, typer.Option("--method", metavar="M", help="ranp|weighted|vanilla|random|layerwise|snip|taylor|magnitude  [default: ranp]")] = None,
     criterion: CriterionOption = None,
-    min_neurons: MinNeurons = None, keep: Keep = None, only: Only = None, init: Init = None, score_init: ScoreInit = None, loss: Loss = None, ignore_index: IgnoreIndex = None, batches: BatchLimit = None, model_arg: ModelArg = None,
+    min_neurons: MinNeurons = None, keep: Keep = None, only: Only = None,
+    budget: Annotated[Strs, typer.Option("--budget", metavar="K=V", help="instead of --sparsity, the largest network with at most: macs=40G, flops=, params=10%, forward-mem=300MiB, train-mem=8GiB (repeatable)")] = None,
+    round_to: Annotated[int | None, typer.Option("--round-to", metavar="N", help="layers keep multiples of N neurons  [default: 1]")] = None,
+    optimizer: Optimizer = None, batch_size: BatchSize = None, init: Init = None, score_init: ScoreInit = None, loss: Loss = None, ignore_index: IgnoreIndex = None, batches: BatchLimit = None, model_arg: ModelArg = None,
     weights: Weights = None, weights_key: WeightsKey = None, seed: Seed = None, device: Device = None,
     strict: Annotated[bool | None, typer.Option("--strict", help="an op without a rule is an error")] = None,
     allow_less: Annotated[bool | None, typer.Option("--allow-less", help="take it when much less than asked can be removed")] = None,
@@ -160,7 +172,7 @@ def prune(
     """Remove the least important neurons, prove the slim network and write it."""
     given = locals()
     defaults = {"output": [], "resource": "flops", "lambda_": 11.0, "method": "ranp", "min_neurons": 1,
-                "keep": [], "only": [], "init": "keep", "score_init": "keep", "strict": False, "allow_less": False}  # fmt: skip
+                "keep": [], "only": [], "budget": [], "round_to": 1, "optimizer": "sgd", "init": "keep", "score_init": "keep", "strict": False, "allow_less": False}  # fmt: skip
     o = Options("prune", given, defaults, outputs={"mask"})
     o.need("model")
     o.check_outputs(SUFFIXES)
@@ -176,6 +188,10 @@ def prune(
         "min_neurons",
         "keep",
         "only",
+        "budget",
+        "round_to",
+        "optimizer",
+        "batch_size",
         "init",
         "score_init",
         "strict",
@@ -259,6 +275,11 @@ def profile(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="file.py:Name, package.module:Name, TorchScript, slim.safetensors or .onnx")] = None,
     model2: Annotated[str | None, typer.Argument(metavar="[MODEL2]", help="a second one, to lay beside it")] = None,
     input_: Input = None, model_arg: ModelArg = None, weights: Weights = None, seed: Seed = None,
+    optimizer: Optimizer = None, batch_size: BatchSize = None,
+    max_macs: Annotated[str | None, typer.Option("--max-macs", metavar="V", help="a gate: exit code 5 when there are more, as 40G")] = None,
+    max_params: Annotated[str | None, typer.Option("--max-params", metavar="V", help="likewise, as 5M")] = None,
+    max_forward_mem: Annotated[str | None, typer.Option("--max-forward-mem", metavar="V", help="likewise, as 300MiB")] = None,
+    max_train_mem: Annotated[str | None, typer.Option("--max-train-mem", metavar="V", help="likewise, as 8GiB")] = None,
     depth: Annotated[int | None, typer.Option("--depth", metavar="N", min=0, help="sum up layers below N levels of modules; 0: no layers")] = None,
     config: Config = None, json_: Json = None, quiet: Quiet = None,
 ) -> None:  # fmt: skip
@@ -266,18 +287,15 @@ def profile(
     o = Options("profile", locals(), {"input_": []})
     o.need("model")
     o.check_outputs(())
+    kinds = ("macs", "params", "forward-mem", "train-mem")
+    given = {kind: o[f"max_{kind.replace('-', '_')}"] for kind in kinds}
+    gates = [limit(kind, text, relative=False) for kind, text in given.items() if text is not None]
     import ranp_cli as ranp
 
-    o.show(
-        ranp.profile(
-            o["model"],
-            shapes(o["input_"]),
-            other=o["model2"],
-            seed=o["seed"],
-            model_args=o.model_args(),
-            weights=o["weights"],
-        )
-    )
+    same = {k: o[k] for k in ("seed", "weights", "optimizer", "batch_size")}
+    report = ranp.profile(o["model"], shapes(o["input_"]), other=o["model2"], model_args=o.model_args(), **same)
+    o.show(report)
+    gate(report.to_dict(), gates)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -290,6 +308,10 @@ def run(argv: Sequence[str]) -> int:
         return result if isinstance(result, int) else 0
     except typer.Exit as leave:
         return leave.exit_code
+    except GateExceeded as error:
+        for line in str(error).splitlines():
+            _fail(line, error.exit_code)
+        return error.exit_code
     except RanpError as error:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):

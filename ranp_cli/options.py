@@ -13,7 +13,6 @@ from . import show
 from .checkpoint import check_output, write_atomic
 from .config import INPUTS, merge, read_config
 from .errors import BadInput
-from .plots import check_plot
 
 
 class Options:
@@ -66,6 +65,8 @@ class Options:
         written = [*(self["output"] or ()), *([self["mask"]] if self.command == "prune" and self["mask"] else [])]
         written += [self[name] for name in TEXTS if self[name] and self[name] != "-"]
         for path in self["plot"] or ():
+            from .plots import check_plot
+
             check_plot(path)
             written.append(path)
         for path in written:
@@ -133,9 +134,9 @@ def shapes(given: Sequence[str]) -> list[tuple[int, ...]] | None:
 
 
 TEXTS = ("json_", "csv", "markdown")
-INTS = {"batches", "ignore_index", "seed", "min_neurons", "depth"}
+INTS = {"batches", "ignore_index", "seed", "min_neurons", "depth", "round_to", "batch_size"}
 BOOLS = {"strict", "allow_less", "quiet", "transfer"}
-LISTS = {"output", "keep", "only", "model_arg", "input_", "methods", "plot"}
+LISTS = {"output", "keep", "only", "model_arg", "input_", "methods", "plot", "budget"}
 
 
 def typed(where: str, key: str, value: Any) -> Any:
@@ -155,6 +156,8 @@ def typed(where: str, key: str, value: Any) -> Any:
     elif key == "sparsity":
         wanted = "a number in [0, 1) or max"
         sound = type(value) in (int, float, str) or isinstance(value, list)
+    elif key.startswith("max_"):
+        wanted, sound = "a size such as 8GiB or 40G", type(value) in (int, float, str)
     else:
         wanted, sound = "text", isinstance(value, str)
     if not sound:

@@ -6,7 +6,7 @@ import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,31 @@ import numpy as np
 import torch
 from torch import nn
 
+from .budget import costs_of, limits
 from .checkpoint import SCORES, SLIM, VERSION, read_document, read_tensors, slim_tensors, to_bytes, write_atomic
 from .errors import BadInput, Infeasible
 from .example import Example, as_example
 from .importance import Importance
 from .mask import Mask
+from .memory import check_optimizer, memory_of
 from .refining import INITS, SlimRun, initialise
 from .report import Report, layer_row, not_pruned, uncounted
 from .resources import reweighting
 from .select import Selection, check, select, weigh
 from .shadow import labels_on_cpu, seeded
-from .steps import LAMBDA, Job, Progress, Ranking, check_choices, first_batch, importances, open_job, settle, silent
+from .steps import (
+    LAMBDA,
+    Job,
+    Progress,
+    Ranking,
+    check_choices,
+    first_batch,
+    fit,
+    importances,
+    open_job,
+    settle,
+    silent,
+)
 from .units import Graph, cost_of, guess_example
 from .verify import verify
 
@@ -136,7 +150,7 @@ class Pruned:
         report = self.report.to_dict()
         kept = {
             k: report[k]
-            for k in ("before", "after", "reduction", "layers", "verified", "uncounted_ops", "not_pruned")
+            for k in ("before", "after", "reduction", "memory", "layers", "verified", "uncounted_ops", "not_pruned")
             if k in report
         }
         document = {"format": SLIM, "version": VERSION, **self.about, "mask": self.mask.to_dict()}
@@ -190,7 +204,8 @@ def score(model: nn.Module | str, batches: Any, *, loss: Any = None, ignore_inde
 @labels_on_cpu
 def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str | Path | None = None, sparsity: float | str | None = None,
           resource: str = "flops", lambda_: float = LAMBDA, method: str = "ranp", criterion: str | None = None, min_neurons: int = 1,
-          keep: Sequence[str] = (), only: Sequence[str] = (), init: str = "keep", score_init: str = "keep", loss: Any = None, ignore_index: int | None = None,
+          keep: Sequence[str] = (), only: Sequence[str] = (), budget: Any = (), round_to: int = 1, optimizer: str = "sgd", batch_size: int | None = None,
+          init: str = "keep", score_init: str = "keep", loss: Any = None, ignore_index: int | None = None,
           batch_limit: int | None = None, seed: int = 0, device: str = "auto", strict: bool = False, allow_less: bool = False,
           model_args: dict[str, Any] | None = None, weights: str | None = None, weights_key: str | None = None,
           progress: Progress = silent) -> Pruned:  # fmt: skip
@@ -210,6 +225,10 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         criterion: as for `score`; by default the one that the method goes by.
         min_neurons: each layer keeps at least its best so many.
         keep, only: globs of layer names that are never pruned / that alone are pruned.
+        budget: instead of `sparsity`: `["macs=40G", "train-mem=8GiB", ...]` or `{"params": "10%"}`; the largest network
+            that meets all of `macs`, `flops`, `params`, `forward-mem` and `train-mem`. A share is of the dense network.
+        round_to: each layer keeps a multiple of so many neurons, where its units allow.
+        optimizer, batch_size: of the training step whose memory is foretold; by default the batch's own size.
         init: weights of the slim network: `keep`, or drawn anew: `factory`, `glorot`, `orthogonal`.
         score_init: weights that are scored, likewise; the slim network keeps them.
         strict: an op without a rule is an error instead of fixing its channels.
@@ -230,8 +249,12 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     """
     if (batches is None) == (scores is None):
         raise BadInput("give either a calibration batch (--batch) or scores (--scores)")
-    if sparsity is None:
-        raise BadInput("no sparsity was given; give --sparsity X in [0, 1), or --sparsity max")
+    wanted = limits(budget)
+    if (sparsity is None) == (not wanted):
+        raise BadInput("give either --sparsity X in [0, 1), or max, or --budget, such as --budget macs=10%")
+    check_optimizer(optimizer)
+    if batch_size is not None and batch_size < 1:
+        raise BadInput(f"batch-size {batch_size}: give 1 or more samples")
     if scores is not None and (loss is not None or ignore_index is not None or batch_limit is not None):
         raise BadInput(
             "--loss, --ignore-index and --batches belong to the gradients: they have no effect with --scores; leave them out"
@@ -239,7 +262,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     check_choices(init=(init, INITS), score_init=(score_init, INITS))
     if scores is not None and score_init != "keep":
         raise BadInput("--score-init belongs to the gradients: it has no effect with --scores; give it to ranp score")
-    if sparsity != "max":
+    if sparsity not in (None, "max"):
         sparsity = check(sparsity)
     if sparsity == "max" and method == "layerwise":
         raise BadInput(
@@ -251,7 +274,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     given = None if scores is None else Scores.of(scores)
     if given is not None:
         criterion = given.fits(job, criterion)
-    ranking = Ranking.of(method, criterion, resource, lambda_, min_neurons, seed)
+    ranking = Ranking.of(method, criterion, resource, lambda_, min_neurons, seed, round_to)
     if given is not None:
         graph = job.analyse(report, Example.from_signature(given.about["model"]["input"]), strict)
         score_init = given.about.get("score_init", "keep")
@@ -266,17 +289,44 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
             by = importances(report, job, graph, source, [ranking.criterion], loss, ignore_index, seed, progress)
             found = by[ranking.criterion]
     graph.fix_layers(keep, only)
-    chosen, slim, changed, ran = settle(report, job, graph, lambda: ranking.select(graph, found.scores, sparsity))
+    sample = graph.example.with_batch(batch_size or graph.example.samples)
+
+    def cost(net: nn.Module, ran: SlimRun | None) -> dict[str, float]:
+        counts = cost_of(net, ran.run if ran else graph.eval_run)
+        needed = any(each.kind.endswith("-mem") for each in wanted)
+        memory = {"before": memory_of(net, sample, optimizer)} if needed else {}
+        if "error" in memory.get("before", {}):
+            raise BadInput(f"--budget: {memory['before']['error']}")
+        return costs_of({"before": counts, "memory": memory}, "before")
+
+    if sparsity is None:
+        chosen, slim, changed, ran = fit(report, job, graph, ranking, found.scores, wanted, cost, progress)
+        chosen = replace(chosen, requested=round(float(chosen.requested), 6))
+    else:
+        level = sparsity
+        chosen, slim, changed, ran = settle(report, job, graph, lambda: ranking.select(graph, found.scores, level))
     how = {**ranking.recorded, "init": init, "batches": found.batches}
     if score_init != "keep":
         how["score_init"] = score_init
+    if wanted:
+        how["budget"] = {each.kind: each.text for each in wanted}
     mask = Mask.from_units(
         graph, chosen.keep, model=job.about, method=how, requested=chosen.requested, floored=chosen.floored
     )
     values = None if ranking.criterion is None else found.scores
-    if not allow_less:
+    if not allow_less and not wanted:
         enough(graph, chosen, mask, values, method == "snip")
     pruned = _finish(report, job, graph, mask, chosen.keep, slim, changed, ran, init, seed)
+    report.parts["memory"] = {
+        "before": memory_of(job.model, sample, optimizer),
+        "after": memory_of(slim, sample, optimizer),
+    }
+    if wanted:
+        before, after = costs_of(report.parts, "before"), costs_of(report.parts, "after")
+        report.parts["budget"] = [
+            {"kind": each.kind, "limit": each.text, "bound": each.of(before[each.kind]), "before": before[each.kind],
+             "after": after[each.kind]} for each in wanted
+        ]  # fmt: skip
     report.parts["not_pruned"] = not_pruned(graph, chosen.keep, values)
     pruned.rankings = ranking.steps(graph, found.scores)
     layer_tau = ranking.tau(graph)

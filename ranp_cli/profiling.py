@@ -23,6 +23,8 @@ def profile(
     seed: int = 0,
     model_args: dict[str, Any] | None = None,
     weights: str | None = None,
+    optimizer: str | None = None,
+    batch_size: int | None = None,
 ) -> Report:
     """Count what a network costs: one sample, eval mode, without running it.
 
@@ -31,6 +33,7 @@ def profile(
             code and without torch, unless `inputs` are given.
         inputs: shape(s) of the input such as `(1, 1, 64, 64, 64)`, a tensor, or a tuple of tensors; guessed when missing.
         other: a second model; the report then has both, side by side.
+        optimizer, batch_size: of the training step whose memory is foretold (`sgd`, and the samples of the input).
 
     Returns: a Report: parameters, multiply-adds, FLOPs (2 * multiply-adds), bytes, and the paper's counting.
 
@@ -48,16 +51,18 @@ def profile(
             and _recorded_input(model) == _recorded_input(other)
         ):
             inputs = None  # what the files say is of the same input
-    first = _one(report, model, inputs, seed, model_args, weights)
+    step = (optimizer, batch_size)
+    first = _one(report, model, inputs, seed, model_args, weights, step)
     if other is None:
         report.parts = first
         return report
-    second = _one(report, other, inputs, seed, model_args, weights)
+    second = _one(report, other, inputs, seed, model_args, weights, step)
     report.parts = {
         "model": first["model"],
         "other": second["model"],
         "before": first["before"],
         "after": second.get("after", second["before"]),
+        "memory": _both(first.get("memory", {}), second.get("memory", {})),
         "neurons": {
             "total": first["neurons"]["total"],
             "kept": second["neurons"].get("kept", second["neurons"]["total"]),
@@ -69,18 +74,24 @@ def profile(
 
 
 def _one(
-    report: Report, model: Any, inputs: Any, seed: int, args: dict[str, Any] | None, weights: str | None
+    report: Report,
+    model: Any,
+    inputs: Any,
+    seed: int,
+    args: dict[str, Any] | None,
+    weights: str | None,
+    step: tuple[str | None, int | None],
 ) -> dict[str, Any]:
     if is_slim(model):
         document = read_document(model, SLIM)
         about = {k: v for k, v in document["model"].items() if k != "parameters"} | {"file": model}
-        if inputs not in (None, document["model"].get("input")):
-            return _measured(report, load(model), about, inputs)
+        if inputs not in (None, document["model"].get("input")) or step != (None, None):
+            return _measured(report, load(model), about, inputs or document["model"].get("input"), step)
         mask = document["mask"]
         told = {k: mask[k] for k in ("method", "sparsity", "neurons", "floored", "fixed")}
         return {"model": about, **told, **document["profile"]}
     if not isinstance(model, str):
-        return _measured(report, model, {"spec": None, "args": {}}, inputs)
+        return _measured(report, model, {"spec": None, "args": {}}, inputs, step)
     from .shadow import seeded
 
     if model.lower().endswith(".onnx"):
@@ -97,23 +108,39 @@ def _one(
         if weights is not None:
             load_weights(loaded.module, weights)
     notes = {"notes": [TORCHSCRIPT_NOTE]} if loaded.kind == "torchscript" else {}
-    return notes | _measured(report, loaded.module, {"spec": loaded.spec, "args": loaded.args}, inputs)
+    return notes | _measured(report, loaded.module, {"spec": loaded.spec, "args": loaded.args}, inputs, step)
 
 
-def _measured(report: Report, module: nn.Module, about: dict[str, Any], inputs: Any) -> dict[str, Any]:
+def _measured(
+    report: Report, module: nn.Module, about: dict[str, Any], inputs: Any, step: tuple[str | None, int | None]
+) -> dict[str, Any]:
     from .example import as_example
+    from .memory import check_optimizer, memory_of
     from .units import fingerprint, guess_example, measure
 
+    optimizer, batch_size = step[0] or "sgd", step[1]
+    check_optimizer(optimizer)
+    if batch_size is not None and batch_size < 1:
+        raise BadInput(f"batch-size {batch_size}: give 1 or more samples")
     with report.timing("trace"):
         example: Example = guess_example(module) if inputs is None else as_example(inputs)
         run, layers, costs = measure(module, example)
+    with report.timing("memory"):
+        memory = memory_of(module, example.with_batch(batch_size or example.samples), optimizer)
     return {
         "model": {**about, "fingerprint": fingerprint(module), "input": example.signature},
         "before": costs,
+        "memory": {"before": memory},
         "layers": [layer_row(layer) for layer in layers],
         "neurons": {"total": sum(len(layer.neurons) for layer in layers)},
         "uncounted_ops": uncounted(run.tracer.uncounted),
     }
+
+
+def _both(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """The memory of two networks side by side; of a slim file the slim side."""
+    later = second.get("after") or second.get("before")
+    return {k: v for k, v in (("before", first.get("before")), ("after", later)) if v}
 
 
 def is_slim(model: Any) -> bool:

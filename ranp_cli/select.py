@@ -74,7 +74,7 @@ def select(graph: Graph, scores: Sequence[np.ndarray], sparsity: float | str, *,
     """
     units = len(graph.unit_roots)
     count = np.bincount(graph.unit, minlength=units)
-    value = np.bincount(graph.unit, weights=np.concatenate(scores), minlength=units) / count
+    value = unit_values(graph, scores)
     order = np.lexsort((np.arange(units), -value))  # best first, the earlier unit first among equals
     if layerwise:
         keep = _layerwise(graph, value, check(sparsity))
@@ -135,6 +135,42 @@ def rescue(graph: Graph, value: np.ndarray, keep: np.ndarray, min_neurons: int) 
             floored.append(layer.name)
             _fill(units, value, keep, wanted)
     return keep, floored
+
+
+def rounded(graph: Graph, value: np.ndarray, keep: np.ndarray, multiple: int) -> np.ndarray:
+    """Flags with which each layer keeps a multiple of `multiple` neurons, where its units allow: the nearest one.
+
+    The best dropped units are added, the worst kept ones dropped; where units tie layers, later passes only add.
+    A layer of fewer neurons than `multiple`, and what is fixed, stays as it is.
+    """
+    keep = keep.copy()
+    for turn in range(8):
+        before = keep.copy()
+        for units in _layer_units(graph):
+            own, size = np.unique(units, return_counts=True)
+            have, whole = int(keep[units].sum()), len(units)
+            if have % multiple == 0 or whole < multiple:
+                continue
+            up = min(-(-have // multiple) * multiple, whole // multiple * multiple)
+            down = have // multiple * multiple
+            wanted = down if (turn == 0 and down > 0 and have - down < up - have) or up < have else up
+            for i in np.lexsort((own, -value[own])) if wanted > have else ():
+                if not keep[own[i]] and have + size[i] <= wanted:
+                    keep[own[i]], have = True, have + int(size[i])
+            for i in np.lexsort((own, -value[own]))[::-1] if wanted < have else ():
+                if keep[own[i]] and not graph.fixed_units[own[i]] and have - size[i] >= wanted:
+                    keep[own[i]], have = False, have - int(size[i])
+        if (keep == before).all():
+            break
+    return keep
+
+
+def unit_values(graph: Graph, scores: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean score of the neurons of each unit."""
+    units = len(graph.unit_roots)
+    return np.bincount(graph.unit, weights=np.concatenate(scores), minlength=units) / np.bincount(
+        graph.unit, minlength=units
+    )
 
 
 def _fill(units: np.ndarray, value: np.ndarray, keep: np.ndarray, wanted: int) -> None:

@@ -135,6 +135,7 @@ _MEASURES: list[tuple[str, str, Callable[[float], str]]] = [
     ("flops", "FLOPs (2 x multiply-adds)", human),
     ("activation_bytes", "activations", human_bytes),
     ("peak_forward_bytes", "peak of a forward pass", human_bytes),
+    ("train_peak_bytes", "peak of a training step", human_bytes),
 ]
 _PAPER_MEASURES: list[tuple[str, str, Callable[[float], str]]] = [
     ("param_mb", "parameters", lambda value: f"{value:,.2f} MB "),
@@ -143,9 +144,15 @@ _PAPER_MEASURES: list[tuple[str, str, Callable[[float], str]]] = [
 ]
 
 
+def _memory(report: Report, side: str) -> Report:
+    return {
+        k: v for k, v in report.get("memory", {}).get(side, {}).items() if k == "train_peak_bytes" and side in report
+    }
+
+
 def _summary(report: Report, page: Page) -> list[Text]:
     """Before, after and the change; one column when there is one network; the paper's counting below."""
-    before, after = report.get("before", {}), report.get("after", {})
+    before, after = ({**report.get(side, {}), **_memory(report, side)} for side in ("before", "after"))
     rows = [(label, write, before[key], after.get(key)) for key, label, write in _MEASURES if key in before]
     split = len(rows)
     was, now = before.get("paper", {}), after.get("paper", {})
@@ -295,6 +302,13 @@ def _remarks(report: Report, page: Page) -> list[Text]:
 def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
     for note in report.get("notes", ()):
         yield "note:", "bold", note
+    for each in report.get("budget", ()):
+        write = human_bytes if each["kind"].endswith("-mem") else human
+        share = f"{each['after'] / each['bound']:.1%} of it" if each["bound"] else ""
+        yield "budget:", "green", f"{each['kind']}={each['limit']}: {write(each['after']).strip()}, {share}"
+    for side, about in report.get("memory", {}).items():
+        if side == "after" or "after" not in report:
+            yield from _training(about)
     if transfer := report.get("transfer"):
         left = _by_reason((entry["layer"], entry["reason"]) for entry in transfer["left"])
         yield "transferred:", "bold", f"{len(transfer['matched'])} layers matched" + (f"; left: {left}" if left else "")
@@ -323,6 +337,29 @@ def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
         )
     for path, file in report.get("outputs", {}).items():
         yield "wrote", "bold", f"{path}  {human_bytes(file['bytes']).strip()}  sha256{JOINED}{file['sha256'][:12]}"
+
+
+def _training(about: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What a training step needs its memory for, and when it is the output that hurts."""
+    if "error" in about:
+        yield "memory:", "yellow", about["error"]
+        return
+    parts, batch = about["train_parts"], about["samples"]
+    names = {
+        "parameters": "parameters",
+        "gradients": "gradients",
+        "optimizer": "optimiser state",
+        "saved": "saved activations",
+    }
+    told = ", ".join(f"{name} {human_bytes(parts[key]).strip()}" for key, name in names.items() if parts[key])
+    yield "training step:", "bold", f"batch of {batch}, {about['optimizer']}: {told}; peak at {about['train_peak_at']}"
+    if parts["outputs"] > 0.25 * parts["saved"]:
+        yield (
+            "note:",
+            "yellow",
+            f"the outputs alone are {human_bytes(parts['outputs']).strip()}: pruning does not shrink them; fewer classes, patches or a "
+            "smaller input would",
+        )
 
 
 def _where(entry: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from .batches import Batches, load_batches
+from .budget import Limit, infeasible, met
 from .criteria import criterion
 from .errors import BadInput, VerificationFailed, nearest
 from .example import Example
@@ -25,15 +26,16 @@ from .refining import HardCoded, SlimRun, check_runs, initialise, slim_model
 from .report import Report
 from .resources import NAMES as RESOURCES
 from .resources import tau
-from .select import METHODS, Selection, select, weigh
+from .select import METHODS, Selection, rounded, select, unit_values, weigh
 from .shadow import replicate, seeded
-from .snip import select_snip
+from .snip import links_of, select_snip, strength_of
 from .source import TORCHSCRIPT_NOTE, load_model, load_weights
 from .units import Graph, analyse, fingerprint
 
 NOISE = 1e-4  # a sum of signed gradients below this share of the unsigned one is what rounding left
 LAMBDA = 11.0  # the paper's for ShapeNet; 15 for BraTS, 80 for UCF101
 
+Settled = tuple[Selection, nn.Module, dict[str, Any], SlimRun]
 Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], Any]]]
 
 
@@ -51,10 +53,18 @@ class Ranking:
     lam: float = LAMBDA
     min_neurons: int = 1
     seed: int = 0
+    round_to: int = 1
 
     @classmethod
     def of(
-        cls, method: str, criterion_name: str | None, resource: str, lam: float, min_neurons: int, seed: int
+        cls,
+        method: str,
+        criterion_name: str | None,
+        resource: str,
+        lam: float,
+        min_neurons: int,
+        seed: int,
+        round_to: int = 1,
     ) -> Ranking:
         """BadInput for what does not exist or does not go together."""
         check_choices(method=(method, METHODS), resource=(resource, RESOURCES))
@@ -72,10 +82,12 @@ class Ranking:
             )
         if min_neurons < 1:
             raise BadInput(f"min-neurons {min_neurons}: give 1 or more; a layer without neurons is no network")
+        if round_to < 1:
+            raise BadInput(f"round-to {round_to}: give 1 or more; each layer then keeps a multiple of so many neurons")
         if not 0 <= lam < math.inf:
             raise BadInput(f"lambda {lam}: give 0 or more; it is the weight of the resource term")
         name = None if method == "random" else name
-        return cls(method, name, resource if known.resource else "none", lam, min_neurons, seed)
+        return cls(method, name, resource if known.resource else "none", lam, min_neurons, seed, round_to)
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -86,6 +98,8 @@ class Ranking:
             del how["lambda"]
         if self.criterion is None:
             del how["criterion"]
+        if self.round_to > 1:
+            how["round_to"] = self.round_to
         return how
 
     def tau(self, graph: Graph) -> np.ndarray | None:
@@ -106,9 +120,14 @@ class Ranking:
     def select(self, graph: Graph, scores: Sequence[np.ndarray], sparsity: float | str) -> Selection:
         """The units that stay."""
         if self.method == "snip":
-            return select_snip(graph, scores, sparsity, self.min_neurons)
-        weighted = weigh(scores, self.method, self.tau(graph), self.lam, self.seed)
-        return select(graph, weighted, sparsity, layerwise=self.method == "layerwise", min_neurons=self.min_neurons)
+            chosen = select_snip(graph, scores, sparsity, self.min_neurons)
+            value = strength_of(graph, [links_of(graph, k, g) for k, g in enumerate(scores)])
+        else:
+            weighted = weigh(scores, self.method, self.tau(graph), self.lam, self.seed)
+            layerwise = self.method == "layerwise"
+            chosen = select(graph, weighted, sparsity, layerwise=layerwise, min_neurons=self.min_neurons)
+            value = unit_values(graph, weighted)
+        return chosen if self.round_to == 1 else replace(chosen, keep=rounded(graph, value, chosen.keep, self.round_to))
 
 
 @dataclass
@@ -226,9 +245,7 @@ def importances(report: Report, job: Job, graph: Graph, source: Batches, criteri
     return found
 
 
-def settle(
-    report: Report, job: Job, graph: Graph, choose: Callable[[], Selection]
-) -> tuple[Selection, nn.Module, dict[str, Any], SlimRun]:
+def settle(report: Report, job: Job, graph: Graph, choose: Callable[[], Selection]) -> Settled:
     """Select and refine until the slim network runs: what its code insists on is fixed, and the rest goes on."""
     while True:
         with report.timing("select"):
@@ -249,3 +266,35 @@ def _fix(graph: Graph, found: HardCoded, stays: np.ndarray) -> None:
     if graph.fixed_units.sum() == before:
         raise VerificationFailed(f"the slim network does not run ({found.reason}) and no unit could be kept to mend it; "
                                  "nothing was written. This is a defect of ranp: please report the model")  # fmt: skip
+
+
+def fit(report: Report, job: Job, graph: Graph, ranking: Ranking, scores: Sequence[np.ndarray], limits: Sequence[Limit],
+        cost: Callable[[nn.Module, SlimRun | None], dict[str, float]], progress: Progress) -> Settled:  # fmt: skip
+    """The largest network that meets all limits, by bisection over the sparsity: no gradient is taken again.
+
+    Raises Infeasible, naming the closest, when the smallest network does not meet them.
+    """
+
+    def at(kept: int) -> tuple[Settled, dict[str, float]]:
+        level = max(0.0, 1 - (kept + 0.5) / graph.n)  # such that just `kept` are ranked in
+        found = settle(report, job, graph, lambda: ranking.select(graph, scores, level))
+        return found, cost(found[1], found[3])
+
+    before = cost(job.model, None)
+    low, high = 0, graph.n  # kept neurons: the least, which must do, and too many
+    with progress("fitting", None) as advance:
+        best, least = at(low)
+        if not met(limits, before, least):
+            raise infeasible(limits, before, least)
+        all_of_it, after = at(graph.n)
+        if met(limits, before, after):
+            return all_of_it
+        while high - low > 1:
+            middle = (low + high) // 2
+            found, after = at(middle)
+            advance()
+            if met(limits, before, after):
+                low, best = middle, found
+            else:
+                high = middle
+    return best

@@ -1,0 +1,103 @@
+"""What a network may cost: `macs=40G`, `train-mem=8GiB`, `params=10%`; limits to prune to, and gates to check against."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import BadInput, GateExceeded, Infeasible, nearest
+
+KINDS = {"macs": "", "flops": "", "params": "", "forward-mem": "B", "train-mem": "B"}  # kind -> unit
+POWERS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The most that may be spent of one kind; `share`: of what the dense network costs."""
+
+    kind: str
+    value: float
+    share: bool
+    text: str
+
+    def of(self, before: float) -> float:
+        return self.value * before if self.share else self.value
+
+
+def limit(kind: str, text: Any, relative: bool = True) -> Limit:
+    """A Limit from `40G`, `8GiB`, `300 MiB`, `1e9` or (with `relative`) `10%`; BadInput for anything else."""
+    if kind not in KINDS:
+        raise BadInput(f"no budget '{kind}'{nearest(kind, KINDS)}")
+    found = re.fullmatch(r"\s*(\d+\.?\d*(?:[eE]\d+)?)\s*(%|[KMGT]i?)?(B)?\s*", str(text), re.IGNORECASE)
+    number, scale, unit = found.groups() if found else ("0", None, None)
+    sound = (
+        found is not None and float(number) > 0 and (unit is None or KINDS[kind] == "B") and (scale != "%" or not unit)
+    )
+    if not sound or (scale == "%" and (not relative or float(number) > 100)):
+        example = "8GiB or 300MiB" if KINDS[kind] else "40G or 1.5M"
+        raise BadInput(f"{kind}={text}: give a size such as {example}{', or a share such as 50%' if relative else ''}")
+    if scale == "%":
+        return Limit(kind, float(number) / 100, True, str(text))
+    return Limit(kind, float(number) * POWERS[(scale or "").upper()], False, str(text))
+
+
+def limits(given: Any) -> list[Limit]:
+    """Limits from `["macs=40G", ...]`, one such text, or a mapping."""
+    if isinstance(given, str):
+        given = [given]
+    pairs = (
+        list(given.items()) if isinstance(given, Mapping) else [str(text).partition("=")[::2] for text in given or ()]
+    )
+    if len({kind for kind, _ in pairs}) < len(pairs):
+        raise BadInput("a budget of the same kind is given twice; leave one out")
+    return [limit(kind, text) for kind, text in pairs]
+
+
+def costs_of(report: Mapping[str, Any], side: str) -> dict[str, float]:
+    """Kind -> what a network costs, from a report; `side` is "before" or "after"."""
+    counts, memory = report[side], report.get("memory", {}).get(side, {})
+    found = {kind: counts[kind] for kind in ("macs", "flops", "params") if kind in counts}
+    for kind, key in (("forward-mem", "forward_peak_bytes"), ("train-mem", "train_peak_bytes")):
+        if memory.get(key) is not None:
+            found[kind] = memory[key]
+    return found
+
+
+def shown(kind: str, value: float) -> str:
+    """`41.2 G`, `8.3 GiB`."""
+    step, names = (1024, ("B", "KiB", "MiB", "GiB", "TiB")) if KINDS[kind] else (1000, ("", "k", "M", "G", "T"))
+    power = 0
+    while value >= step and power < len(names) - 1:
+        value, power = value / step, power + 1
+    return f"{value:.4g} {names[power]}".strip()
+
+
+def gate(report: Mapping[str, Any], gates: Iterable[Limit]) -> None:
+    """Raise GateExceeded, a line for each limit that the network of a profile exceeds, by how much."""
+    side = "after" if "after" in report else "before"
+    costs, lines = costs_of(report, side), []
+    for each in gates:
+        if each.kind not in costs:
+            why = report.get("memory", {}).get(side, {}).get("error", "not known of this file; give the model itself")
+            raise BadInput(f"--max-{each.kind}: {why}")
+        over = costs[each.kind] - each.value
+        if over > 0:
+            lines.append(f"{each.kind} {shown(each.kind, costs[each.kind])} exceeds {each.text} by {shown(each.kind, over)} "
+                         f"({over / each.value:.1%})")  # fmt: skip
+    if lines:
+        raise GateExceeded("\n".join(lines))
+
+
+def met(limits: Sequence[Limit], before: Mapping[str, float], after: Mapping[str, float]) -> bool:
+    return all(after[each.kind] <= each.of(before[each.kind]) for each in limits)
+
+
+def infeasible(limits: Sequence[Limit], before: Mapping[str, float], least: Mapping[str, float]) -> Infeasible:
+    """What to say when even the smallest network exceeds a limit."""
+    over = [each for each in limits if least[each.kind] > each.of(before[each.kind])]
+    parts = [f"{each.kind}={each.text} ({shown(each.kind, each.of(before[each.kind]))})" for each in over]
+    closest = ", ".join(f"{each.kind} {shown(each.kind, least[each.kind])}" for each in over)
+    return Infeasible(f"no network meets {', '.join(parts)}: the smallest, with every layer at its floor, has {closest}; "
+                      "raise the budget, or lower --min-neurons or --batch-size")  # fmt: skip

@@ -1,0 +1,106 @@
+"""What a convolution allocates and frees inside itself on a CPU, as torch's allocator sees it.
+
+oneDNN wants its tensors in blocks of 16 channels (AVX-512), so it copies input, weight and output into that layout and
+back; small convolutions unfold windows into columns. The sequences were read off the allocator's events for torch 2.13,
+fp32; tests/benchmarks/memory.py shows how well they foretell whole networks. On CUDA the workspace is cuDNN's choice: an
+allowance there, and no part of a peak.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK = 16
+NATIVE = 20480  # ATen's own loops take a single sample of fewer elements (all axes but the last)
+CONVOLUTIONS = ("aten.convolution", "aten.convolution_backward")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One convolution: its tensors (x -> y), and their bytes plain and in blocks."""
+
+    x: Tensor
+    y: Tensor
+    weight: Tensor
+    stride: Any
+    dilation: Any
+    transposed: bool
+    groups: int
+
+    @property
+    def window(self) -> int:
+        return math.prod(self.weight.shape[2:])
+
+    @property
+    def blocked(self) -> bool:
+        """Does ATen hand it to oneDNN? (As in its `use_mkldnn`.)"""
+        kernel = self.weight.shape[-2:]
+        worth = any(n != 1 for n in (*self.stride, *self.dilation, *kernel))
+        worth = worth or self.x.shape[0] >= 16 or torch.get_num_threads() > 1
+        large = self.groups > 1 or min(kernel) > 3 or self.x.shape[0] > 1 or math.prod(self.x.shape[:4]) > NATIVE
+        return worth and large and self.x.dtype == torch.float32
+
+
+def convolution_workspace(name: str, args: Any, out: Any) -> int:
+    """Bytes alive inside an `aten.convolution` or `aten.convolution_backward`, besides its operands and results."""
+    backward = name.endswith("backward")
+    if backward:
+        call = Call(args[1], args[0], args[2], args[4], args[6], args[7], args[9])
+    else:
+        call = Call(args[0], out, args[1], args[3], args[5], args[6], args[8])
+    if not call.x.is_floating_point() or call.x.ndim < 4:
+        return 0
+    if not call.blocked:
+        return columns(call, backward)
+    return blocked_backward(call, args[10][0]) if backward else blocked_forward(call)
+
+
+def blocked_forward(c: Call) -> int:
+    """Input and weight are copied, the output is made in blocks, and copied back when the first two are gone."""
+    o, o_blocks = size(c.y), padded(c.y, 1)
+    reads = padded(c.x, c.groups) if c.x.shape[1] >= BLOCK or c.transposed else 0
+    twice = c.transposed or (c.x.ndim == 5 and c.groups == c.x.shape[1] == c.y.shape[1])  # the copy is copied once more
+    return max(reads + size(c.weight) + o_blocks - o, o_blocks + (o if twice else 0))
+
+
+def blocked_backward(c: Call, of_input: bool) -> int:
+    """First the gradient of the input (where one is wanted), in blocks, then that of the weight, from copies or columns."""
+    i, w = size(c.x), size(c.weight)
+    i_blocks, o_blocks = padded(c.x, c.groups), padded(c.y, c.groups)
+    first = o_blocks + i_blocks - i if of_input else 0
+    strided = any(n != 1 for n in c.stride)
+    if of_input and strided and not c.transposed:
+        first = max(first, 2 * i_blocks)
+    threads, fan = torch.get_num_threads(), c.x.shape[1] // c.groups
+    dilated = any(n != 1 for n in c.dilation)
+    if c.transposed or (fan >= BLOCK and not dilated and (strided or min(c.y.shape[2:]) > 2)):
+        second = o_blocks + i_blocks + (threads - 1) * w
+    elif fan <= 3 and c.groups == 1:
+        second = padded(c.y, 1)
+    else:
+        second = threads * (fan * c.window * math.prod(c.y.shape[-2:]) * c.x.element_size() + 4 * w)
+    return max(first, second)
+
+
+def columns(c: Call, backward: bool) -> int:
+    """Windows unfolded for the whole batch."""
+    if c.window == 1:
+        return size(c.x) if backward else 0
+    if c.transposed:
+        rows = c.y.shape[1] * c.window * math.prod(c.x.shape[2:])
+        return (rows + (0 if backward else math.prod(c.y.shape[2:]))) * c.x.element_size()
+    return c.x.shape[0] * c.x.shape[1] * c.window * math.prod(c.y.shape[2:]) * c.x.element_size()
+
+
+def size(t: Tensor) -> int:
+    return t.numel() * t.element_size()
+
+
+def padded(t: Tensor, groups: int) -> int:
+    """Bytes with the channels filled up to whole blocks; grouped convolutions are left as they are."""
+    return size(t) if groups > 1 else size(t) // t.shape[1] * (-(-t.shape[1] // BLOCK) * BLOCK)
