@@ -276,17 +276,18 @@ def fit(report: Report, job: Job, graph: Graph, ranking: Ranking, scores: Sequen
     """
 
     def at(kept: int) -> tuple[Settled, dict[str, float]]:
-        level = max(0.0, 1 - (kept + 0.5) / graph.n)  # such that just `kept` are ranked in
+        level = max(0.0, 1 - (kept + 0.5) / cells)  # such that just `kept` are ranked in
         found = settle(report, job, graph, lambda: ranking.select(graph, scores, level))
         return found, cost(found[1], found[3])
 
+    cells = 2**16 if ranking.method == "snip" else graph.n  # of neurons; for SNIP the share is one of weights
     before = cost(job.model, None)
-    low, high = 0, graph.n  # kept neurons: the least, which must do, and too many
+    low, high = 0, cells  # the least, which must do, and too many
     with progress("fitting", None) as advance:
         best, least = at(low)
         if not met(limits, before, least):
             raise infeasible(limits, before, least)
-        all_of_it, after = at(graph.n)
+        all_of_it, after = at(cells)
         if met(limits, before, after):
             return all_of_it
         while high - low > 1:

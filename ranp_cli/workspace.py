@@ -17,7 +17,7 @@ from torch import Tensor
 
 BLOCK = 16
 NATIVE = 20480  # ATen's own loops take a single sample of fewer elements (all axes but the last)
-CONVOLUTIONS = ("aten.convolution", "aten.convolution_backward")
+CONVOLUTIONS = ("aten.convolution", "aten._convolution", "aten.convolution_backward")  # the second: of a traced module
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def convolution_workspace(name: str, args: Any, out: Any) -> int:
 def blocked_forward(c: Call) -> int:
     """Input and weight are copied, the output is made in blocks, and copied back when the first two are gone."""
     o, o_blocks = size(c.y), padded(c.y, 1)
-    reads = padded(c.x, c.groups) if c.x.shape[1] >= BLOCK or c.transposed else 0
+    reads = padded(c.x, c.groups) if c.x.shape[1] >= BLOCK or c.transposed or c.window == 1 else 0
     twice = c.transposed or (c.x.ndim == 5 and c.groups == c.x.shape[1] == c.y.shape[1])  # the copy is copied once more
     return max(reads + size(c.weight) + o_blocks - o, o_blocks + (o if twice else 0))
 
@@ -78,12 +78,13 @@ def blocked_backward(c: Call, of_input: bool) -> int:
         first = max(first, 2 * i_blocks)
     threads, fan = torch.get_num_threads(), c.x.shape[1] // c.groups
     dilated = any(n != 1 for n in c.dilation)
-    if c.transposed or (fan >= BLOCK and not dilated and (strided or min(c.y.shape[2:]) > 2)):
+    if c.transposed or c.window == 1 or (fan >= BLOCK and not dilated and (strided or min(c.y.shape[2:]) > 2)):
         second = o_blocks + i_blocks + (threads - 1) * w
     elif fan <= 3 and c.groups == 1:
         second = padded(c.y, 1)
     else:
-        second = threads * (fan * c.window * math.prod(c.y.shape[-2:]) * c.x.element_size() + 4 * w)
+        copies = threads if c.x.ndim == 5 else 1
+        second = copies * (fan * c.window * math.prod(c.y.shape[-2:]) * c.x.element_size() + 4 * w)
     return max(first, second)
 
 

@@ -258,7 +258,11 @@ BAD: list[tuple[str, str, dict[str, str]]] = [
             "give a number in [0, 1), the fraction of neurons to remove, or 'max'",
         ),
     ),
-    ("prune net.py:Net --batch calib.pt {}", "--sparsity max", {"": "give --sparsity X in [0, 1)"}),
+    (
+        "prune net.py:Net --batch calib.pt {}",
+        "--sparsity max",
+        {"": "give either --sparsity X in [0, 1), or max, or --budget"},
+    ),
     (
         "prune net.py:Net --sparsity 0.5 {}",
         "--scores scores.safetensors",
@@ -384,8 +388,10 @@ BAD: list[tuple[str, str, dict[str, str]]] = [
 NEURONS = {"enc": 6, "mid": 12, "up": 6, "dec": 6, "head": 3}  # of the layers of Net
 COST = {"params", "params_bytes", "macs", "flops", "activation_bytes", "peak_forward_bytes", "paper"}
 ALWAYS = {"format", "version", "command", "ranp", "torch", "model", "before", "layers"}
+PROFILED = ALWAYS | {"memory"}
 RAN = ALWAYS | {"seconds", "device", "neurons", "method"}
 SLIMMED = RAN | {"sparsity", "after", "reduction", "verified", "not_pruned"}
+PRUNED = SLIMMED | {"memory"}
 MAYBE = {
     "floored",
     "fixed",
@@ -401,15 +407,15 @@ MAYBE = {
 # command line -> the keys that its report has, and those of a layer
 REPORTS = [
     ("score net.py:Net --batch calib.pt", RAN, {"importance_mean"}),
-    (PRUNE, SLIMMED | {"fixed"}, {"kept", "macs_after", "importance_mean", "tau"}),
-    ("prune net.py:Net --scores scores.safetensors --sparsity 0.5", SLIMMED, {"kept", "importance_mean"}),
-    (f"{PRUNE} --resource none", SLIMMED, {"kept", "importance_mean"}),
+    (PRUNE, PRUNED | {"fixed"}, {"kept", "macs_after", "importance_mean", "tau"}),
+    ("prune net.py:Net --scores scores.safetensors --sparsity 0.5", PRUNED, {"kept", "importance_mean"}),
+    (f"{PRUNE} --resource none", PRUNED, {"kept", "importance_mean"}),
     ("refine net.py:Net --mask mask.json", SLIMMED, {"kept", "macs_after"}),
-    ("profile net.py:Net", ALWAYS, set()),
-    ("profile traced.pt --input 1x1x8x8x8", ALWAYS | {"notes"}, set()),
-    ("profile scripted.pt", ALWAYS | {"notes"}, set()),
-    ("profile slim.safetensors", ALWAYS | {"after", "reduction", "sparsity", "method", "verified"}, {"kept"}),
-    ("profile net.py:Net slim.safetensors", ALWAYS | {"other", "after", "reduction"}, {"kept", "macs_after"}),
+    ("profile net.py:Net", PROFILED, set()),
+    ("profile traced.pt --input 1x1x8x8x8", PROFILED | {"notes"}, set()),
+    ("profile scripted.pt", PROFILED | {"notes"}, set()),
+    ("profile slim.safetensors", PROFILED | {"after", "reduction", "sparsity", "method", "verified"}, {"kept"}),
+    ("profile net.py:Net slim.safetensors", PROFILED | {"other", "after", "reduction"}, {"kept", "macs_after"}),
 ]
 
 # Everything else that has to work: command lines

@@ -11,7 +11,20 @@ ROOT = Path(__file__).parent.parent / "ranp_cli"
 FLOORS = [
     {"errors", "labels", "shadow", "example", "trace"},
     {"rules"},
-    {"costs", "units", "workspace", "memory", "budget", "criteria", "importance", "resources", "select", "snip", "refining", "verify"},
+    {
+        "costs",
+        "units",
+        "workspace",
+        "memory",
+        "budget",
+        "criteria",
+        "importance",
+        "resources",
+        "select",
+        "snip",
+        "refining",
+        "verify",
+    },
     {
         "files",
         "source",

@@ -1,0 +1,170 @@
+"""Networks that fit a budget, gates that say by how much, counts that hardware likes."""
+
+from __future__ import annotations
+
+import json
+
+import laws
+import pytest
+import torch
+import zoo
+from torch import nn
+
+import ranp_cli as ranp
+from ranp_cli.budget import limit, shown
+from ranp_cli.cli import run
+from ranp_cli.models.unet3d import unet3d
+
+
+def net(width: int = 16) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return unet3d(layers=7, width=width, num_classes=3)
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(2, 1, 16, 16, 16, generator=g), torch.randint(3, (2, 16, 16, 16), generator=g)
+
+
+@pytest.mark.parametrize("method", ["ranp", "random", "layerwise", "snip"])
+@pytest.mark.parametrize("budget", [["macs=20%"], ["params=30K"], ["train-mem=50%"], ["forward-mem=60%", "macs=50%"]])
+def test_never_over_and_close_under(budget, method):
+    found = ranp.prune(net(), batch(), budget=budget, method=method)
+    lines = found.report.to_dict()["budget"]
+    assert all(line["after"] <= line["bound"] for line in lines)
+    if method != "layerwise":  # that takes a neuron of every layer at once; here a neuron is up to 3 %
+        assert max(line["after"] / line["bound"] for line in lines) > (0.97 if method == "ranp" else 0.9)
+
+
+def test_a_slightly_larger_network_is_over():
+    found = ranp.prune(net(), batch(), budget="macs=20%")
+    line = found.report.to_dict()["budget"][0]
+    n = found.mask.total
+    more = ranp.prune(net(), batch(), sparsity=1 - (round((1 - found.mask.requested) * n) + 1) / n)
+    assert more.report.to_dict()["after"]["macs"] > line["bound"]
+
+
+def test_what_costs_enough_is_left_alone():
+    found = ranp.prune(net(), batch(), budget={"macs": "100%"})
+    assert found.mask.kept == found.mask.total
+
+
+def test_what_cannot_be_met_names_the_closest():
+    with pytest.raises(ranp.Infeasible) as error:
+        ranp.prune(net(), batch(), budget=["macs=0.001%", "params=50%"])
+    assert "no network meets macs=0.001%" in str(error.value)
+    assert "params" not in str(error.value).partition("has")[0]
+    assert error.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("budget", "says"),
+    [
+        ("macs=many", "give a size such as 40G or 1.5M"),
+        ("macs=8GiB", "give a size such as 40G or 1.5M"),
+        ("train-mem=-1", "give a size such as 8GiB"),
+        ("params=120%", "give a size"),
+        ("memory=1G", "no budget 'memory'"),
+        (["macs=1G", "macs=2G"], "given twice"),
+    ],
+)
+def test_bad_budgets(budget, says):
+    with pytest.raises(ranp.BadInput) as error:
+        ranp.prune(net(), batch(), budget=budget)
+    assert says in str(error.value)
+    with pytest.raises(ranp.BadInput, match="give either"):
+        ranp.prune(net(), batch(), budget="macs=50%", sparsity=0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("40G", 40e9), ("1.5m", 1.5e6), ("1e9", 1e9), ("8GiB", 8 * 2**30), ("300 MB", 3e8), ("12", 12)]
+)
+def test_sizes(text, value):
+    assert limit("train-mem", text).of(1) == value
+    assert limit("macs", "25%").of(400) == 100
+
+
+def test_shown():
+    assert shown("macs", 41.24e9) == "41.24 G"
+    assert shown("train-mem", 3 * 2**29) == "1.5 GiB"
+
+
+# -- rounding
+
+
+@pytest.mark.parametrize("name", ["chain", "unet_skip", "residual", "grouped", "squeeze_excite", "channel_shuffle"])
+@pytest.mark.parametrize("multiple", [2, 4])
+def test_layers_keep_multiples(name, multiple, tmp_path):
+    case = next(c for c in zoo.CASES if c.name == name)
+    model, x = zoo.build(case), torch.randn(case.shape)
+    options = {"loss": zoo.loss, "sparsity": 0.5, "allow_less": True}
+    found = ranp.prune(model, zoo.batches(case), round_to=multiple, **options)
+    plain = ranp.prune(model, zoo.batches(case), **options)
+    for layer in found.mask.layers:
+        kept, whole = len(found.mask.layers[layer]["kept"]), found.mask.layers[layer]["neurons"]
+        if whole >= multiple and layer not in found.mask.fixed and whole % multiple == 0:
+            assert kept % multiple == 0
+    assert abs(found.mask.kept - plain.mask.kept) <= multiple * len(found.mask.layers)
+    laws.slim_is_masked(model, found, x)
+    laws.counts_agree(found, x)
+
+
+def test_the_best_are_added_and_the_worst_dropped():
+    """A layer of 8 with scores 8..1: 3 kept become 4, or 5 become 4, by its own order."""
+    model = nn.Sequential(nn.Conv3d(1, 8, 1, bias=False), nn.Conv3d(8, 1, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.arange(8.0, 0, -1).view(8, 1, 1, 1, 1))
+    for sparsity in (0.56, 0.45):
+        mask = ranp.prune(model, batch(), loss=lambda y, t: y.square().mean(),
+                          sparsity=sparsity, method="magnitude", round_to=4, allow_less=True).mask  # fmt: skip
+        assert mask.layers["0"]["kept"] == [0, 1, 2, 3]
+
+
+def test_rounding_does_not_break_a_budget():
+    found = ranp.prune(net(), batch(), budget="train-mem=80%", round_to=8)
+    line = found.report.to_dict()["budget"][0]
+    assert line["after"] <= line["bound"]
+    assert {len(v["kept"]) % 8 for k, v in found.mask.layers.items() if k != "head" and v["neurons"] >= 8} == {0}
+
+
+# -- gates
+
+
+@pytest.fixture
+def slim(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.save(batch(), "calib.pt")
+    words = "prune ranp_cli.models.unet3d:unet3d --model-arg layers=7 --model-arg width=8 --model-arg num_classes=3"
+    assert run([*words.split(), "--batch", "calib.pt", "--budget", "macs=20%", "-o", "slim.safetensors"]) == 0
+    capsys.readouterr()
+    return "slim.safetensors"
+
+
+def test_gates(slim, capsys):
+    report = ranp.profile(slim).to_dict()
+    macs, peak = report["after"]["macs"], report["memory"]["after"]["train_peak_bytes"]
+    assert run(["profile", slim, "--max-macs", str(macs), "--max-train-mem", str(peak)]) == 0
+    capsys.readouterr()
+    assert run(["profile", slim, "--max-macs", str(macs // 2), "--max-params", "1", "--max-train-mem", f"{peak}B"]) == 5
+    out, err = capsys.readouterr()
+    assert "multiply-adds" in out
+    lines = err.splitlines()
+    assert [line.split()[2] for line in lines] == ["macs", "params"]
+    assert "(100.0%)" in lines[0]
+
+
+def test_gates_of_another_step(slim, capsys):
+    assert (
+        run(["profile", slim, "--optimizer", "adam", "--batch-size", "8", "--json", "-", "--max-train-mem", "1KiB"])
+        == 5
+    )
+    document = json.loads(capsys.readouterr().out)
+    assert document["memory"]["before"]["optimizer"] == "adam"
+    assert document["memory"]["before"]["samples"] == 8
+
+
+@pytest.mark.parametrize("given", ["--max-macs 50%", "--max-train-mem abc", "--optimizer lbfgs", "--batch-size 0"])
+def test_bad_gates(given, slim, capsys):
+    assert run(["profile", slim, *given.split()]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
