@@ -255,7 +255,8 @@ class CallMode(TorchFunctionMode):
 
     def __init__(self, tracer: Tracer):
         super().__init__()
-        self.tracer, self.calls = tracer, []  # type: ignore[var-annotated]
+        self.tracer = tracer
+        self.calls: list[Call] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         ins = [t for t in each(Tensor, args, kwargs or {}) if self.tracer.labels(t).is_data]
@@ -292,8 +293,10 @@ def post_activations(model: nn.Module, graph: Graph) -> dict[int, list[tuple[int
     found: dict[int, list[tuple[int, int, str]]] = {}
     for i, call in enumerate(mode.calls):
         for use in call.uses:
-            k = None if use.neurons is None else first.get(int(use.neurons[0]))
-            if k is None or not isinstance(call.out, Tensor):
+            if use.neurons is None or not isinstance(call.out, Tensor):
+                continue
+            k = first.get(int(use.neurons[0]))
+            if k is None:
                 continue
             axis = next((a for a, n in enumerate(call.out.shape) if n == len(use.neurons) and a > 0), None)
             if axis is None:

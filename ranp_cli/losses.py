@@ -55,17 +55,6 @@ def load_loss(
     return _OwnLoss(what, function)
 
 
-def check_loss(value: Tensor) -> None:
-    """Raise `BadInput` when no gradient can come from `value`: it is NaN or infinite, or not tied to the network."""
-    number = value.item()
-    if not math.isfinite(number):
-        raise BadInput(f"the loss is {number}; check the data, its scale, and --loss")
-    if not value.requires_grad:
-        raise BadInput(
-            "the loss has no gradient; let the parameters require one, and detach nothing in the model or the loss"
-        )
-
-
 @dataclass(frozen=True)
 class _OwnLoss:
     what: str

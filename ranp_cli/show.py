@@ -270,6 +270,7 @@ def _layers(report: Report, page: Page, depth: int | None) -> list[Text]:
             counted("multiply-adds", arrow, 1, ("macs", "macs_after"), digits=5),
             counted("output elements", arrow, 4, ("output_elements", "output_elements_after"), digits=4),
             measured("mean\nimportance", "importance_mean", ".2e", 5),
+            measured("share", "importance_share", ".3f", 5),
             measured("tau", "tau", ".3f", 6),
             Column("", [Text(row["mark"], "dim" if row["mark"] == "fixed" else "yellow") for row in rows], left=True),
         ],

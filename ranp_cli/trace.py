@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -372,7 +373,7 @@ def coordinates(base: Geometry, view: Geometry) -> list[Tensor] | None:
 
 def locate(names: Mapping[int, str]) -> tuple[str, str]:
     """The module and the line of the user's code that is running: ("encoders.0", "model.py:31"), or empty strings."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     module = where = ""
     left = False
     while frame is not None and not (module and where):
@@ -386,5 +387,5 @@ def locate(names: Mapping[int, str]) -> tuple[str, str]:
         if not where and not ours and not file.startswith((_TORCH, "<")):
             where = f"{Path(file).name}:{frame.f_lineno}"
             break
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return module, where

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from ranp_cli.batches import Batch, Batches, load_batches
 from ranp_cli.errors import BadInput
-from ranp_cli.losses import check_loss, load_loss
+from ranp_cli.losses import load_loss
 from ranp_cli.source import load_model, load_weights, parse_model_args
 
 MODEL = """
@@ -713,13 +713,6 @@ def test_an_output_too_coarse_for_any_label_adds_nothing() -> None:
     loss.backward()
     assert coarse.grad is not None
     assert not coarse.grad.any()
-
-
-def test_check_loss() -> None:
-    check_loss(torch.tensor(1.0, requires_grad=True))
-    for value, says in {torch.nan: "the loss is nan; check", torch.inf: "the loss is inf; check"}.items():
-        assert message(check_loss, torch.tensor(value, requires_grad=True)).startswith(says)
-    assert message(check_loss, torch.tensor(1.0)).startswith("the loss has no gradient; let the parameters require one")
 
 
 def test_importing_it_does_not_import_torch() -> None:

@@ -1,0 +1,77 @@
+"""Memory as foretold on meta tensors against what torch's CPU allocator reports: `python -m tests.benchmarks.memory`.
+
+Over the networks of tests/packages.py: the peak of a forward pass and of a forward and backward, parameters apart. Prints
+a Markdown table; `--json FILE` writes the rows; `--write README.md` puts the summary between the marks there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import packages
+import zoo
+from test_memory import allocated, squares
+
+from benchmarks.zoo_table import put
+from ranp_cli.example import Example
+from ranp_cli.memory import forward_memory, training_memory
+
+MARKS = "<!-- memory table -->", "<!-- end of memory table -->"
+
+
+def row(case: packages.Case) -> dict[str, Any]:
+    model, x = zoo.build(case), torch.randn(case.shape)
+    example = Example((x,))
+    return {
+        "network": case.name,
+        "forward": (forward_memory(model, example).working, allocated(model, x, False)),
+        "training": (training_memory(model, example, loss=squares).working, allocated(model, x, True)),
+    }
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    lines = ["| network | forward, MiB | measured | ratio | training, MiB | measured | ratio |",
+             "|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
+    for r in rows:
+        cells = [r["network"]]
+        for told, seen in (r["forward"], r["training"]):
+            cells += [f"{told / 2**20:.2f}", f"{seen / 2**20:.2f}", f"{told / seen:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    for kind in ("forward", "training"):
+        off = [abs(told / seen - 1) for told, seen in (r[kind] for r in rows)]
+        worst = max(zip(off, (r["network"] for r in rows), strict=True))
+        lines += [
+            "",
+            f"{kind}: off by {statistics.median(off):.1%} at the median, {worst[0]:.0%} at worst ({worst[1]}).",
+        ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("networks", nargs="*", help="names of tests/packages.py; all by default")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--write", metavar="README", help="put the table between the marks of this file")
+    options = parser.parse_args()
+    known = {case.name: case for case in packages.CASES}
+    if unknown := set(options.networks) - set(known):
+        parser.error(f"no such network: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    rows = [row(known[name]) for name in options.networks or known]
+    if options.json:
+        Path(options.json).write_text(json.dumps({"threads": torch.get_num_threads(), "rows": rows}, indent=1) + "\n")
+    if options.write:
+        put(Path(options.write), markdown(rows), MARKS)
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
