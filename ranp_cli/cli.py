@@ -103,6 +103,10 @@ Plot = Annotated[
     typer.Option("--plot", metavar="FILE", help="a picture: .png, .svg or .pdf (needs the extra plot; repeatable)"),
 ]
 
+Html = Annotated[
+    str | None,
+    typer.Option("--html", metavar="FILE", help="the report as one page: no scripts, nothing from elsewhere"),
+]
 Optimizer = Annotated[
     str | None,
     typer.Option("--optimizer", metavar="O", help="of the training step: sgd|sgd-momentum|adam|adamw  [default: sgd]"),
@@ -167,7 +171,7 @@ def prune(
     weights: Weights = None, weights_key: WeightsKey = None, seed: Seed = None, device: Device = None,
     strict: Annotated[bool | None, typer.Option("--strict", help="an op without a rule is an error")] = None,
     allow_less: Annotated[bool | None, typer.Option("--allow-less", help="take it when much less than asked can be removed")] = None,
-    plot: Plot = None, config: Config = None, json_: Json = None, quiet: Quiet = None,
+    plot: Plot = None, html: Html = None, config: Config = None, json_: Json = None, quiet: Quiet = None,
 ) -> None:  # fmt: skip
     """Remove the least important neurons, prove the slim network and write it."""
     given = locals()
@@ -281,7 +285,7 @@ def profile(
     max_forward_mem: Annotated[str | None, typer.Option("--max-forward-mem", metavar="V", help="likewise, as 300MiB")] = None,
     max_train_mem: Annotated[str | None, typer.Option("--max-train-mem", metavar="V", help="likewise, as 8GiB")] = None,
     depth: Annotated[int | None, typer.Option("--depth", metavar="N", min=0, help="sum up layers below N levels of modules; 0: no layers")] = None,
-    config: Config = None, json_: Json = None, quiet: Quiet = None,
+    html: Html = None, config: Config = None, json_: Json = None, quiet: Quiet = None,
 ) -> None:  # fmt: skip
     """Count parameters, multiply-adds, FLOPs and memory of one or two networks, without running them."""
     o = Options("profile", locals(), {"input_": []})

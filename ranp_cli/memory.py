@@ -105,10 +105,8 @@ class Memory:
     working: int
     allowance: int
     at: str
-    timeline: list[int]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k != "timeline"}
+    timeline: list[int]  # live bytes after each op, without what is always there
+    forward_ops: int  # how many of them the forward pass has
 
 
 @labels_on_cpu
@@ -150,12 +148,12 @@ def _measured(model: nn.Module, example: Example, loss: Callable[[Any], Tensor] 
     held = [t for _, t in named_tensors(copy)]
     for t in (*held, *tensors_in((args, kwargs))):
         meter.know(t)
-    saved = outputs = 0
+    saved = outputs = forward_ops = 0
     try:
         with seeded(), torch.set_grad_enabled(training), meter:
             output = copy(*args, **kwargs)
             outputs = sum(_bytes(t) for t in {t.untyped_storage()._cdata: t for t in tensors_in(output)}.values())
-            saved = meter.live
+            saved, forward_ops = meter.live, len(meter.timeline)
             if loss is not None:
                 value = loss(output)
                 del output
@@ -176,7 +174,7 @@ def _measured(model: nn.Module, example: Example, loss: Callable[[Any], Tensor] 
     return Memory(
         samples=example.samples, peak=always + meter.peak, parameters=parameters, buffers=buffers, inputs=inputs,
         optimizer=states * trained, gradients=trained if training else 0, saved=saved, outputs=outputs, working=meter.peak,
-        allowance=meter.workspace, at=f"{op} in {module}" if module else op, timeline=meter.timeline,
+        allowance=meter.workspace, at=f"{op} in {module}" if module else op, timeline=meter.timeline, forward_ops=forward_ops,
     )  # fmt: skip
 
 
@@ -218,4 +216,14 @@ def memory_of(model: nn.Module, example: Example, optimizer: str = "sgd") -> dic
         "train_peak_at": step.at,
         "train_parts": {**parts, "working": step.working},
         "allowance_bytes": step.allowance,
+        **binned(step),
     }
+
+
+def binned(step: Memory, most: int = 240) -> dict[str, Any]:
+    """The timeline in at most `most` bins, the peak of each, and the bin where the backward pass begins."""
+    n = len(step.timeline)
+    width = max(1, -(-n // most))
+    always = step.peak - step.working
+    line = [always + max(step.timeline[k : k + width]) for k in range(0, n, width)]
+    return {"timeline": line, "timeline_backward": step.forward_ops // width}

@@ -64,6 +64,7 @@ class Options:
             raise BadInput("stdout holds one document: give - to one of --json, --csv and --markdown")
         written = [*(self["output"] or ()), *([self["mask"]] if self.command == "prune" and self["mask"] else [])]
         written += [self[name] for name in TEXTS if self[name] and self[name] != "-"]
+        written += [self["html"]] if self["html"] else []
         for path in self["plot"] or ():
             from .plots import check_plot
 
@@ -115,6 +116,10 @@ class Options:
                 self.stdout.write(text)
             elif self[name]:
                 write_atomic(self[name], text.encode())
+        if self["html"]:
+            from .html import write_html
+
+            write_html({**document, "memory": report.parts.get("memory", {})}, self["html"])
         if not self["quiet"]:
             show.show_report(document, self.page, self["depth"])
 

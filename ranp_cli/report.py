@@ -44,6 +44,11 @@ class Report:
         parts = dict(self.parts)
         if "before" in parts and "after" in parts:
             parts["reduction"] = reduction(parts["before"], parts["after"])
+        if "memory" in parts:  # timelines are for pictures
+            parts["memory"] = {
+                side: {k: v for k, v in about.items() if not k.startswith("timeline")}
+                for side, about in parts["memory"].items()
+            }
         out.update({k: v for k, v in parts.items() if v not in (None, [], {})})
         return out
 

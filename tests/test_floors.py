@@ -40,6 +40,7 @@ FLOORS = [
         "page",
         "show",
         "plots",
+        "html",
     },
     {"steps", "pipeline", "comparison", "profiling"},
     {"__init__", "__main__", "options", "cli"},

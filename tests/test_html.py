@@ -1,0 +1,100 @@
+"""The page of a report: whole, by itself, and with the numbers of the report."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+import ranp_cli as ranp
+from ranp_cli.cli import run
+from ranp_cli.html import bytes_, human, page
+from ranp_cli.models.unet3d import unet3d
+
+VOID = {"meta", "link"}
+
+
+class Reader(HTMLParser):
+    """Tags in order, those left open, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [v for k, v in attrs if k in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def pruned():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        g = torch.Generator().manual_seed(1)
+        batch = torch.randn(2, 1, 8, 8, 8, generator=g), torch.randint(3, (2, 8, 8, 8), generator=g)
+        return ranp.prune(unet3d(layers=7, width=8, num_classes=3), batch, sparsity=0.5)
+
+
+def whole(report) -> dict:
+    return {**report.to_dict(), "memory": report.parts["memory"]}
+
+
+def test_the_page_is_whole_and_by_itself(pruned):
+    found = Reader(page(whole(pruned.report)))
+    assert not found.open
+    assert "script" not in found.tags
+    assert found.links == ["data:,"]
+    assert not re.search(r"https?://|@import|url\(", page(whole(pruned.report)))
+
+
+def test_the_numbers_are_those_of_the_report(pruned):
+    report = whole(pruned.report)
+    text = " ".join(Reader(page(report)).words)
+    for row in report["layers"]:
+        assert f"{row['name']}: {human(row['neurons'])} → {human(row['kept'])}" in text  # on hovering
+        assert f"{human(row['macs'])} → {human(row['macs_after'])}" in text
+    for side in ("before", "after"):
+        assert human(report[side]["params"]) in text
+        memory = report["memory"][side]
+        assert f"peak {bytes_(memory['train_peak_bytes'])}" in text
+        assert max(memory["timeline"]) == memory["train_peak_bytes"]
+        assert 0 < memory["timeline_backward"] < len(memory["timeline"]) <= 240
+
+
+def test_names_are_escaped(pruned):
+    report = whole(pruned.report)
+    report["model"] = {"spec": "<script>alert(1)</script>.py:Net"}
+    report["layers"] = [{**report["layers"][0], "name": 'a"<b>'}]
+    found = Reader(page(report))
+    assert not {"script", "b"} & set(found.tags)
+    assert "<script>alert(1)</script>.py:Net" in " ".join(found.words)
+
+
+def test_on_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = "profile ranp_cli.models.unet3d:unet3d --model-arg layers=7 --model-arg width=4 --input 1x1x16x16x16"
+    assert run([*words.split(), "--html", "r.html", "--json", "-"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert "timeline" not in document["memory"]["before"]
+    found = Reader((tmp_path / "r.html").read_text())
+    assert not found.open
+    assert any("backward" in word for word in found.words)
+    assert run([*words.split(), "--html", "no/such/folder/r.html"]) == 2
