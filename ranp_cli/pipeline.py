@@ -317,10 +317,9 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     if not allow_less and not wanted:
         enough(graph, chosen, mask, values, method == "snip")
     pruned = _finish(report, job, graph, mask, chosen.keep, slim, changed, ran, init, seed)
-    report.parts["memory"] = {
-        "before": memory_of(job.model, sample, optimizer),
-        "after": memory_of(slim, sample, optimizer),
-    }
+    with report.timing("memory"):
+        pair = {"before": job.model, "after": slim}
+        report.parts["memory"] = {side: memory_of(net, sample, optimizer) for side, net in pair.items()}
     if wanted:
         before, after = costs_of(report.parts, "before"), costs_of(report.parts, "after")
         report.parts["budget"] = [
