@@ -120,8 +120,6 @@ NAMED = {"timm_convnext": "depthwise 7x7 convolutions over channels-last tensors
 )
 def test_foretold_is_what_the_allocator_reports(case):
     """Within 15 % on every network of the zoo but those named; the median is far closer (tests/benchmarks/memory.py)."""
-    if case.package:
-        pytest.importorskip(case.package.partition(".")[0])
     model, x = zoo.build(case), torch.randn(case.shape)
     ratios = [
         forward_memory(model, Example((x,))).working / allocated(model, x, False),

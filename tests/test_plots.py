@@ -14,7 +14,6 @@ from ranp_cli import plots
 from ranp_cli.cli import run
 from ranp_cli.models.unet3d import unet3d
 
-pytest.importorskip("matplotlib")
 HEADS = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 
 

@@ -85,7 +85,5 @@ def test_the_zoo_table_names_every_network():
 )
 def test_the_zoo_table_is_true(case):
     """Neurons and units as they are now; the rest of the row depends on the machine."""
-    if case.package:
-        pytest.importorskip(case.package.partition(".")[0])
     graph = analyse(zoo.build(case), Example((torch.zeros(case.shape),)))
     assert rows_of_the_zoo()[case.name][:2] == [str(graph.n), str(len(graph.unit_roots))]

@@ -309,7 +309,7 @@ def test_names_are_not_markup(name: str, capsys: pytest.CaptureFixture[str]) -> 
     }
     loose = Console(file=io.StringIO(), width=100, markup=True, emoji=True, highlight=True)
     show.show_report(report, loose)
-    assert loose.file.getvalue().count(name) == 9  # type: ignore[attr-defined]
+    assert loose.file.getvalue().count(name) == 9
     show.show_error(name, show.console())
     assert capsys.readouterr().out == f"ranp: error: {name}\n"
 

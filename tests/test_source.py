@@ -189,7 +189,7 @@ def test_a_file_is_run_once_and_again_when_it_changes(folder: Path) -> None:
     first = load_model("model.py:Net").module
     assert type(load_model(str(folder / "model.py") + ":Net").module) is type(first)
     (folder / "model.py").write_text(MODEL.replace("classes=2", "classes=9"))
-    assert load_model("model.py:Net").module[0].out_channels == 9  # type: ignore[index]
+    assert load_model("model.py:Net").module[0].out_channels == 9
     assert not (folder / "__pycache__").exists()
 
 
@@ -307,7 +307,7 @@ def test_weights_of_save_model_and_below_a_prefix(tmp_path: Path) -> None:
     whole, net = nn.ModuleDict({"net": Tied()}), Tied()
     save_model(whole, str(tmp_path / "w.safetensors"))
     load_weights(net, str(tmp_path / "w.safetensors"), "net")
-    assert torch.equal(net.conv.weight, whole["net"].conv.weight)  # type: ignore[arg-type,union-attr]
+    assert torch.equal(net.conv.weight, whole["net"].conv.weight)
 
 
 @pytest.mark.parametrize(("content", "key", "says"), BAD_WEIGHTS)
@@ -539,7 +539,7 @@ def write(path: Path, content: Any) -> None:
     elif path.suffix == ".pt":
         torch.save(content, path)
     elif path.suffix == ".npz":
-        np.savez(path, **{key: np.asarray(value) for key, value in content.items()})  # type: ignore[arg-type]
+        np.savez(path, **{key: np.asarray(value) for key, value in content.items()})
     elif content is not None:
         save_file({key: value.clone() for key, value in content.items()}, path)
 

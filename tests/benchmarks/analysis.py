@@ -63,9 +63,9 @@ def growth() -> dict[str, tuple[Build, tuple[int, ...]]]:
     tiny = (1, 1, 2, 2, 2)
     out: dict[str, tuple[Build, tuple[int, ...]]] = {}
     for layers, width in ((10, 100), (100, 100), (1000, 100), (100, 10), (100, 1000)):
-        out[f"plain {layers} x {width}"] = (lambda n=layers, w=width: plain(n, w)), tiny  # type: ignore[misc]
+        out[f"plain {layers} x {width}"] = (lambda n=layers, w=width: plain(n, w)), tiny
     for layers in (10, 100, 300, 1000):
-        out[f"dense {layers}"] = (lambda n=layers: Dense(n)), tiny  # type: ignore[misc]
+        out[f"dense {layers}"] = (lambda n=layers: Dense(n)), tiny
     return out
 
 
@@ -152,8 +152,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)  # forked processes cannot share a pool of threads
     known: dict[str, tuple[Build, tuple[int, ...]]] = {
-        case.name: ((lambda c=case: zoo.build(c)), case.shape)  # type: ignore[misc]
-        for case in packages.CASES
+        case.name: ((lambda c=case: zoo.build(c)), case.shape) for case in packages.CASES
     }
     known |= growth() | full()
     if unknown := set(options.networks) - set(known):
