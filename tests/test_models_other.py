@@ -409,11 +409,12 @@ def test_units_by_hand(name):
 
 
 SETTINGS = [(0.5, "flops"), (0.5, "mem"), (0.9, "flops"), (0.9, "mem")]
+PAPERS = (0.462, "flops")  # of PSMNet; the other two have none
 PRUNINGS = [
     pytest.param(name, *setting, id=f"{name}-{setting[0]}-{setting[1]}", marks=() if first else pytest.mark.slow)
     for name in TINY
-    for setting in SETTINGS
-    for first in [setting == SETTINGS[0] or not name.endswith("psmnet")]
+    for setting in (SETTINGS + [PAPERS] if name.endswith("psmnet") else SETTINGS)
+    for first in [setting in (SETTINGS[0], PAPERS) or not name.endswith("psmnet")]
 ]
 
 

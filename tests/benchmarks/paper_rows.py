@@ -27,10 +27,12 @@ from benchmarks.zoo_table import put
 from ranp_cli import samples
 from ranp_cli.models.i3d import i3d
 from ranp_cli.models.mobilenetv2 import mobilenetv2_3d
+from ranp_cli.models.psmnet import psmnet
 from ranp_cli.models.unet3d import unet3d
 
 MARKS = "<!-- paper rows -->", "<!-- end of paper rows -->"
-METHODS = ("full", "snip", "random", "layerwise", "vanilla", "weighted", "ranp-m", "ranp-f")
+VARIANTS = tuple(f"vanilla:{sign}-{over}" for sign in ("mpmg", "mnmg") for over in ("sum", "mean", "max"))
+METHODS = ("full", "snip", "random", "layerwise", *VARIANTS, "weighted", "ranp-m", "ranp-f")
 Row = tuple[float | None, float | None, float | None]  # MB of parameters, GFLOPs, MB of memory; None: not known to us
 
 
@@ -38,11 +40,12 @@ Row = tuple[float | None, float | None, float | None]  # MB of parameters, GFLOP
 class Network:
     build: Callable[[], nn.Module]
     batches: Callable[[], Any]
-    inputs: tuple[int, ...]  # that the paper counts for
+    inputs: Any  # shape or shapes that the paper counts for
     lam: float
     sparsity: float
     paper: dict[str, Row]
     reductions: dict[str, tuple[float, float]] = field(default_factory=dict)  # method -> of GFLOPs, of memory
+    loss: str | None = None
 
 
 NETWORKS = {
@@ -63,6 +66,9 @@ NETWORKS = {
         i3d, samples.moving_patterns_224, (1, 3, 16, 224, 224), 80, 0.2532,
         {"full": (47.27, 27.88, 201.28), "layerwise": (26.67, 16.93, 150.95)}, {"ranp-flops": (0.499, 0.353)},
     ),
+    "PSMNet, SceneFlow": Network(
+        psmnet, samples.stereo_pairs, ((1, 3, 256, 512), (1, 3, 256, 512)), 100, 0.462, {}, loss="smooth_l1",
+    ),
 }  # fmt: skip
 
 
@@ -70,7 +76,7 @@ def rows_of(name: str, network: Network, count: int, init: str, seed: int) -> li
     """Our rows of one network, each with the paper's where we know it."""
     start = time.perf_counter()
     table = ranp.compare(network.build(), list(islice(network.batches(), count)), sparsity=network.sparsity, methods=METHODS,
-                         lambda_=network.lam, score_init=init, inputs=network.inputs, seed=seed)  # fmt: skip
+                         lambda_=network.lam, score_init=init, inputs=network.inputs, loss=network.loss, seed=seed)  # fmt: skip
     rows = []
     for row in table.rows:
         ours, known = row["after"]["paper"], network.paper.get(row["method"], (None, None, None))
