@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from . import rules
 from .criteria import Criterion
 from .errors import USER_EXCEPTIONS, BadInput
 from .example import Example
-from .labels import LayerUse
-from .shadow import NoDropout, each, map_tensors, replicate, seeded, shadow, to_meta
-from .trace import Tracer
+from .gathers import Gather, MaskGather, WeightGather, mean_of, rows_of
+from .precision import AGREE, HALF, SCALE, autocast, cast, cast_batch, channels_last, has_fast_bf16, whole
+from .recompute import Plan, plan, recomputing
+from .shadow import NoDropout, each, map_tensors, replicate, seeded, shadow
+from .spread import Spread
+from .sums import Sum
 from .units import Graph, Layer, named_tensors, user_line
 
 
@@ -27,51 +28,223 @@ class Importance:
     """The scores of each layer in float64, and how many mini-batches they are the mean of.
 
     One score a neuron, of shape (N,); for the criterion `snip` one a weight, of the parameter's shape, in float32.
+    `sums` are what the mean was taken of, to go on from.
     """
 
     scores: list[np.ndarray]
     batches: int
+    sums: list[Sum | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the gradients are computed. What is found out on the way is written to `facts`, for the report."""
+
+    precision: str = "model"
+    low_memory: bool = False
+    memory_limit: int | None = None  # bytes
+    spread: Spread = field(default_factory=Spread)
+    agreement: Callable[[list[np.ndarray], list[np.ndarray]], float] | None = None  # of the masks of two scores
+    resumed: Importance | None = None
+    keep_partial: bool = False  # Ctrl-C ends the scoring instead of the program, once there is a mini-batch
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def note(self, text: str) -> None:
+        self.facts.setdefault("notes", []).append(text)
 
 
 def score(model: nn.Module, graph: Graph, batches: Any, loss: Callable[[Any, Any], Tensor], criteria: Sequence[Criterion],
-          device: torch.device, seed: int = 0, advance: Callable[[], Any] = lambda: None) -> dict[str, Importance]:  # fmt: skip
+          device: torch.device, seed: int = 0, advance: Callable[[], Any] = lambda: None, way: Way | None = None) -> dict[str, Importance]:  # fmt: skip
     """Scores of all neurons by each criterion, averaged over the mini-batches, from one pass over them.
 
     The model runs in training mode with batch statistics and without dropout, on a twin that shares its weights, so
-    the model itself (modes, gradients, buffers) is not touched. A gradient is freed as soon as it has been scored.
-    Raises BadInput for a loss that is not finite or reaches no layer.
+    the model itself (modes, gradients, buffers) is not touched. A gradient is freed as soon as it has been scored. What
+    is drawn in the forward pass of a mini-batch depends on `seed` and its number alone, so that it does not matter
+    which process comes to it, or when.
+
+    Raises BadInput for a loss that is not finite or reaches no layer; Infeasible for a memory limit that cannot be kept.
     """
-    twin = training_twin(model, device)
-    weights = dict(named_tensors(twin))
-    gathers: list[Gather] = []
-    if of_weights := [c for c in criteria if c.of_weights]:
-        gathers.append(WeightGather(graph.layers, weights, of_weights))
-    if of_activations := [c for c in criteria if c.of_activations]:
-        gathers.append(MaskGather(model, graph, of_activations))
-    count = 0
+    way = way or Way()
+    scorer = Scorer(model, graph, loss, criteria, device, seed, way)
+    start = count = way.resumed.batches if way.resumed and way.spread.rank == 0 else 0
+    first = way.resumed.batches if way.resumed else 0
     with ExitStack() as during:
-        during.enter_context(seeded(seed))
-        for gather in gathers:
+        during.enter_context(seeded(seed))  # what a loader draws
+        for gather in scorer.gathers:
             during.enter_context(gather.watching())
-        for batch in batches:
-            args, kwargs, target = map_tensors((batch.args, batch.kwargs, batch.target), lambda t: t.to(device))
-            with torch.enable_grad(), NoDropout(), ExitStack() as forward:
-                for gather in gathers:
-                    forward.enter_context(gather.forward())
-                value = loss(run_model(twin, args, kwargs), target)
-            check_finite(value, count, graph.layers, weights)
-            value.backward()
-            del value
-            for gather in gathers:
-                gather.end_of_batch()
-            count += 1
-            advance()
+        try:
+            for index, batch in way.spread.mine(batches, first):
+                scorer.run(index, batch)
+                count += 1
+                advance()
+        except KeyboardInterrupt:
+            if not way.keep_partial or count == start or way.spread.size > 1:
+                raise
+            way.facts["stopped"] = True
+        scorer.finish()
+    count = way.spread.add_up(scorer.gathers, count)
     if not count:
         raise BadInput("the batch source is empty: no mini-batch came; give at least one (input, target)")
-    found = {name: scores for gather in gathers for name, scores in gather.result(count).items()}
-    for scores in found.values():
-        check_scores(scores, graph.layers)
-    return {c.name: Importance(found[c.name], count) for c in criteria}
+    found = {}
+    for gather in scorer.gathers:
+        for c in gather.criteria:
+            scores = mean_of(c, gather.sums[c.name], score_shapes(graph, c), count)
+            check_scores(scores, graph.layers)
+            found[c.name] = Importance(scores, count, gather.sums[c.name])
+    return found
+
+
+def score_shapes(graph: Graph, criterion: Criterion) -> list[tuple[int, ...]]:
+    """Of the scores of each layer."""
+    if criterion.reduce == "nothing":
+        return [graph.slots[layer.slot].shape for layer in graph.layers]
+    return [(n,) for n in graph.sizes]
+
+
+class Scorer:
+    """A twin of the model at work, and what is gathered from each of its passes."""
+
+    def __init__(self, model: nn.Module, graph: Graph, loss: Callable[[Any, Any], Tensor], criteria: Sequence[Criterion],
+                 device: torch.device, seed: int, way: Way) -> None:  # fmt: skip
+        self.model, self.graph, self.loss, self.device, self.seed, self.way = model, graph, loss, device, seed, way
+        self.twin = cast(training_twin(model, device), way.precision)
+        self.weights = dict(named_tensors(self.twin))
+        self.precision = "model" if way.precision == "auto" else way.precision
+        self.doubt: tuple[int, Any] | None = None  # the mini-batch on which `auto` is to compare bf16 with fp32
+        self.undecided = way.precision == "auto"
+        self.layout = channels_last if device.type == "cpu" or self.precision in HALF else None
+        self.plan: Plan | None = None
+        of_weights = [c for c in criteria if c.of_weights]
+        of_activations = [c for c in criteria if c.of_activations]
+        self.gathers: list[Gather] = []
+        if of_weights:
+            self.gathers.append(WeightGather(graph.layers, self.weights, of_weights))
+        if of_activations:
+            if way.low_memory:
+                raise BadInput(
+                    f"--low-memory: criterion '{of_activations[0].name}' needs the activations themselves; take one of weights, "
+                    "such as mpmg-sum"
+                )
+            self.gathers.append(MaskGather(model, graph, of_activations))
+        if way.resumed and way.spread.rank == 0:
+            (self.gathers[0].sums[criteria[0].name],) = ([None if s is None else Sum(s.high.to(device), s.low.to(device))
+                                                          for s in way.resumed.sums],)  # fmt: skip
+        for gather in self.gathers:
+            gather.scale = SCALE if self.precision == "fp16" else 1.0
+
+    def run(self, index: int, batch: Any) -> None:
+        """Add the gradients of one mini-batch."""
+        if self.undecided and self.doubt is not None:
+            self._decide()
+        if self.way.low_memory and self.plan is None:
+            self._plan(batch)
+        try:
+            self._pass(index, batch)
+        except torch.OutOfMemoryError as error:
+            self._make_room(batch, error)
+            self._pass(index, batch)
+        while self.precision == "fp16" and not all(g.is_finite() for g in self.gathers) and self.gathers[0].scale > 1:
+            for gather in self.gathers:  # the gradients of the scaled loss were too large
+                gather.drop_batch()
+                gather.scale /= 16
+            self._pass(index, batch)
+        if self.undecided and self.doubt is None:
+            self.doubt = index, batch
+        for gather in self.gathers:
+            gather.end_of_batch()
+
+    def finish(self) -> None:
+        """What is to be said when the mini-batches have ended."""
+        for gather in self.gathers:
+            gather.drop_batch()
+        if self.undecided and self.doubt is not None:
+            self.way.facts["precision"] = "fp32"
+            self.way.note("--precision auto: there was one mini-batch, and the check needs its fp32 gradients: fp32")
+
+    def _pass(self, index: int, batch: Any) -> None:
+        args, kwargs, target = map_tensors((batch.args, batch.kwargs, batch.target), self._send)
+        args, kwargs, target = cast_batch((args, kwargs, target), self.precision)
+        try:
+            laid = self.layout((args, kwargs)) if self.layout else (args, kwargs)
+            value = self._forward(index, laid[0], laid[1], target)
+        except BadInput:
+            if self.layout is None:
+                raise
+            self.layout = None  # code that wants its tensors in the order of their axes, as `view` does
+            value = self._forward(index, args, kwargs, target)
+        check_finite(value, index, self.graph.layers, self.weights)
+        scale = self.gathers[0].scale
+        (value if scale == 1 else value * scale).backward()
+        del value
+        for gather in self.gathers:
+            gather.take()
+
+    def _forward(self, index: int, args: Any, kwargs: Any, target: Any) -> Tensor:
+        names = self.plan.names if self.plan else ()
+        with ExitStack() as during:
+            for one in (
+                seeded((self.seed + index) % 2**63),
+                torch.enable_grad(),
+                NoDropout(),
+                recomputing(self.twin, names),
+            ):
+                during.enter_context(one)
+            for gather in self.gathers:
+                during.enter_context(gather.forward())
+            with autocast(self.precision, self.device):
+                output = run_model(self.twin, args, kwargs)
+            return self.loss(whole(output), target)
+
+    def _send(self, t: Tensor) -> Tensor:
+        if self.device.type == "cuda" and t.device.type == "cpu":
+            return t.pin_memory().to(self.device, non_blocking=True)
+        return t.to(self.device)
+
+    def _plan(self, batch: Any) -> None:
+        self.plan = plan(self.model, self.graph, Example(batch.args, batch.kwargs), self.way.memory_limit)
+        self.way.facts.update(recomputed=list(self.plan.names), foretold_peak_bytes=self.plan.peak)
+
+    def _make_room(self, batch: Any, error: torch.OutOfMemoryError) -> None:
+        """The device is full: go on with the plan of the lowest peak, if that was not yet the plan."""
+        if self.plan is not None or any(isinstance(g, MaskGather) for g in self.gathers):
+            raise BadInput(
+                f"the device has too little memory for a mini-batch ({str(error).splitlines()[0]}); "
+                "give smaller mini-batches or smaller inputs"
+            ) from error
+        for gather in self.gathers:
+            gather.drop_batch()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.plan = plan(self.model, self.graph, Example(batch.args, batch.kwargs), None)
+        self.way.facts["recomputed"] = list(self.plan.names)
+        self.way.note(
+            f"the device ran out of memory: {len(self.plan.names)} modules are computed twice, as with --low-memory"
+        )
+
+    def _decide(self) -> None:
+        """`auto`: bf16 from the second mini-batch on, if it gives the mask of fp32 on the first."""
+        assert self.doubt is not None
+        self.undecided = False
+        index, batch = self.doubt
+        self.doubt = None
+        if not has_fast_bf16(self.device):
+            self.way.note(f"--precision auto: this {self.device.type} has no bf16 units: fp32")
+        else:
+            gather = self.gathers[0]
+            c = gather.criteria[0]
+            places = score_shapes(self.graph, c)
+            fp32 = mean_of(c, gather.sums[c.name], places, 1)
+            self.precision = "bf16"
+            self._pass(index, batch)
+            bf16 = mean_of(c, [None if t is None else Sum.of(t) for t in gather.parts[c.name]], places, 1)
+            for each_gather in self.gathers:
+                each_gather.drop_batch()
+            agreed = self.way.agreement(fp32, bf16) if self.way.agreement else 0.0
+            self.precision = "bf16" if agreed >= AGREE else "model"
+            self.way.facts["agreement"] = agreed
+            self.way.note(f"--precision auto: on the first mini-batch bf16 keeps {agreed:.1%} of the neurons that fp32 keeps: "
+                          f"{'bf16 from the second on' if agreed >= AGREE else 'fp32'}")  # fmt: skip
+        self.way.facts["precision"] = "bf16" if self.precision == "bf16" else "fp32"
 
 
 def norms(model: nn.Module, graph: Graph, criterion: Criterion) -> list[np.ndarray]:
@@ -86,6 +259,8 @@ def norms(model: nn.Module, graph: Graph, criterion: Criterion) -> list[np.ndarr
 def run_model(model: nn.Module, args: Any, kwargs: Any) -> Any:
     try:
         return model(*args, **kwargs)
+    except torch.OutOfMemoryError:
+        raise  # mended where it is known how
     except USER_EXCEPTIONS as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in each(Tensor, args, kwargs))
         where = user_line(error)
@@ -110,217 +285,6 @@ def training_twin(model: nn.Module, device: torch.device) -> nn.Module:
         p.grad = None
         p.requires_grad_(False)
     return twin
-
-
-class WeightGather:
-    """g = w * dL/dw, reduced to neurons in a hook as soon as the gradient of a weight is complete."""
-
-    def __init__(self, layers: Sequence[Layer], tensors: dict[str, Tensor], criteria: Sequence[Criterion]):
-        self.layers, self.criteria = layers, criteria
-        self.weights = [tensors[layer.slot] for layer in layers]
-        self.total: dict[str, list[Tensor | None]] = {c.name: [None] * len(layers) for c in criteria}
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        by_weight: dict[int, list[int]] = {}
-        for k, w in enumerate(self.weights):
-            by_weight.setdefault(id(w), []).append(k)
-        handles = []
-        for ks in by_weight.values():
-            w = self.weights[ks[0]].requires_grad_(True)
-            handles.append(w.register_post_accumulate_grad_hook(lambda p, ks=ks: self._take(p, ks)))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _take(self, p: Tensor, ks: list[int]) -> None:
-        assert p.grad is not None
-        g = p.detach() * p.grad
-        p.grad = None
-        for c in sorted(
-            self.criteria, key=lambda c: not c.signed
-        ):  # |g| is taken in place, after all that want the sign
-            if not c.signed:
-                g = g.abs_()
-            for k in ks:
-                rows = g if c.reduce == "nothing" else rows_of(g, self.layers[k])
-                part = c.over_weights(rows).double() if c.is_linear and c.reduce != "nothing" else rows
-                old = self.total[c.name][k]
-                self.total[c.name][k] = part.clone() if old is None else old + part
-
-    def forward(self) -> Any:
-        return nullcontext()
-
-    def end_of_batch(self) -> None:
-        """Everything was done in the hooks."""
-
-    def result(self, count: int) -> dict[str, list[np.ndarray]]:
-        return {c.name: self._mean(c, count) for c in self.criteria}
-
-    def _mean(self, criterion: Criterion, count: int) -> list[np.ndarray]:
-        out = []
-        for total, layer, weight in zip(self.total[criterion.name], self.layers, self.weights, strict=True):
-            if criterion.reduce == "nothing":
-                out.append((torch.zeros_like(weight) if total is None else total / count).detach().cpu().numpy())
-            elif total is None:  # the loss does not depend on it
-                out.append(np.zeros(len(layer.neurons)))
-            else:
-                mean = total / count
-                mean = mean if criterion.is_linear else criterion.over_weights(mean)
-                out.append(mean.abs().double().cpu().numpy())
-        return out
-
-
-class MaskGather:
-    """dL/dc of a mask c that multiplies the post-activation of each layer: the sum over positions of a * dL/da.
-
-    `neuron` takes its absolute value for each mini-batch (eq. 4, 7); `taylor` for each example, as a mean over
-    positions (Molchanov et al., eq. 8).
-    """
-
-    def __init__(self, model: nn.Module, graph: Graph, criteria: Sequence[Criterion]):
-        if isinstance(model, torch.jit.ScriptModule):
-            raise BadInput(
-                f"criterion '{criteria[0].name}' needs the Python model: TorchScript hides where activations are; "
-                "use an mpmg one"
-            )
-        self.sizes, self.criteria = graph.sizes, criteria
-        self.at = post_activations(model, graph)
-        self.masks: list[list[tuple[Tensor, int]]] = []
-        self.total: dict[str, list[Tensor | None]] = {c.name: [None] * len(self.sizes) for c in criteria}
-
-    def watching(self) -> Any:
-        return nullcontext()
-
-    def forward(self) -> Any:
-        self.masks = [[] for _ in self.sizes]
-        return MaskMode(self.at, self.masks)
-
-    def end_of_batch(self) -> None:
-        for k, masks in enumerate(self.masks):
-            grads = [(mask.grad.double(), positions) for mask, positions in masks if mask.grad is not None]
-            for c in self.criteria if grads else ():
-                if c.reduce == "batch":
-                    part = torch.stack([g.sum(0) for g, _ in grads]).sum(0).abs()
-                else:
-                    part = torch.stack([(g / positions).abs().mean(0) for g, positions in grads]).sum(0)
-                old = self.total[c.name][k]
-                self.total[c.name][k] = part if old is None else old + part
-
-    def result(self, count: int) -> dict[str, list[np.ndarray]]:
-        return {name: [np.zeros(n) if t is None else (t / count).cpu().numpy()
-                       for t, n in zip(total, self.sizes, strict=True)] for name, total in self.total.items()}  # fmt: skip
-
-
-Gather = WeightGather | MaskGather
-
-
-class MaskMode(TorchFunctionMode):
-    """Multiplies the outputs of chosen calls by masks of ones, one value an example and neuron.
-
-    `at`: number of the call -> (layer, axis of its neurons, name of the function called). Appends each mask (B, N) to
-    `masks[layer]`, with the number of positions that each of its values multiplies.
-    """
-
-    def __init__(self, at: dict[int, list[tuple[int, int, str]]], masks: list[list[tuple[Tensor, int]]]):
-        super().__init__()
-        self.at, self.masks, self.calls = at, masks, -1
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls += 1
-        out = func(*args, **(kwargs or {}))
-        for layer, axis, name in self.at.get(self.calls, ()):
-            assert name == getattr(func, "__name__", ""), f"call {self.calls} was {name}, is {func}"
-            size = out.shape[0], out.shape[axis]
-            mask = torch.ones(size, dtype=out.dtype, device=out.device, requires_grad=True)
-            self.masks[layer].append((mask, out.numel() // (size[0] * size[1])))
-            out = out * mask.view([n if a in (0, axis) else 1 for a, n in enumerate(out.shape)])
-        return out
-
-
-@dataclass
-class Call:
-    """One call of the torch API: the tensors that came from the network's input, its result, the layers used in it."""
-
-    name: str
-    ins: list[Tensor]
-    out: Any
-    uses: tuple[LayerUse, ...]
-
-
-class CallMode(TorchFunctionMode):
-    """Notes every call of the torch API while a tracer runs below."""
-
-    def __init__(self, tracer: Tracer):
-        super().__init__()
-        self.tracer = tracer
-        self.calls: list[Call] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        ins = [t for t in each(Tensor, args, kwargs or {}) if self.tracer.labels(t).is_data]
-        seen = len(self.tracer.ties.uses)
-        out = func(*args, **(kwargs or {}))
-        self.calls.append(Call(getattr(func, "__name__", ""), ins, out, tuple(self.tracer.ties.uses[seen:])))
-        return out
-
-
-def post_activations(model: nn.Module, graph: Graph) -> dict[int, list[tuple[int, int, str]]]:
-    """Number of the torch call whose result is the post-activation of a layer -> (layer, axis of its neurons, function).
-
-    From the layer's own call on, follow the only consumer as long as it has no other input and keeps the shape: a
-    norm, an activation, a dropout.
-    """
-    copy = shadow(model).train()
-    tracer = Tracer(type(graph.ties)(), rules.find, rules.is_free)
-    tracer.ties.size = graph.ties.size
-    for name, t in named_tensors(copy):
-        tracer.put(t, graph.slots[name].labels)
-    example: Example = graph.example.with_batch(2)
-    args, kwargs = to_meta((example.args, example.kwargs))
-    for t in each(Tensor, args, kwargs):
-        tracer.put(t, tracer.labels(t).__class__(tuple(t.shape), (), None))
-    mode = CallMode(tracer)
-    with seeded(), torch.no_grad(), tracer, NoDropout(), mode:
-        copy(*args, **kwargs)
-    users: dict[int, list[int]] = {}
-    for i, call in enumerate(mode.calls):
-        for t in call.ins:
-            if isinstance(call.out, (Tensor, tuple, list)):
-                users.setdefault(id(t), []).append(i)
-    first = {int(layer.neurons[0]): k for k, layer in enumerate(graph.layers)}
-    found: dict[int, list[tuple[int, int, str]]] = {}
-    for i, call in enumerate(mode.calls):
-        for use in call.uses:
-            if use.neurons is None or not isinstance(call.out, Tensor):
-                continue
-            k = first.get(int(use.neurons[0]))
-            if k is None:
-                continue
-            axis = next((a for a, n in enumerate(call.out.shape) if n == len(use.neurons) and a > 0), None)
-            if axis is None:
-                continue
-            at, out = i, call.out
-            while True:
-                later = [j for j in users.get(id(out), []) if j > at]
-                after = mode.calls[later[0]] if later else None
-                single = len({id(t) for t in after.ins}) == 1 if after else False
-                in_place = after is not None and after.out is out
-                if after is None or not single or after.uses or not isinstance(after.out, Tensor) \
-                        or after.out.shape != out.shape or (len(later) > 1 and not in_place):  # fmt: skip
-                    break
-                at, out = later[0], after.out
-            found.setdefault(at, []).append((k, axis, mode.calls[at].name))
-    return found
-
-
-def rows_of(t: Tensor, layer: Layer) -> Tensor:
-    """A tensor of the weight's shape as (neurons, weights of a neuron)."""
-    if layer.transposed and layer.groups > 1:  # (groups, I/groups, O/groups, *K)
-        g = layer.groups
-        return t.reshape(g, t.shape[0] // g, t.shape[1], -1).transpose(1, 2).reshape(g * t.shape[1], -1)
-    return t.movedim(layer.axis, 0).reshape(t.shape[layer.axis], -1)
 
 
 def check_finite(loss: Tensor, index: int, layers: Sequence[Layer], weights: dict[str, Tensor]) -> None:

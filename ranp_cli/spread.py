@@ -1,0 +1,101 @@
+"""Many processes, one scoring: each takes its share of the mini-batches, and all come to the same sums (torch.distributed)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .criteria import Criterion
+from .errors import BadInput
+from .gathers import Gather, add_up
+from .sums import Sum
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=1)  # shares are uneven; a process that is gone is noticed at once, by its closed socket
+
+
+@dataclass(frozen=True)
+class Spread:
+    """This process among `size`: it takes the mini-batches rank, rank + size, ..."""
+
+    rank: int = 0
+    size: int = 1
+    device: str | torch.device = "cpu"
+
+    def mine(self, items: Iterable[T], start: int = 0) -> Iterator[tuple[int, T]]:
+        """This process' share of what comes from number `start` on, each with its number."""
+        for index, item in enumerate(items):
+            if index >= start and (index - start) % self.size == self.rank:
+                yield index, item
+
+    def add_up(self, gathers: Sequence[Gather], count: int) -> int:
+        """Make the sums of all processes those of every one, in order of rank; the number of mini-batches of all."""
+        if self.size == 1:
+            return count
+        try:
+            total = sum(int(n) for n in self._all(torch.tensor([count])))
+            for gather in gathers:
+                for criterion in gather.criteria:
+                    self._merge(gather, criterion)
+        except RuntimeError as error:  # what gloo and NCCL raise when a peer is gone
+            raise BadInput(
+                f"process {self.rank} of {self.size}: another process of this job is gone ({str(error).splitlines()[0][:120]}); "
+                "nothing was written; its own message says why: mend that and start again"
+            ) from error
+        return total
+
+    def _merge(self, gather: Gather, criterion: Criterion) -> None:
+        sums = gather.sums[criterion.name]
+        has = self._all(torch.tensor([s is not None for s in sums], dtype=torch.uint8))
+        for k, mine in enumerate(sums):
+            if not any(flags[k] for flags in has):
+                continue
+            mine = mine or Sum.of(gather.nothing(criterion, k))
+            whole: list[Sum | None] = [None]
+            for flags, other in zip(has, self._all(torch.stack([mine.high, mine.low])), strict=True):
+                if flags[k]:
+                    add_up(whole, [Sum(other[0], other[1])])
+            sums[k] = whole[0]
+
+    def _all(self, t: Tensor) -> list[Tensor]:
+        """That tensor of every process, in order of rank."""
+        t = t.to(self.device).contiguous()
+        found = [torch.empty_like(t) for _ in range(self.size)]
+        dist.all_gather(found, t)
+        return found
+
+
+def launched() -> bool:
+    """Whether torchrun (or what sets the same variables) started more than one process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def together(wanted: bool, device: torch.device) -> Iterator[Spread]:
+    """The job that this process is part of, if it is `wanted` and there is one; it alone otherwise."""
+    if not wanted or not (dist.is_initialized() or launched()):
+        yield Spread()
+        return
+    own = not dist.is_initialized()
+    if own:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        try:
+            dist.init_process_group(backend, timeout=PATIENCE)
+        except (RuntimeError, ValueError) as error:
+            raise BadInput(
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes do not meet ({str(error).splitlines()[0]}); "
+                "start them with torchrun, or unset WORLD_SIZE"
+            ) from error
+    try:
+        yield Spread(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        if own:
+            dist.destroy_process_group()
