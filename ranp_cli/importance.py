@@ -15,7 +15,7 @@ from .criteria import Criterion
 from .errors import USER_EXCEPTIONS, BadInput
 from .example import Example
 from .gathers import Gather, MaskGather, WeightGather, mean_of, rows_of
-from .precision import AGREE, HALF, SCALE, autocast, cast, cast_batch, channels_last, has_fast_bf16, whole
+from .precision import AGREE, HALF, SCALE, ChannelsLast, autocast, cast, cast_batch, channels_last, has_fast_bf16, whole
 from .recompute import Plan, plan, recomputing
 from .shadow import NoDropout, each, map_tensors, replicate, seeded, shadow
 from .spread import Spread
@@ -112,7 +112,7 @@ class Scorer:
         self.precision = "model" if way.precision == "auto" else way.precision
         self.doubt: tuple[int, Any] | None = None  # the mini-batch on which `auto` is to compare bf16 with fp32
         self.undecided = way.precision == "auto"
-        self.layout = channels_last if device.type == "cpu" or self.precision in HALF else None
+        self.layout = device.type == "cpu" or self.precision in HALF  # convolutions are then the faster for it
         self.plan: Plan | None = None
         of_weights = [c for c in criteria if c.of_weights]
         of_activations = [c for c in criteria if c.of_activations]
@@ -165,12 +165,12 @@ class Scorer:
         args, kwargs, target = map_tensors((batch.args, batch.kwargs, batch.target), self._send)
         args, kwargs, target = cast_batch((args, kwargs, target), self.precision)
         try:
-            laid = self.layout((args, kwargs)) if self.layout else (args, kwargs)
+            laid = channels_last((args, kwargs)) if self.layout else (args, kwargs)
             value = self._forward(index, laid[0], laid[1], target)
         except BadInput:
-            if self.layout is None:
+            if not self.layout:
                 raise
-            self.layout = None  # code that wants its tensors in the order of their axes, as `view` does
+            self.layout = False  # code that wants its tensors in the order of their axes, as `view` does
             value = self._forward(index, args, kwargs, target)
         check_finite(value, index, self.graph.layers, self.weights)
         scale = self.gathers[0].scale
@@ -182,13 +182,11 @@ class Scorer:
     def _forward(self, index: int, args: Any, kwargs: Any, target: Any) -> Tensor:
         names = self.plan.names if self.plan else ()
         with ExitStack() as during:
-            for one in (
-                seeded((self.seed + index) % 2**63),
-                torch.enable_grad(),
-                NoDropout(),
-                recomputing(self.twin, names),
-            ):
-                during.enter_context(one)
+            during.enter_context(seeded((self.seed + index) % 2**63))
+            during.enter_context(torch.enable_grad())
+            during.enter_context(recomputing(self.twin, names, self.layout))
+            during.enter_context(ChannelsLast(self.layout))
+            during.enter_context(NoDropout())
             for gather in self.gathers:
                 during.enter_context(gather.forward())
             with autocast(self.precision, self.device):
@@ -201,7 +199,7 @@ class Scorer:
         return t.to(self.device)
 
     def _plan(self, batch: Any) -> None:
-        self.plan = plan(self.model, self.graph, Example(batch.args, batch.kwargs), self.way.memory_limit)
+        self.plan = plan(self.model, self.graph, Example(batch.args, batch.kwargs), self.way.memory_limit, self.layout)
         self.way.facts.update(recomputed=list(self.plan.names), foretold_peak_bytes=self.plan.peak)
 
     def _make_room(self, batch: Any, error: torch.OutOfMemoryError) -> None:
@@ -215,7 +213,7 @@ class Scorer:
             gather.drop_batch()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.plan = plan(self.model, self.graph, Example(batch.args, batch.kwargs), None)
+        self.plan = plan(self.model, self.graph, Example(batch.args, batch.kwargs), None, self.layout)
         self.way.facts["recomputed"] = list(self.plan.names)
         self.way.note(
             f"the device ran out of memory: {len(self.plan.names)} modules are computed twice, as with --low-memory"

@@ -72,6 +72,7 @@ class Meter(TorchDispatchMode):
             out = batch_norm_on_meta(*args)
         else:
             out = func(*args, **(kwargs or {}))
+        out = as_laid_out(op_name(func), args, out)
         for t in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(t, Tensor):
                 self._watch(t.untyped_storage())
@@ -83,6 +84,19 @@ class Meter(TorchDispatchMode):
         if now > self.peak:
             self.peak, self.peak_at = now, (name, locate(self.names)[0], len(self.timeline) - 1)
         return out
+
+
+def as_laid_out(name: str, args: Any, out: Any) -> Any:
+    """The result on meta in the layout that it has elsewhere, where torch's meta tensors lose `channels_last`."""
+    if name not in ("aten.convolution", "aten.native_batch_norm_backward"):
+        return out
+    x = args[0] if name == "aten.convolution" else args[1]
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+    if layout is None or x.is_contiguous() or not x.is_contiguous(memory_format=layout):
+        return out
+    if isinstance(out, Tensor):
+        return torch.empty_like(out, memory_format=layout)
+    return (None if out[0] is None else torch.empty_like(out[0], memory_format=layout), *out[1:])
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .shadow import map_tensors
 
 PRECISIONS = ("model", "fp32", "bf16", "fp16", "fp64", "auto")
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by autocast: weights, sums and losses stay as they are
 FULL = {"fp32": torch.float32, "fp64": torch.float64}
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 SCALE = 2.0**16  # of the loss in fp16, whose smallest number is 6e-8; less where that overflows
 AGREE = 0.95  # of the neurons that fp32 keeps, `auto` wants so many to be kept by bf16 too
 
@@ -51,11 +53,27 @@ def channels_last(value: Any) -> Any:
 
     A convolution's result lies as its input does, so the layout goes through the network. Numbers are the same.
     """
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
 
     def lay(t: Tensor) -> Tensor:
-        if t.ndim not in formats or not t.is_floating_point():
+        if t.ndim not in FORMATS or not t.is_floating_point():
             return t
-        return torch.empty(t.shape, dtype=t.dtype, device=t.device, memory_format=formats[t.ndim]).copy_(t)
+        return torch.empty(t.shape, dtype=t.dtype, device=t.device, memory_format=FORMATS[t.ndim]).copy_(t)
 
     return map_tensors(value, lay)
+
+
+class ChannelsLast(TorchFunctionMode):
+    """Lays out what a convolution makes of one channel: of that alone the layout cannot be told, so it would be lost."""
+
+    def __init__(self, on: bool = True) -> None:
+        super().__init__()
+        self.on = on
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not self.on or getattr(func, "__name__", "") not in ("conv2d", "conv3d") or not isinstance(out, Tensor):
+            return out
+        x = args[0] if args else None
+        if isinstance(x, Tensor) and x.ndim == out.ndim and x.shape[1] == 1 and out.ndim in FORMATS:
+            return out.contiguous(memory_format=FORMATS[out.ndim])
+        return out

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from .errors import USER_EXCEPTIONS, BadInput, Infeasible
 from .example import Example
 from .memory import Meter, plain_loss
+from .precision import ChannelsLast, channels_last
 from .shadow import NoDropout, labels_on_cpu, seeded, shadow, tensors_in, to_meta
 from .units import Graph, named_tensors, user_line
 
@@ -27,11 +28,11 @@ NEAR = 1.02  # a peak within 2 % of the least is as good
 
 
 @contextmanager
-def recomputing(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+def recomputing(model: nn.Module, names: Sequence[str], layout: bool = False) -> Iterator[None]:
     """Within, a forward pass of `model` keeps the inputs of these modules only, and a backward pass computes the rest anew."""
     own = [(module, module.__dict__.get("forward")) for module in map(model.get_submodule, names)]
     for module, _ in own:
-        again = partial(checkpoint, module.forward, use_reentrant=False, context_fn=_contexts)
+        again = partial(checkpoint, module.forward, use_reentrant=False, context_fn=partial(_contexts, layout))
         module.__dict__["forward"] = again
     try:
         yield
@@ -42,9 +43,15 @@ def recomputing(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
                 module.__dict__["forward"] = forward
 
 
-def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+def _contexts(layout: bool) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """Of the first run, and of the second one, which is in the backward pass, maybe in another thread."""
-    return nullcontext(), NoDropout()
+    return nullcontext(), _second_run(layout)
+
+
+@contextmanager
+def _second_run(layout: bool) -> Iterator[None]:
+    with ChannelsLast(layout), NoDropout():
+        yield
 
 
 @dataclass(frozen=True)
@@ -68,11 +75,12 @@ class Planner:
     """Foretells the peak of scoring one mini-batch of `example` with any set of modules computed twice."""
 
     @labels_on_cpu
-    def __init__(self, model: nn.Module, graph: Graph, example: Example):
+    def __init__(self, model: nn.Module, graph: Graph, example: Example, layout: bool = False):
         if isinstance(model, torch.jit.ScriptModule):
             raise BadInput("--low-memory needs the Python model: the modules of TorchScript cannot be run twice")
         self.copy = shadow(model).train()
-        self.inputs = to_meta((example.args, example.kwargs))
+        inputs = to_meta((example.args, example.kwargs))
+        self.inputs, self.layout = channels_last(inputs) if layout else inputs, layout
         tensors = dict(named_tensors(self.copy))
         self.held = list(tensors.values())
         for p in self.copy.parameters():
@@ -90,7 +98,14 @@ class Planner:
             meter.know(t)
         args, kwargs = self.inputs
         try:
-            with seeded(), torch.enable_grad(), NoDropout(), recomputing(self.copy, names), meter:
+            with (
+                seeded(),
+                torch.enable_grad(),
+                recomputing(self.copy, names, self.layout),
+                ChannelsLast(self.layout),
+                NoDropout(),
+                meter,
+            ):
                 plain_loss(self.copy(*args, **kwargs)).backward()
         finally:
             for hook in hooks:
@@ -175,10 +190,10 @@ class Planner:
         return best
 
 
-def plan(model: nn.Module, graph: Graph, example: Example, limit: int | None) -> Plan:
+def plan(model: nn.Module, graph: Graph, example: Example, limit: int | None, layout: bool = False) -> Plan:
     """What to compute twice when a mini-batch of `example` is scored; see Planner.plan. Raises BadInput, Infeasible."""
     try:
-        return Planner(model, graph, example).plan(limit)
+        return Planner(model, graph, example, layout).plan(limit)
     except (BadInput, Infeasible):
         raise
     except USER_EXCEPTIONS as error:

@@ -57,6 +57,8 @@ def convolution_workspace(name: str, args: Any, out: Any) -> int:
         return 0
     if not call.blocked:
         return columns(call, backward)
+    if call.x.is_contiguous(memory_format=torch.channels_last_3d if call.x.ndim == 5 else torch.channels_last):
+        return (4 if backward else 2) * size(call.weight)  # nothing but the weight is copied
     return blocked_backward(call, args[10][0]) if backward else blocked_forward(call)
 
 
