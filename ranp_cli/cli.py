@@ -12,8 +12,8 @@ import typer
 
 from . import __version__, show
 from .budget import gate, limit
-from .errors import GateExceeded, RanpError
-from .options import Options, shapes
+from .errors import GateExceeded, Interrupted, RanpError, Stopped
+from .options import Options, launched, shapes
 
 app = typer.Typer(
     name="ranp",
@@ -115,7 +115,23 @@ BatchSize = Annotated[
     int | None, typer.Option("--batch-size", metavar="N", help="samples of the training step  [default: the input's]")
 ]
 
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="P",
+        help="of the gradients: model, fp32, fp64, bf16, fp16, or auto: bf16 if the mask is that of fp32  [default: model]",
+    ),
+]
+LowMemory = Annotated[
+    bool | None, typer.Option("--low-memory", help="score with activations computed twice instead of kept")
+]
+MemoryLimit = Annotated[
+    str | None, typer.Option("--memory-limit", metavar="V", help="likewise, as little as keeps to it, as 6GiB")
+]
+
 SUFFIXES = (".safetensors", ".onnx", ".pt")
+WAY = {"precision": "model", "low_memory": False}  # in which gradients are computed
 
 
 @app.callback(invoke_without_command=True)
@@ -134,20 +150,30 @@ def score(
     criterion: CriterionOption = None, score_init: ScoreInit = None,
     sparsity: Annotated[float | None, typer.Option("--sparsity", metavar="X", help="also show what these scores alone would keep at X")] = None,
     loss: Loss = None, ignore_index: IgnoreIndex = None, batches: BatchLimit = None, model_arg: ModelArg = None, weights: Weights = None, weights_key: WeightsKey = None, seed: Seed = None, device: Device = None,
+    precision: Precision = None, low_memory: LowMemory = None, memory_limit: MemoryLimit = None,
+    resume: Annotated[str | None, typer.Option("--resume", metavar="FILE", help="go on from what an earlier ranp score wrote")] = None,
     plot: Plot = None, config: Config = None, json_: Json = None, quiet: Quiet = None,
 ) -> None:  # fmt: skip
     """Score every neuron from gradients on a calibration batch; prune --scores then needs none."""
-    o = Options("score", locals(), {"criterion": "mpmg-sum", "score_init": "keep", "output": []})
+    o = Options("score", locals(), {"criterion": "mpmg-sum", "score_init": "keep", "output": [], **WAY})
     o.need("model", "batch")
     o.check_outputs((".safetensors",))
     import ranp_cli as ranp
 
-    same = {k: o[k] for k in ("criterion", "score_init", "sparsity")}
-    scores = ranp.score(o["model"], o["batch"], **same, progress=o.progress, **o.scoring())
-    for path in o["output"]:
-        scores.save(path)
-    o.draw(scores)
-    o.show(scores.report)
+    same = {k: o[k] for k in ("criterion", "score_init", "sparsity", "resume")}
+    try:
+        scores = ranp.score(o["model"], o["batch"], **same, distributed=launched(), progress=o.progress, **o.scoring())
+    except Interrupted as stopped:  # here: typer makes its own of a KeyboardInterrupt
+        for path in o["output"]:
+            stopped.scores.save(path)
+        files = o["output"][:1]
+        where = f"written to {files[0]}: go on with --resume {files[0]}" if files else "not written: there was no -o"
+        raise Stopped(f"stopped by the user; the scores of {stopped.batches} mini-batches were {where}") from None
+    if o.leads:
+        for path in o["output"]:
+            scores.save(path)
+        o.draw(scores)
+        o.show(scores.report)
 
 
 @app.command(
@@ -171,12 +197,13 @@ def prune(
     weights: Weights = None, weights_key: WeightsKey = None, seed: Seed = None, device: Device = None,
     strict: Annotated[bool | None, typer.Option("--strict", help="an op without a rule is an error")] = None,
     allow_less: Annotated[bool | None, typer.Option("--allow-less", help="take it when much less than asked can be removed")] = None,
+    precision: Precision = None, low_memory: LowMemory = None, memory_limit: MemoryLimit = None,
     plot: Plot = None, html: Html = None, config: Config = None, json_: Json = None, quiet: Quiet = None,
 ) -> None:  # fmt: skip
     """Remove the least important neurons, prove the slim network and write it."""
     given = locals()
     defaults = {"output": [], "resource": "flops", "lambda_": 11.0, "method": "ranp", "min_neurons": 1,
-                "keep": [], "only": [], "budget": [], "round_to": 1, "optimizer": "sgd", "init": "keep", "score_init": "keep", "strict": False, "allow_less": False}  # fmt: skip
+                "keep": [], "only": [], "budget": [], "round_to": 1, "optimizer": "sgd", "init": "keep", "score_init": "keep", "strict": False, "allow_less": False, **WAY}  # fmt: skip
     o = Options("prune", given, defaults, outputs={"mask"})
     o.need("model")
     o.check_outputs(SUFFIXES)
@@ -245,6 +272,7 @@ def compare(
     lambda_: Lambda = None, min_neurons: MinNeurons = None, keep: Keep = None, only: Only = None, score_init: ScoreInit = None,
     loss: Loss = None, ignore_index: IgnoreIndex = None, batches: BatchLimit = None, model_arg: ModelArg = None,
     weights: Weights = None, weights_key: WeightsKey = None, seed: Seed = None, device: Device = None,
+    precision: Precision = None, low_memory: LowMemory = None, memory_limit: MemoryLimit = None,
     csv: Annotated[str | None, typer.Option("--csv", metavar="PATH|-", help="write the rows as CSV; - for stdout")] = None,
     markdown: Annotated[str | None, typer.Option("--markdown", metavar="PATH|-", help="write the rows as Markdown; - for stdout")] = None,
     plot: Plot = None, config: Config = None, json_: Json = None, quiet: Quiet = None,
@@ -259,6 +287,7 @@ def compare(
         "keep": [],
         "only": [],
         "score_init": "keep",
+        **WAY,
     }
     o = Options("compare", locals(), defaults, outputs={"csv", "markdown"})
     o.need("model", "batch", "sparsity")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,19 @@ from .refining import INITS
 from .report import Report, layer_row, reduction
 from .select import METHODS, check
 from .shadow import labels_on_cpu, seeded
-from .steps import LAMBDA, Progress, Ranking, check_choices, first_batch, importances, open_job, settle, silent
+from .steps import (
+    LAMBDA,
+    Progress,
+    Ranking,
+    agreement_of,
+    check_choices,
+    first_batch,
+    importances,
+    open_job,
+    settle,
+    silent,
+    way_of,
+)
 from .units import Graph, cost_of, measure
 
 if TYPE_CHECKING:
@@ -52,6 +64,7 @@ def compare(model: nn.Module | str, batches: Any, *, sparsity: Any, methods: Ite
             min_neurons: int = 1, keep: Sequence[str] = (), only: Sequence[str] = (), score_init: str = "keep", inputs: Any = None, loss: Any = None,
             ignore_index: int | None = None, batch_limit: int | None = None, seed: int = 0, device: str = "auto",
             model_args: dict[str, Any] | None = None, weights: str | None = None, weights_key: str | None = None,
+            precision: str = "model", low_memory: bool = False, memory_limit: str | int | None = None,
             progress: Progress = silent) -> Comparison:  # fmt: skip
     """Lay methods side by side on one network: Table 2 and Fig. 4 of the paper for your own.
 
@@ -78,13 +91,19 @@ def compare(model: nn.Module | str, batches: Any, *, sparsity: Any, methods: Ite
     if len(entries) * len(levels) > MOST:
         raise BadInput(f"{len(entries)} methods at {len(levels)} sparsities are more than {MOST} rows; give fewer")
     check_choices(score_init=(score_init, INITS))
+    way = way_of(precision, low_memory, memory_limit)
     report = Report("compare")
     job = open_job(report, model, seed, model_args, weights, weights_key, device)
     source, example = first_batch(batches, batch_limit, seed)
     graph = job.analyse(report, example)
     job.draw(graph, score_init, seed)
-    criteria = [e.ranking.criterion for e in entries if e.ranking is not None and e.ranking.criterion is not None]
-    found = importances(report, job, graph, source, criteria, loss, ignore_index, seed, progress) if criteria else {}
+    scored = [e.ranking for e in entries if e.ranking is not None and e.ranking.criterion is not None]
+    criteria = [str(ranking.criterion) for ranking in scored]
+    if scored:
+        way = replace(way, agreement=agreement_of(graph, scored[0], levels[0]))
+    found = (
+        importances(report, job, graph, source, criteria, loss, ignore_index, seed, progress, way) if criteria else {}
+    )
     graph.fix_layers([keep] if isinstance(keep, str) else keep, [only] if isinstance(only, str) else only)
     at = None if inputs is None else as_example(inputs)
     before = cost_of(job.model, graph.eval_run) if at is None else measure(job.model, at)[2]

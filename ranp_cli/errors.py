@@ -5,7 +5,8 @@
     |- BadInput               2  bad usage or bad input: what was given, what is wanted, what to do
     |- Infeasible             3  what was asked for cannot be met; says the closest
     |- VerificationFailed     4  the slim network is not the masked one; nothing was written
-    `- GateExceeded           5  a budget gate of `profile` is exceeded
+    |- GateExceeded           5  a budget gate of `profile` is exceeded
+    `- Stopped              130  Ctrl-C, on the command line; what was there was written
 
 A message is one line: what was given, what is wanted, what to do next.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 USER_EXCEPTIONS = (Exception, SystemExit)  # what the user's own code may raise, caught once and shown as one line
 
@@ -50,6 +52,20 @@ class GateExceeded(RanpError):
     """A `profile --max-...` bound is exceeded."""
 
     exit_code = 5
+
+
+class Stopped(RanpError):
+    """Ctrl-C on the command line; what was there was written."""
+
+    exit_code = 130
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while `score` was at work, with at least one mini-batch done: `.scores` has what is there."""
+
+    def __init__(self, scores: Any, batches: int) -> None:
+        super().__init__(f"stopped after {batches} mini-batches")
+        self.scores, self.batches = scores, batches
 
 
 def nearest(given: str, known: Iterable[str]) -> str:

@@ -142,8 +142,17 @@ class Scorer:
             self._pass(index, batch)
         except torch.OutOfMemoryError as error:
             self._make_room(batch, error)
-            self._pass(index, batch)
-        while self.precision == "fp16" and not all(g.is_finite() for g in self.gathers) and self.gathers[0].scale > 1:
+            self.run(index, batch)
+        else:
+            self._take(index, batch)
+
+    def _take(self, index: int, batch: Any) -> None:
+        """Add what a pass has given to the sums."""
+        while (
+            self.precision == "fp16"
+            and not all(g.is_finite() for g in self.gathers)
+            and self.gathers[0].scale > 1 / SCALE
+        ):
             for gather in self.gathers:  # the gradients of the scaled loss were too large
                 gather.drop_batch()
                 gather.scale /= 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -31,6 +32,11 @@ class Options:
         config = {key: typed(f"config {path}", key, value) for key, value in config.items()}
         self.values = merge(given, config, {"seed": 0, "device": "auto", "model_arg": [], "quiet": False, **defaults})
         self.to_stderr = "-" in [self.values.get(name) for name in TEXTS]
+        if command != "score" and launched():
+            raise BadInput(
+                f"ranp {command} is the work of one process, torchrun started {os.environ['WORLD_SIZE']}: "
+                "run ranp score with torchrun, then ranp prune --scores without"
+            )
         self.page = show.console(stderr=self.to_stderr)
         self.stdout = sys.stdout
         if self.to_stderr:  # stdout is for the document: what the user's code prints goes the other way
@@ -90,10 +96,16 @@ class Options:
             "loss": self["loss"],
             "ignore_index": self["ignore_index"],
             "batch_limit": self["batches"],
+            **{k: self[k] for k in ("precision", "low_memory", "memory_limit")},
         }
 
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one of its job that prints and writes."""
+        return int(os.environ.get("RANK", "0")) == 0 or not launched()
+
     def progress(self, description: str, total: int | None) -> Any:
-        if self["quiet"]:
+        if self["quiet"] or not self.leads:
             return nullcontext(lambda: None)
         return show.progress(show.console(stderr=True), description, total)
 
@@ -124,6 +136,11 @@ class Options:
             show.show_report(document, self.page, self["depth"])
 
 
+def launched() -> bool:
+    """Whether torchrun (or what sets the same variables) started more than one process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def shapes(given: Sequence[str]) -> list[tuple[int, ...]] | None:
     """`1x4x32x32x32` -> (1, 4, 32, 32, 32), for each --input; None without."""
     out = []
@@ -140,7 +157,7 @@ def shapes(given: Sequence[str]) -> list[tuple[int, ...]] | None:
 
 TEXTS = ("json_", "csv", "markdown")
 INTS = {"batches", "ignore_index", "seed", "min_neurons", "depth", "round_to", "batch_size"}
-BOOLS = {"strict", "allow_less", "quiet", "transfer"}
+BOOLS = {"strict", "allow_less", "quiet", "transfer", "low_memory"}
 LISTS = {"output", "keep", "only", "model_arg", "input_", "methods", "plot", "budget"}
 
 
@@ -161,7 +178,7 @@ def typed(where: str, key: str, value: Any) -> Any:
     elif key == "sparsity":
         wanted = "a number in [0, 1) or max"
         sound = type(value) in (int, float, str) or isinstance(value, list)
-    elif key.startswith("max_"):
+    elif key.startswith("max_") or key == "memory_limit":
         wanted, sound = "a size such as 8GiB or 40G", type(value) in (int, float, str)
     else:
         wanted, sound = "text", isinstance(value, str)

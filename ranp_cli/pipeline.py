@@ -16,7 +16,7 @@ from torch import nn
 
 from .budget import costs_of, limits
 from .checkpoint import SCORES, SLIM, VERSION, read_document, read_tensors, slim_tensors, to_bytes, write_atomic
-from .errors import BadInput, Infeasible
+from .errors import BadInput, Infeasible, Interrupted
 from .example import Example, as_example
 from .importance import Importance
 from .mask import Mask
@@ -26,11 +26,13 @@ from .report import Report, layer_row, not_pruned, uncounted
 from .resources import reweighting
 from .select import Selection, check, select, weigh
 from .shadow import labels_on_cpu, seeded
+from .spread import together
 from .steps import (
     LAMBDA,
     Job,
     Progress,
     Ranking,
+    agreement_of,
     check_choices,
     first_batch,
     fit,
@@ -38,10 +40,13 @@ from .steps import (
     open_job,
     settle,
     silent,
+    way_of,
 )
+from .sums import Sum
 from .units import Graph, cost_of, guess_example
 from .verify import verify
 
+SUM, REST = "ranp:sum:", "ranp:rest:"  # in a file of scores, before a layer's name
 MUCH_LESS = 0.5  # a pruning that reaches less than this share of the sparsity asked for is an error
 
 
@@ -55,10 +60,13 @@ class Scores:
     layers: dict[str, np.ndarray]
     about: dict[str, Any]  # criterion, batches, model, loss
     report: Report = field(default_factory=lambda: Report("score"))
+    sums: dict[str, Sum] = field(default_factory=dict)  # by layer: what the scores are the mean of, to go on from
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file that `prune(scores=path)` takes; no new gradients are needed then."""
         tensors = {name: torch.from_numpy(values) for name, values in self.layers.items()}
+        for name, total in self.sums.items():
+            tensors |= {f"{SUM}{name}": total.high, f"{REST}{name}": total.low}
         _write(path, to_bytes(tensors, {"format": SCORES, "version": VERSION, **self.about}), self.report)
 
     def plot(self, path: str | Path) -> None:
@@ -78,7 +86,11 @@ class Scores:
         if isinstance(scores, Scores):
             return scores
         about = read_document(scores, SCORES)
-        return cls({name: t.double().numpy() for name, t in read_tensors(scores).items()}, about)
+        tensors = read_tensors(scores)
+        sums = {name.removeprefix(SUM): Sum(t, tensors[REST + name.removeprefix(SUM)])
+                for name, t in tensors.items() if name.startswith(SUM)}  # fmt: skip
+        layers = {name: t.double().numpy() for name, t in tensors.items() if not name.startswith((SUM, REST))}
+        return cls(layers, about, sums=sums)
 
     def fits(self, job: Job, criterion: str | None) -> str:
         """The criterion of these scores; BadInput when they are of another network or another criterion."""
@@ -89,6 +101,19 @@ class Scores:
                 f"criterion '{criterion}' was asked, the scores are of '{self.about['criterion']}'; leave it out or score anew"
             )
         return str(self.about["criterion"])
+
+    def resumed(self, job: Job, graph: Graph, how: dict[str, Any]) -> Importance:
+        """What `score` goes on from; BadInput when these scores were taken of something else."""
+        self.fits(job, how["criterion"])
+        for key, value in how.items():
+            if value is not None and self.about.get(key, value) != value:
+                raise BadInput(
+                    f"--resume: these scores were taken with {key} {self.about[key]}, not {value}; give the same"
+                )
+        values = self.in_order(graph, job)
+        if not self.sums:
+            raise BadInput("--resume: this file holds scores, but not their sums; score anew")
+        return Importance(values, self.about["batches"], [self.sums.get(layer.name) for layer in graph.layers])
 
     def in_order(self, graph: Graph, job: Job) -> list[np.ndarray]:
         """Scores by layer of `graph`; BadInput when they are of other weights or another network."""
@@ -170,7 +195,9 @@ def _write(path: str | Path, data: bytes, report: Report) -> None:
 @labels_on_cpu
 def score(model: nn.Module | str, batches: Any, *, loss: Any = None, ignore_index: int | None = None, criterion: str = "mpmg-sum",
           score_init: str = "keep", sparsity: float | None = None, batch_limit: int | None = None, seed: int = 0, device: str = "auto", model_args: dict[str, Any] | None = None,
-          weights: str | None = None, weights_key: str | None = None, progress: Progress = silent) -> Scores:  # fmt: skip
+          weights: str | None = None, weights_key: str | None = None, precision: str = "model", low_memory: bool = False,
+          memory_limit: str | int | None = None, resume: Scores | str | Path | None = None, distributed: bool = False,
+          progress: Progress = silent) -> Scores:  # fmt: skip
     """Score every neuron of `model` by the sensitivity of the loss on calibration batches.
 
     `model` is not changed: not its weights, gradients, buffers or modes, nor the global RNG.
@@ -182,14 +209,27 @@ def score(model: nn.Module | str, batches: Any, *, loss: Any = None, ignore_inde
         criterion: `mpmg-sum|mean|max`, `mnmg-sum|mean|max`, `neuron`, `taylor`, `snip`, `l1` or `l2`.
         batch_limit: use at most that many mini-batches.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
+        precision: `model` (the weights' own), `fp32`, `fp64`, `bf16` or `fp16` (autocast; sums stay in the weights' own or
+            better), or `auto`: bf16 if it gives the mask of fp32 on the first mini-batch.
+        low_memory: compute activations twice instead of keeping them; the scores are the same.
+        memory_limit: as little of that as keeps to so many bytes, such as `6GiB`.
+        resume: what an earlier call returned or saved; its mini-batches are passed over and counted.
+        distributed: this process is one of torchrun's, or of an initialised `torch.distributed`: it takes its share of the
+            mini-batches, and every process returns the scores of all.
 
     Returns: Scores, `.layers[name]` of shape (N_l,), float64.
 
-    Raises: BadInput.
+    Raises: BadInput; Infeasible for a memory limit that cannot be kept; Interrupted (a KeyboardInterrupt) with what is
+        there, for Ctrl-C.
 
     Source: eq. 4-8 of RANP (Xu et al., 3DV 2020).
     """
     check_choices(score_init=(score_init, INITS))
+    way = replace(way_of(precision, low_memory, memory_limit), keep_partial=True)
+    if (distributed or resume is not None) and precision == "auto":
+        raise BadInput(
+            "--precision auto decides on one process' first mini-batch: give bf16 or fp32 with --resume or torchrun"
+        )
     if sparsity is not None and criterion == "snip":
         raise BadInput("criterion 'snip' scores weights: leave out --sparsity, which is a share of neurons")
     report = Report("score")
@@ -197,8 +237,19 @@ def score(model: nn.Module | str, batches: Any, *, loss: Any = None, ignore_inde
     source, example = first_batch(batches, batch_limit, seed)
     graph = job.analyse(report, example)
     job.draw(graph, score_init, seed)
-    found = importances(report, job, graph, source, [criterion], loss, ignore_index, seed, progress)[criterion]
-    return _scores(report, job, graph, found, {"criterion": criterion, "score_init": score_init}, loss, sparsity)
+    how = {"criterion": criterion, "score_init": score_init}
+    if precision != "model":
+        how["precision"] = precision
+    named = loss if isinstance(loss, str) else None
+    going_on = None if resume is None else Scores.of(resume).resumed(job, graph, {**how, "seed": seed, "loss": named})
+    ranking = Ranking.of("snip" if criterion == "snip" else "vanilla", criterion, "none", 0.0, 1, seed)
+    with together(distributed, job.device) as spread:
+        way = replace(way, spread=spread, resumed=going_on, agreement=agreement_of(graph, ranking, sparsity))
+        found = importances(report, job, graph, source, [criterion], loss, ignore_index, seed, progress, way)[criterion]
+    scores = _scores(report, job, graph, found, {**how, "seed": seed}, named, sparsity)
+    if way.facts.get("stopped"):
+        raise Interrupted(scores, found.batches)
+    return scores
 
 
 @labels_on_cpu
@@ -208,6 +259,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
           init: str = "keep", score_init: str = "keep", loss: Any = None, ignore_index: int | None = None,
           batch_limit: int | None = None, seed: int = 0, device: str = "auto", strict: bool = False, allow_less: bool = False,
           model_args: dict[str, Any] | None = None, weights: str | None = None, weights_key: str | None = None,
+          precision: str = "model", low_memory: bool = False, memory_limit: str | int | None = None,
           progress: Progress = silent) -> Pruned:  # fmt: skip
     """Remove the least important neurons of `model`.
 
@@ -231,6 +283,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         optimizer, batch_size: of the training step whose memory is foretold; by default the batch's own size.
         init: weights of the slim network: `keep`, or drawn anew: `factory`, `glorot`, `orthogonal`.
         score_init: weights that are scored, likewise; the slim network keeps them.
+        precision, low_memory, memory_limit: of the gradients, as for `score`.
         strict: an op without a rule is an error instead of fixing its channels.
         allow_less: do not raise when much less than `sparsity` could be removed.
 
@@ -253,6 +306,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     if (sparsity is None) == (not wanted):
         raise BadInput("give either --sparsity X in [0, 1), or max, or --budget, such as --budget macs=10%")
     check_optimizer(optimizer)
+    way = way_of(precision, low_memory, memory_limit)
     if batch_size is not None and batch_size < 1:
         raise BadInput(f"batch-size {batch_size}: give 1 or more samples")
     if scores is not None and (loss is not None or ignore_index is not None or batch_limit is not None):
@@ -286,7 +340,8 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         job.draw(graph, score_init, seed)
         found = Importance([np.zeros(n) for n in graph.sizes], 0)
         if ranking.criterion is not None:
-            by = importances(report, job, graph, source, [ranking.criterion], loss, ignore_index, seed, progress)
+            way = replace(way, agreement=agreement_of(graph, ranking, sparsity))
+            by = importances(report, job, graph, source, [ranking.criterion], loss, ignore_index, seed, progress, way)
             found = by[ranking.criterion]
     graph.fix_layers(keep, only)
     sample = graph.example.with_batch(batch_size or graph.example.samples)
@@ -308,6 +363,8 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     how = {**ranking.recorded, "init": init, "batches": found.batches}
     if score_init != "keep":
         how["score_init"] = score_init
+    if precision != "model":
+        how["precision"] = precision
     if wanted:
         how["budget"] = {each.kind: each.text for each in wanted}
     mask = Mask.from_units(
@@ -409,7 +466,7 @@ def refine(model: nn.Module | str, mask: Mask | dict[str, Any] | str | Path, *, 
 # -- the steps
 
 
-def _scores(report: Report, job: Job, graph: Graph, found: Importance, how: dict[str, Any], loss: Any,
+def _scores(report: Report, job: Job, graph: Graph, found: Importance, how: dict[str, Any], loss: str | None,
             sparsity: float | None) -> Scores:  # fmt: skip
     """The scores and their balance: the mean and the share of each layer, and how many of its neurons they alone keep."""
     layers = {layer.name: values for layer, values in zip(graph.layers, found.scores, strict=True)}
@@ -433,9 +490,10 @@ def _scores(report: Report, job: Job, graph: Graph, found: Importance, how: dict
         **how,
         "batches": found.batches,
         "model": {**job.about, "weights": job.weights_digest()},
-        "loss": loss if isinstance(loss, str) else None,
+        "loss": loss,
     }
-    return Scores(layers, about, report)
+    sums = {layer.name: total for layer, total in zip(graph.layers, found.sums, strict=False) if total is not None}
+    return Scores(layers, about, report, sums)
 
 
 def _finish(report: Report, job: Job, graph: Graph, mask: Mask, keep: np.ndarray, slim: nn.Module, changed: dict[str, Any],

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .budget import shown
 from .errors import USER_EXCEPTIONS, BadInput, Infeasible
 from .example import Example
 from .memory import Meter, plain_loss
@@ -169,8 +170,8 @@ class Planner:
         bound = int(best.peak * NEAR) if limit is None else limit
         if best.peak > bound:
             raise Infeasible(
-                f"--memory-limit {bound / 2**30:.2f} GiB cannot be kept: scoring this mini-batch needs at least "
-                f"{best.peak / 2**30:.2f} GiB; give that, or a smaller mini-batch"
+                f"a memory limit of {shown('train-mem', bound)} cannot be kept: scoring this mini-batch needs at least "
+                f"{shown('train-mem', best.peak)}; give that, or a smaller mini-batch"
             )
         return self._sparing(best, bound)
 

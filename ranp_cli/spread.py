@@ -36,6 +36,10 @@ class Spread:
             if index >= start and (index - start) % self.size == self.rank:
                 yield index, item
 
+    def share(self, total: int) -> int:
+        """How many of so many items this process takes."""
+        return max(0, -(-(total - self.rank) // self.size))
+
     def add_up(self, gathers: Sequence[Gather], count: int) -> int:
         """Make the sums of all processes those of every one, in order of rank; the number of mini-batches of all."""
         if self.size == 1:
@@ -73,18 +77,13 @@ class Spread:
         return found
 
 
-def launched() -> bool:
-    """Whether torchrun (or what sets the same variables) started more than one process."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 @contextmanager
 def together(wanted: bool, device: torch.device) -> Iterator[Spread]:
     """The job that this process is part of, if it is `wanted` and there is one; it alone otherwise."""
-    if not wanted or not (dist.is_initialized() or launched()):
+    own = not dist.is_initialized()
+    if not wanted or (own and int(os.environ.get("WORLD_SIZE", "1")) < 2):
         yield Spread()
         return
-    own = not dist.is_initialized()
     if own:
         backend = "nccl" if device.type == "cuda" else "gloo"
         try:

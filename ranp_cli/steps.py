@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,12 +17,13 @@ import torch
 from torch import nn
 
 from .batches import Batches, load_batches
-from .budget import Limit, infeasible, met
+from .budget import Limit, infeasible, limit, met
 from .criteria import criterion
 from .errors import BadInput, VerificationFailed, nearest
 from .example import Example
-from .importance import Importance, norms, score
+from .importance import Importance, Way, norms, score
 from .losses import load_loss
+from .precision import PRECISIONS
 from .refining import HardCoded, SlimRun, check_runs, initialise, slim_model
 from .report import Report
 from .resources import NAMES as RESOURCES
@@ -195,6 +197,8 @@ def open_job(report: Report, model: nn.Module | str, seed: int, args: dict[str, 
 
 def choose_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one; BadInput for one that is not there."""
+    if torch.cuda.is_available() and name in ("auto", "cuda") and "LOCAL_RANK" in os.environ:  # one of torchrun's
+        name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -223,17 +227,53 @@ def first_batch(batches: Any, limit: int | None, seed: int) -> tuple[Batches, Ex
         return source, Example(source.first.args, source.first.kwargs)
 
 
+def way_of(precision: str = "model", low_memory: bool = False, memory_limit: Any = None) -> Way:
+    """How gradients are to be computed; BadInput for what does not exist."""
+    check_choices(precision=(precision, PRECISIONS))
+    try:
+        size = None if memory_limit is None else int(limit("train-mem", memory_limit, relative=False).value)
+    except BadInput:
+        raise BadInput(f"memory-limit {memory_limit}: give a size such as 6GiB or 800MiB") from None
+    return Way(precision=precision, low_memory=low_memory or size is not None, memory_limit=size)
+
+
+def agreement_of(
+    graph: Graph, ranking: Ranking, sparsity: Any
+) -> Callable[[list[np.ndarray], list[np.ndarray]], float]:
+    """Of two scores: the share of the neurons kept by the first that the second keeps too, at that sparsity (else at 0.5)."""
+    level = sparsity if isinstance(sparsity, (int, float)) else 0.5
+
+    def agreed(first: list[np.ndarray], second: list[np.ndarray]) -> float:
+        one, two = (ranking.select(graph, scores, level).keep[graph.unit] for scores in (first, second))
+        return float((one & two).sum() / one.sum())
+
+    return agreed
+
+
 def importances(report: Report, job: Job, graph: Graph, source: Batches, criteria: Iterable[str], loss: Any,
-                ignore_index: int | None, seed: int, progress: Progress) -> dict[str, Importance]:  # fmt: skip
+                ignore_index: int | None, seed: int, progress: Progress, way: Way | None = None) -> dict[str, Importance]:  # fmt: skip
     """The scores by each criterion, from one pass over the mini-batches; norms of weights need none."""
+    way = way or Way()
     wanted = [criterion(name) for name in dict.fromkeys(criteria)]
     twins = {c.name: c.name.replace("mnmg", "mpmg") for c in wanted if c.signed and c.is_linear}
+    if way.resumed:  # of the other criterion nothing is known
+        twins = {}
     wanted += [criterion(name) for name in twins.values() if name not in criteria]
     function = load_loss(loss, ignore_index)
     found = {c.name: Importance(norms(job.model, graph, c), 0) for c in wanted if not c.needs_gradients}
     if by_gradient := [c for c in wanted if c.needs_gradients]:
-        with report.timing("score"), progress("scoring", source.length) as advance:
-            found |= score(job.model, graph, source, function, by_gradient, job.device, seed, advance)
+        length = (
+            None
+            if source.length is None
+            else way.spread.share(source.length - (way.resumed.batches if way.resumed else 0))
+        )
+        with report.timing("score"), progress("scoring", length) as advance:
+            found |= score(job.model, graph, source, function, by_gradient, job.device, seed, advance, way)
+        if notes := way.facts.pop("notes", []):
+            report.parts.setdefault("notes", []).extend(notes)
+        asked = {} if way.precision == "model" else {"precision": way.precision}
+        if told := {**asked, **way.facts}:
+            report.parts["scoring"] = told
     for name, twin in twins.items():
         pairs = zip(graph.layers, found[name].scores, found[twin].scores, strict=True)
         noise = [layer.name for layer, signed, plain in pairs if plain.sum() > 0 and signed.sum() < NOISE * plain.sum()]

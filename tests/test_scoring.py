@@ -1,0 +1,511 @@
+"""How gradients are taken: precisions, layouts, recomputation, streams that stop and go on; the scores stay what they are."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import random
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ranp_cli as ranp
+from ranp_cli import importance, precision, recompute
+from ranp_cli.cli import run
+from ranp_cli.errors import BadInput, Infeasible, Interrupted
+from ranp_cli.example import Example
+from ranp_cli.memory import Meter
+from ranp_cli.models.unet3d import unet3d
+from ranp_cli.steps import way_of
+from ranp_cli.sums import Sum
+from ranp_cli.units import analyse
+
+CONFIGS = Path(__file__).parent.parent / "sample_configs"
+
+
+class Blocks(nn.Module):
+    """Three blocks of convolution, norm and activation, the second residual, the third with random depth."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv3d(i, o, 3, padding=1), nn.BatchNorm3d(o), nn.LeakyReLU(0.1, inplace), nn.Dropout3d(0.5)
+            )
+            for i, o in ((1, 6), (6, 6), (6, 8))
+        )
+        self.head = nn.Conv3d(8, 3, 1)
+
+    def forward(self, x):
+        x = self.blocks[0](x)
+        x = x + self.blocks[1](x)
+        x = F.dropout(self.blocks[2](x), 0.5, self.training)
+        if self.training:
+            x = x * torch.rand(x.shape[0], 1, 1, 1, 1, dtype=x.dtype, device=x.device)
+        return self.head(x)
+
+
+def blocks(inplace=False):
+    torch.manual_seed(0)
+    return Blocks(inplace)
+
+
+def batches(n=3, size=8, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return [(torch.randn(2, 1, size, size, size, generator=g), torch.randint(3, (2, size, size, size), generator=g))
+            for _ in range(n)]  # fmt: skip
+
+
+def same(one, other):
+    return all(np.array_equal(one.layers[name], other.layers[name]) for name in one.layers)
+
+
+def close(one, other, tolerance):
+    return all(np.allclose(one.layers[k], other.layers[k], rtol=tolerance, atol=tolerance * one.layers[k].max())
+               for k in one.layers)  # fmt: skip
+
+
+# -- sums
+
+
+def test_a_sum_does_not_depend_on_the_order():
+    g = torch.Generator().manual_seed(0)
+    terms = [torch.randn(50, generator=g).double() * 10 ** random.Random(k).uniform(-8, 8) for k in range(60)]
+    values = []
+    for seed in range(5):
+        order = random.Random(seed).sample(terms, len(terms))
+        whole, parts = Sum.of(order[0]), [Sum.of(t) for t in order[1::2]]
+        for t in order[2::2]:
+            whole.add(t)
+        for part in parts:
+            whole.merge(part)
+        values.append(whole.value)
+    assert all(torch.equal(values[0], v) for v in values)
+    plain = {tuple(sum(random.Random(seed).sample(terms, len(terms))).tolist()) for seed in range(5)}
+    assert len(plain) > 1  # what it is for
+
+
+def test_a_sum_keeps_what_rounding_would_lose():
+    total = Sum.of(torch.tensor([1e16], dtype=torch.float64))
+    for term in (1.0, 1.0, -1e16):
+        total.add(torch.tensor([term], dtype=torch.float64))
+    assert total.value.item() == 2.0
+
+
+# -- precisions and layouts
+
+
+@pytest.mark.parametrize("criterion", ["mpmg-sum", "mpmg-max", "mnmg-mean", "neuron", "taylor", "snip"])
+def test_fp64_is_the_model_in_double(criterion):
+    double = [(x.double(), y) for x, y in batches()]
+    wanted = ranp.score(blocks().double(), double, criterion=criterion)
+    found = ranp.score(blocks(), batches(), criterion=criterion, precision="fp64")
+    assert close(wanted, found, 1e-6)
+    assert found.about["precision"] == "fp64"
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("bf16", 0.2), ("fp16", 0.05), ("fp32", 0)])
+def test_lower_precisions_are_near(name, tolerance):
+    wanted = ranp.score(blocks(), batches())
+    found = ranp.score(blocks(), batches(), precision=name)
+    assert close(wanted, found, tolerance)
+    assert same(wanted, found) == (name == "fp32")
+
+
+def test_fp16_turns_its_scale_down_where_gradients_overflow():
+    def steep(output, target):
+        return 3e3 * F.cross_entropy(output, target, reduction="sum")
+
+    wanted = ranp.score(blocks(), batches(), loss=steep)
+    found = ranp.score(blocks(), batches(), loss=steep, precision="fp16")
+    assert close(wanted, found, 0.05)
+
+
+def test_auto_takes_bf16_when_the_mask_agrees(monkeypatch):
+    monkeypatch.setattr(importance, "has_fast_bf16", lambda device: True)
+    monkeypatch.setattr(importance, "AGREE", 0.0)
+    scoring = ranp.score(blocks(), batches(), precision="auto").report.to_dict()["scoring"]
+    assert scoring["precision"] == "bf16"
+    assert 0.5 < scoring["agreement"] <= 1
+    monkeypatch.setattr(importance, "AGREE", 1.01)
+    report = ranp.score(blocks(), batches(), precision="auto").report.to_dict()
+    assert report["scoring"]["precision"] == "fp32"
+    assert "bf16 keeps" in report["notes"][0]
+
+
+def test_auto_is_fp32_where_bf16_would_not_be_faster(monkeypatch):
+    monkeypatch.setattr(importance, "has_fast_bf16", lambda device: False)
+    wanted = ranp.score(blocks(), batches())
+    found = ranp.score(blocks(), batches(), precision="auto")
+    assert same(wanted, found)
+    assert "no bf16 units" in found.report.to_dict()["notes"][0]
+
+
+def test_auto_has_nothing_to_win_from_one_mini_batch():
+    found = ranp.score(blocks(), batches(1), precision="auto")
+    assert same(ranp.score(blocks(), batches(1)), found)
+    assert "there was one mini-batch" in found.report.to_dict()["notes"][0]
+
+
+def test_prune_records_the_precision(tmp_path):
+    result = ranp.prune(blocks(), batches(), sparsity=0.5, precision="bf16")
+    assert result.mask.method["precision"] == "bf16"
+    assert "precision" not in ranp.prune(blocks(), batches(), sparsity=0.5).mask.method
+
+
+def layouts(model, x, y):
+    """Which activations of convolutions lie channels last while the model is scored."""
+    seen = []
+    handles = [m.register_forward_hook(lambda m, i, out: seen.append(out.is_contiguous(memory_format=torch.channels_last_3d)))
+               for m in model.modules() if isinstance(m, nn.Conv3d)]  # fmt: skip
+    ranp.score(model, [(x, y)])
+    for handle in handles:
+        handle.remove()
+    return seen[-len(handles) :]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_lie_last_all_through_the_network(channels):
+    model = nn.Sequential(
+        nn.Conv3d(channels, 6, 3), nn.BatchNorm3d(6), nn.ReLU(), nn.Conv3d(6, 5, 3), nn.Conv3d(5, 2, 3)
+    )
+    g = torch.Generator().manual_seed(0)
+    seen = layouts(
+        model, torch.randn(2, channels, 10, 10, 10, generator=g), torch.randint(2, (2, 4, 4, 4), generator=g)
+    )
+    assert seen[1:] == [True, True]
+
+
+class Flat(nn.Module):
+    """Its `view` takes tensors in the order of their axes only."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv3d(2, 4, 3), nn.Linear(4 * 64, 3)
+
+    def forward(self, x):
+        return self.head(self.conv(x).view(x.shape[0], -1))
+
+
+def test_code_that_needs_the_plain_layout_gets_it():
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 2, 6, 6, 6, generator=g), torch.tensor([0, 2])
+    model = Flat()
+    F.cross_entropy(model(x), y).backward()
+    wanted = (model.conv.weight * model.conv.weight.grad).abs().sum((1, 2, 3, 4))
+    found = ranp.score(Flat(), [(x, y)]).layers["conv"]
+    np.testing.assert_allclose(found, wanted.detach().numpy(), rtol=1e-5)
+
+
+# -- recomputation
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("criterion", ["mpmg-sum", "mnmg-max", "snip"])
+def test_low_memory_gives_the_same_scores(criterion, inplace):
+    wanted = ranp.score(blocks(inplace), batches(), criterion=criterion)
+    found = ranp.score(blocks(inplace), batches(), criterion=criterion, low_memory=True)
+    assert same(wanted, found)
+    assert found.report.to_dict()["scoring"]["recomputed"]
+
+
+def test_what_is_drawn_is_drawn_again():
+    """Without the seed of each mini-batch, or with dropout in the second run only, the scores would differ."""
+    wanted = ranp.score(blocks(), batches(), seed=3)
+    assert not same(wanted, ranp.score(blocks(), batches(), seed=4))
+    assert same(wanted, ranp.score(blocks(), batches(), seed=3, low_memory=True))
+
+
+def planner(model, size=16, layout=True):
+    x = torch.empty(1, 1, size, size, size)
+    return recompute.Planner(model, analyse(model, Example((x,))), Example((x,)), layout)
+
+
+def test_the_plan_lowers_the_peak_and_keeps_to_the_limit():
+    p = planner(unet3d(7, 16, 1, 4), 32)
+    plain, lowest = p.peak(()), p.plan(None)
+    assert lowest.peak < 0.95 * plain
+    assert lowest.peak == p.peak(lowest.names)
+    assert p.plan(plain).names == ()
+    between = (plain + lowest.peak) // 2
+    some = p.plan(between)
+    assert lowest.peak <= some.peak <= between
+    assert 0 < len(some.names) <= len(lowest.names)
+    assert not any(a.startswith(f"{b}.") for a in lowest.names for b in lowest.names)
+    with pytest.raises(Infeasible, match=r"a memory limit of 1 MiB cannot be kept.* at least \d"):
+        p.plan(2**20)
+
+
+def measured(model, x, names):
+    """The peak of torch's CPU allocator during a forward and backward pass, beyond what was there."""
+    weights = [p for p in model.parameters() if p.ndim > 1]
+
+    def once():
+        with recompute.recomputing(model, names, True), precision.ChannelsLast():
+            recompute.plain_loss(model(precision.channels_last(x))).backward()
+
+    hooks = [w.register_post_accumulate_grad_hook(recompute._forget) for w in weights]
+    once()
+    gc.collect()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        once()
+    for hook in hooks:
+        hook.remove()
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+
+
+def test_the_foretold_peak_is_the_measured_one():
+    model = unet3d(7, 16, 1, 4).train()
+    for p in model.parameters():
+        p.requires_grad_(p.ndim > 1)
+    p = planner(model, 32)
+    for names in ((), p.plan(None).names):
+        told = p.peak(names) - p.always
+        assert measured(model, torch.randn(1, 1, 32, 32, 32), names) == pytest.approx(told, rel=0.1)
+
+
+class Doubled(nn.Conv3d):
+    """Autograd keeps its input times two, not its input: it does not notice when that is overwritten."""
+
+    def forward(self, x):
+        return super().forward(2 * x)
+
+
+class Overwrites(nn.Module):
+    """A block that changes its input, and one whose input is changed after it: neither may be run twice."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Sequential(nn.Conv3d(1, 6, 3, padding=1), nn.BatchNorm3d(6), nn.Tanh())
+        self.changes = nn.Sequential(
+            nn.LeakyReLU(0.1, inplace=True), nn.Conv3d(6, 6, 3, padding=1), nn.BatchNorm3d(6), nn.Tanh()
+        )
+        self.before = nn.Sequential(Doubled(6, 6, 1), nn.BatchNorm3d(6), nn.Tanh())
+        self.head = nn.Conv3d(6, 3, 1)
+
+    def forward(self, x):
+        x = self.changes(self.first(x) * 1)
+        with torch.no_grad():
+            kept = x.detach().clone()
+        y = self.before(kept)
+        kept.mul_(0.5)
+        return self.head(x + y)
+
+
+def test_a_module_whose_input_is_overwritten_is_not_run_twice():
+    p = planner(Overwrites())
+    assert {name for name, seen in p.seen.items() if not seen.safe} == {"changes", "before", "before.0"}
+    wanted = ranp.score(Overwrites(), batches())
+    assert same(wanted, ranp.score(Overwrites(), batches(), low_memory=True))
+
+
+class Full(nn.Module):
+    """A device that holds the activations of one block, not of all."""
+
+    def __init__(self, limit):
+        super().__init__()
+        self.net, self.limit = blocks(), limit
+
+    def forward(self, x):
+        if x.device.type != "meta" and not any("forward" in vars(m) for m in self.net.modules()) and self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return self.net(x)
+
+
+def test_out_of_memory_goes_on_with_recomputation():
+    wanted, found = ranp.score(Full(False), batches()), ranp.score(Full(True), batches())
+    assert same(wanted, found)
+    report = found.report.to_dict()
+    assert "ran out of memory" in report["notes"][0]
+    assert report["scoring"]["recomputed"]
+
+
+class NeverFits(nn.Conv3d):
+    def forward(self, x):
+        if x.device.type != "meta":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(x)
+
+
+def test_what_does_not_fit_even_so_is_said():
+    with pytest.raises(BadInput, match=r"too little memory for a mini-batch \(CUDA out of memory\); give smaller"):
+        ranp.score(nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), NeverFits(4, 3, 1)), batches())
+
+
+def test_what_recomputation_cannot_serve_is_said():
+    with pytest.raises(BadInput, match="criterion 'neuron' needs the activations themselves"):
+        ranp.score(blocks(), batches(), criterion="neuron", low_memory=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.jit as a whole
+        scripted = torch.jit.trace(blocks().eval(), batches()[0][0], check_trace=False)
+    with pytest.raises(BadInput, match="--low-memory needs the Python model"):
+        ranp.score(scripted, batches(), low_memory=True)
+    with pytest.raises(BadInput, match="memory-limit 6 GB!: give a size such as 6GiB"):
+        way_of(memory_limit="6 GB!")
+    with pytest.raises(BadInput, match="unknown precision 'bf17'; did you mean 'bf16'"):
+        ranp.score(blocks(), batches(), precision="bf17")
+
+
+# -- streams
+
+
+def test_no_gradient_of_the_whole_model_is_alive():
+    """A hook frees each gradient before the next layer's comes."""
+    model = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(8)))
+    alive, most = [], 0
+    take = importance.WeightGather._take
+
+    def watching(self, p, ks):
+        nonlocal most
+        alive.append(p)
+        most = max(most, sum(q.grad is not None for q in alive))
+        take(self, p, ks)
+
+    importance.WeightGather._take = watching
+    try:
+        ranp.score(model, [(torch.randn(2, 64), torch.randn(2, 64))], loss="mse")
+    finally:
+        importance.WeightGather._take = take
+    assert (len(alive), most) == (8, 1)
+
+
+def stream(n):
+    for k in range(n):
+        yield torch.full((1, 2), float(k % 7)), torch.tensor([[0.0]])
+
+
+@pytest.mark.parametrize("n", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_a_stream_takes_no_memory_and_gives_the_mean(n):
+    """y = w1 x + w2 x with both 0.5, loss y^2: |w dL/dw| = 0.5 * 2 y x = x^2 for each of the two, 2 x^2 for the neuron."""
+    model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False))
+    nn.init.constant_(model[0].weight, 0.5)
+    nn.init.constant_(model[1].weight, 1.0)
+    sizes = []
+
+    def watched():
+        for k, batch in enumerate(stream(n)):
+            if k in (n // 4, n - 1):
+                gc.collect()
+                sizes.append(len(gc.get_objects()))
+            yield batch
+
+    found = ranp.score(model, watched(), loss="mse")
+    assert found.about["batches"] == n
+    assert sizes[1] - sizes[0] < 200
+    assert found.layers["0"][0] == pytest.approx(sum(2.0 * (k % 7) ** 2 for k in range(n)) / n, rel=1e-12)
+
+
+@pytest.mark.parametrize("criterion", ["mpmg-sum", "mpmg-max", "mnmg-sum", "neuron", "snip"])
+def test_going_on_gives_what_one_run_gives(criterion, tmp_path):
+    whole = ranp.score(blocks(), batches(5), criterion=criterion)
+    path, end = tmp_path / "some.safetensors", tmp_path / "all.safetensors"
+    ranp.score(blocks(), batches(5), criterion=criterion, batch_limit=2).save(path)
+    resumed = ranp.score(blocks(), batches(5), criterion=criterion, resume=path)
+    assert resumed.about["batches"] == 5
+    assert same(whole, resumed)
+    resumed.save(end)
+    whole.save(path)
+    assert end.read_bytes() == path.read_bytes()
+
+
+def test_one_goes_on_with_the_same_only(tmp_path):
+    path = tmp_path / "scores.safetensors"
+    ranp.score(blocks(), batches(2), loss="cross_entropy").save(path)
+    with pytest.raises(BadInput, match="criterion 'neuron' was asked, the scores are of 'mpmg-sum'"):
+        ranp.score(blocks(), batches(), criterion="neuron", resume=path)
+    with pytest.raises(BadInput, match="taken with seed 0, not 1; give the same"):
+        ranp.score(blocks(), batches(), seed=1, resume=path)
+    with pytest.raises(BadInput, match="taken with loss cross_entropy, not dice"):
+        ranp.score(blocks(), batches(), loss="dice", resume=path)
+    with pytest.raises(BadInput, match="of another network"):
+        ranp.score(unet3d(7, 4, 1, 3), batches(), resume=path)
+    with pytest.raises(BadInput, match="of other weights"):
+        ranp.score(Blocks(), batches(), resume=path)
+
+
+def stopping(after):
+    yield from batches(after)
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_leaves_what_is_there():
+    with pytest.raises(Interrupted) as stopped:
+        ranp.score(blocks(), stopping(2))
+    assert stopped.value.batches == 2
+    assert same(stopped.value.scores, ranp.score(blocks(), batches(2)))
+    whole = ranp.score(blocks(), batches(4))
+    assert same(whole, ranp.score(blocks(), batches(4), resume=stopped.value.scores))
+
+
+def test_ctrl_c_before_the_first_mini_batch_leaves_nothing():
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        ranp.score(blocks(), stopping(0))
+    assert not isinstance(stopped.value, Interrupted)
+
+
+def test_ctrl_c_in_a_pass_does_not_count_half_of_it():
+    calls = []
+
+    def loss(output, target):
+        calls.append(1)
+        value = F.cross_entropy(output, target)
+        if len(calls) == 3:
+            value.register_hook(lambda g: (_ for _ in ()).throw(KeyboardInterrupt))
+        return value
+
+    with pytest.raises(Interrupted) as stopped:
+        ranp.score(blocks(), batches(), loss=loss)
+    assert same(stopped.value.scores, ranp.score(blocks(), batches(2)))
+
+
+LOADER = """
+import torch
+
+def loader():
+    g = torch.Generator().manual_seed(0)
+    for k in range({n}):
+        {before}
+        yield torch.rand(2, 1, 8, 8, 8, generator=g), torch.randint(6, (2, 8, 8, 8), generator=g)
+"""
+
+
+def test_ctrl_c_on_the_command_line_writes_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loader.py").write_text(LOADER.format(n=3, before="pass"))
+    (tmp_path / "stops.py").write_text(LOADER.format(n=3, before="if k == 2: raise KeyboardInterrupt"))
+    model = f"{CONFIGS / 'model.py'}:UNet3D"
+    assert run(["score", model, "--batch", "stops.py:loader", "-o", "scores.safetensors", "-q"]) == 130
+    assert (
+        "the scores of 2 mini-batches were written to scores.safetensors: go on with --resume"
+        in capsys.readouterr().err
+    )
+    more = ["--resume", "scores.safetensors", "-o", "scores.safetensors", "-q"]
+    assert run(["score", model, "--batch", "loader.py:loader", *more]) == 0
+    assert run(["score", model, "--batch", "loader.py:loader", "-o", "whole.safetensors", "-q"]) == 0
+    assert Path("scores.safetensors").read_bytes() == Path("whole.safetensors").read_bytes()
+
+
+def test_the_command_line_takes_the_options(tmp_path, capsys):
+    model = f"{CONFIGS / 'model.py'}:UNet3D"
+    batch = f"{CONFIGS / 'calib.pt'}"
+    out = str(tmp_path / "scores.safetensors")
+    assert run(["score", model, "--batch", batch, "--batches", "1", "--memory-limit", "1MiB", "-o", out]) == 3
+    assert "a memory limit of 1 MiB cannot be kept" in capsys.readouterr().err
+    assert not Path(out).exists()
+    assert run(["score", model, "--batch", batch, "--precision", "half", "-o", out]) == 2
+    assert "unknown precision 'half'" in capsys.readouterr().err
+
+
+def test_the_meter_sees_what_recomputation_saves():
+    """A negative control: without checkpoints in place the plan's peak would be the plain one."""
+    p = planner(unet3d(7, 8, 1, 4))
+    assert Meter().peak == 0
+    assert p.peak(p.plan(None).names) < p.peak(())
