@@ -24,7 +24,7 @@ import yaml
 
 from .errors import BadInput, nearest
 
-INPUTS = frozenset({"model", "model2", "batch", "weights", "scores", "mask", "loss"})
+INPUTS = frozenset({"model", "model2", "batch", "weights", "scores", "mask", "loss", "latencies"})
 
 
 def read_config(

@@ -17,7 +17,7 @@ from .criteria import Criterion
 from .errors import USER_EXCEPTIONS, BadInput
 from .example import Example
 from .labels import LayerUse
-from .shadow import NoDropout, each, map_tensors, replicate, seeded, shadow, to_meta
+from .shadow import NoDropout, copy_on, each, map_tensors, seeded, shadow, to_meta
 from .trace import Tracer
 from .units import Graph, Layer, named_tensors, user_line
 
@@ -98,10 +98,7 @@ def run_model(model: nn.Module, args: Any, kwargs: Any) -> Any:
 
 def training_twin(model: nn.Module, device: torch.device) -> nn.Module:
     """The model in training mode on `device`, its weights shared where they are there already, its buffers copied."""
-    if isinstance(model, torch.jit.ScriptModule):
-        twin = shadow(model, real=True).to(device)
-    else:
-        twin = replicate(model, lambda _, t: t.to(device))
+    twin = copy_on(model, device)
     twin.train()
     for module in twin.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
