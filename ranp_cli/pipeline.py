@@ -38,6 +38,7 @@ from .steps import (
     importances,
     layer_seconds,
     open_job,
+    read_latencies,
     settle,
     silent,
 )
@@ -282,6 +283,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     if given is not None:
         criterion = given.fits(job, criterion)
     ranking = Ranking.of(method, criterion, resource, lambda_, min_neurons, seed, round_to)
+    known = read_latencies(latencies, ranking)
     if given is not None:
         graph = job.analyse(report, Example.from_signature(given.about["model"]["input"]), strict)
         score_init = given.about.get("score_init", "keep")
@@ -298,9 +300,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     graph.fix_layers(keep, only)
     measured = None
     if ranking.resource == "latency":
-        measured = layer_seconds(report, job, graph, latencies, progress)
-    elif latencies is not None:
-        raise BadInput("--latencies goes with --resource latency of --method ranp; leave it out")
+        measured = layer_seconds(report, job, graph, known, progress)
     sample = graph.example.with_batch(batch_size or graph.example.samples)
     stand = Stand(sample, job.device) if time or any(each.kind == "latency" for each in wanted) else None
     final = None
@@ -339,10 +339,8 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         report.parts["memory"] = {side: memory_of(net, sample, optimizer) for side, net in pair.items()}
     if stand is not None:
         with report.timing("time"):
-            report.parts["speed"] = stand.pair(job.model, slim, final, training=time)
-        report.parts["speed"]["theoretical_speedup"] = report.parts["before"]["macs"] / max(
-            1, report.parts["after"]["macs"]
-        )
+            macs = [report.parts[side]["macs"] for side in ("before", "after")]
+            report.parts["speed"] = stand.pair(job.model, slim, final, macs, training=time)
     if wanted:
         before, after = costs_of(report.parts, "before"), costs_of(report.parts, "after")
         report.parts["budget"] = [

@@ -270,15 +270,26 @@ def _fix(graph: Graph, found: HardCoded, stays: np.ndarray) -> None:
                                  "nothing was written. This is a defect of ranp: please report the model")  # fmt: skip
 
 
-def layer_seconds(report: Report, job: Job, graph: Graph, given: Any, progress: Progress) -> dict[str, Any]:
-    """See to it that the layers have their seconds: measured, or `given` by a mask; what the mask records of it."""
+def read_latencies(given: Any, ranking: Ranking) -> dict[str, Any] | None:
+    """What a mask records of the layers' seconds, or a plain `{layer: seconds}`; BadInput when it does not."""
+    if given is None:
+        return None
+    if ranking.resource != "latency":
+        raise BadInput("--latencies goes with --resource latency of --method ranp; leave it out")
+    plain = isinstance(given, dict) and "format" not in given
+    known = {"seconds": given} if plain else Mask.of(given).method.get("latency")
+    if not isinstance(known, dict) or not isinstance(known.get("seconds"), dict):
+        raise BadInput("--latencies: the mask records no times; give one made with --resource latency")
+    return known
+
+
+def layer_seconds(
+    report: Report, job: Job, graph: Graph, given: dict[str, Any] | None, progress: Progress
+) -> dict[str, Any]:
+    """See to it that the layers have their seconds, measured or given; what the mask records of it."""
     if given is not None:
-        plain = isinstance(given, dict) and "format" not in given
-        known = {"seconds": given} if plain else Mask.of(given).method.get("latency")
-        if not isinstance(known, dict) or not isinstance(known.get("seconds"), dict):
-            raise BadInput("--latencies: the mask records no times; give one made with --resource latency")
-        use_latencies(graph.layers, known["seconds"])
-        return known
+        use_latencies(graph.layers, given["seconds"])
+        return given
     with report.timing("time"):
         time_layers(graph.layers, job.device, progress)
     return {**place(job.device), "seconds": {layer.name: layer.seconds for layer in graph.layers}}
