@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import statistics
@@ -13,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from rich.console import Console
 from torch import nn
 
 import ranp_cli as ranp
-from ranp_cli import latency
+from ranp_cli import latency, show
 from ranp_cli.budget import limit, shown
 from ranp_cli.cli import run
 from ranp_cli.example import Example
@@ -556,6 +558,19 @@ def test_the_printed_block(folder, capsys):
     assert "ms" in lines[head + 2]
     assert lines[head + 4].startswith(f"on cpu, {torch.get_num_threads()} thread")
     assert "batch of 2, medians of" in lines[head + 4]
+
+
+def test_the_layers_times_are_a_column_of_a_wide_page():
+    layers = [
+        {"name": "a", "op": "conv3d", "neurons": 4, "latency_ms": 1.25},
+        {"name": "b", "neurons": 4, "latency_ms": 0.5},
+    ]
+    out = io.StringIO()
+    show.show_report({"layers": layers}, Console(file=out, width=160))
+    rows = {line.split()[0]: line.split() for line in out.getvalue().splitlines() if line}
+    assert "latency" in out.getvalue()
+    assert rows["a"][-1] == "1.25"
+    assert rows["b"][-1] == "0.5"
 
 
 def test_a_budget_on_the_command_line(folder, capsys):
