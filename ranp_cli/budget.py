@@ -1,4 +1,4 @@
-"""What a network may cost: `macs=40G`, `train-mem=8GiB`, `params=10%`; limits to prune to, and gates to check against."""
+"""What a network may cost: `macs=40G`, `train-mem=8GiB`, `params=10%`, `latency=20ms`; limits to prune to, and gates to check against."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 from .errors import BadInput, GateExceeded, Infeasible, nearest
 
-KINDS = {"macs": "", "flops": "", "params": "", "forward-mem": "B", "train-mem": "B"}  # kind -> unit
+KINDS = {"macs": "", "flops": "", "params": "", "forward-mem": "B", "train-mem": "B", "latency": "s"}  # kind -> unit
 POWERS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ def limit(kind: str, text: Any, relative: bool = True) -> Limit:
     """A Limit from `40G`, `8GiB`, `300 MiB`, `1e9` or (with `relative`) `10%`; BadInput for anything else."""
     if kind not in KINDS:
         raise BadInput(f"no budget '{kind}'{nearest(kind, KINDS)}")
+    if KINDS[kind] == "s":
+        return _time(kind, str(text))
     found = re.fullmatch(r"\s*(\d+\.?\d*(?:[eE]\d+)?)\s*(%|[KMGT]i?)?(B)?\s*", str(text), re.IGNORECASE)
     number, scale, unit = found.groups() if found else ("0", None, None)
     sound = (
@@ -41,6 +44,15 @@ def limit(kind: str, text: Any, relative: bool = True) -> Limit:
     if scale == "%":
         return Limit(kind, float(number) / 100, True, str(text))
     return Limit(kind, float(number) * POWERS[(scale or "").upper()], False, str(text))
+
+
+def _time(kind: str, text: str) -> Limit:
+    """A Limit from `20ms`, `0.5s`, `300us` or `50%`."""
+    found = re.fullmatch(r"\s*(\d+\.?\d*(?:e-?\d+)?)\s*(%|us|ms|s)\s*", text, re.IGNORECASE)
+    number, unit = (float(found[1]), found[2].lower()) if found else (0.0, "")
+    if number <= 0 or (unit == "%" and number > 100):
+        raise BadInput(f"{kind}={text}: give a time such as 20ms, 0.5s or 300us, or a share such as 50%")
+    return Limit(kind, number / 100 if unit == "%" else number * TIMES[unit], unit == "%", text)
 
 
 def limits(given: Any) -> list[Limit]:
@@ -62,11 +74,16 @@ def costs_of(report: Mapping[str, Any], side: str) -> dict[str, float]:
     for kind, key in (("forward-mem", "forward_peak_bytes"), ("train-mem", "train_peak_bytes")):
         if memory.get(key) is not None:
             found[kind] = memory[key]
+    if f"{side}_s" in report.get("speed", {}):
+        found["latency"] = report["speed"][f"{side}_s"]
     return found
 
 
 def shown(kind: str, value: float) -> str:
-    """`41.2 G`, `8.3 GiB`."""
+    """`41.2 G`, `8.3 GiB`, `20.3 ms`."""
+    if KINDS[kind] == "s":
+        name = next((name for name in ("s", "ms") if value >= TIMES[name]), "us")
+        return f"{value / TIMES[name]:.4g} {name}"
     step, names = (1024, ("B", "KiB", "MiB", "GiB", "TiB")) if KINDS[kind] else (1000, ("", "k", "M", "G", "T"))
     power = 0
     while value >= step and power < len(names) - 1:

@@ -112,7 +112,14 @@ Optimizer = Annotated[
     typer.Option("--optimizer", metavar="O", help="of the training step: sgd|sgd-momentum|adam|adamw  [default: sgd]"),
 ]
 BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", metavar="N", help="samples of the training step  [default: the input's]")
+    int | None,
+    typer.Option(
+        "--batch-size", metavar="N", help="samples of the training step, and of what is timed  [default: the input's]"
+    ),
+]
+Time = Annotated[
+    bool | None,
+    typer.Option("--time", help="run the networks too, and say how fast they are: dense and slim turn by turn"),
 ]
 
 Precision = Annotated[
@@ -186,14 +193,16 @@ def prune(
     sparsity: Annotated[str | None, typer.Option("--sparsity", metavar="X|max", help="fraction of neurons to remove, in [0, 1), or max; of weights for --method snip")] = None,
     output: Output = None,
     mask: Annotated[str | None, typer.Option("--mask", metavar="FILE", help="write mask.json there")] = None,
-    resource: Annotated[str | None, typer.Option("--resource", metavar="R", help="flops|mem|params|none  [default: flops]")] = None,
+    resource: Annotated[str | None, typer.Option("--resource", metavar="R", help="flops|mem|params|latency (each layer is timed on --device)|none  [default: flops]")] = None,
     lambda_: Lambda = None,
     method: Annotated[str | None, typer.Option("--method", metavar="M", help="ranp|weighted|vanilla|random|layerwise|snip|taylor|magnitude  [default: ranp]")] = None,
     criterion: CriterionOption = None,
     min_neurons: MinNeurons = None, keep: Keep = None, only: Only = None,
-    budget: Annotated[Strs, typer.Option("--budget", metavar="K=V", help="instead of --sparsity, the largest network with at most: macs=40G, flops=, params=10%, forward-mem=300MiB, train-mem=8GiB (repeatable)")] = None,
+    budget: Annotated[Strs, typer.Option("--budget", metavar="K=V", help="instead of --sparsity, the largest network with at most: macs=40G, flops=, params=10%, forward-mem=300MiB, train-mem=8GiB, latency=20ms or 50% (a forward pass, measured; repeatable)")] = None,
     round_to: Annotated[int | None, typer.Option("--round-to", metavar="N", help="layers keep multiples of N neurons  [default: 1]")] = None,
-    optimizer: Optimizer = None, batch_size: BatchSize = None, init: Init = None, score_init: ScoreInit = None, loss: Loss = None, ignore_index: IgnoreIndex = None, batches: BatchLimit = None, model_arg: ModelArg = None,
+    optimizer: Optimizer = None, batch_size: BatchSize = None, time: Time = None,
+    latencies: Annotated[str | None, typer.Option("--latencies", metavar="FILE", help="the layers' times of an earlier --resource latency, from its mask.json, instead of measuring")] = None,
+    init: Init = None, score_init: ScoreInit = None, loss: Loss = None, ignore_index: IgnoreIndex = None, batches: BatchLimit = None, model_arg: ModelArg = None,
     weights: Weights = None, weights_key: WeightsKey = None, seed: Seed = None, device: Device = None,
     strict: Annotated[bool | None, typer.Option("--strict", help="an op without a rule is an error")] = None,
     allow_less: Annotated[bool | None, typer.Option("--allow-less", help="take it when much less than asked can be removed")] = None,
@@ -203,7 +212,7 @@ def prune(
     """Remove the least important neurons, prove the slim network and write it."""
     given = locals()
     defaults = {"output": [], "resource": "flops", "lambda_": 11.0, "method": "ranp", "min_neurons": 1,
-                "keep": [], "only": [], "budget": [], "round_to": 1, "optimizer": "sgd", "init": "keep", "score_init": "keep", "strict": False, "allow_less": False, **WAY}  # fmt: skip
+                "keep": [], "only": [], "budget": [], "round_to": 1, "optimizer": "sgd", "init": "keep", "score_init": "keep", "strict": False, "allow_less": False, "time": False, **WAY}  # fmt: skip
     o = Options("prune", given, defaults, outputs={"mask"})
     o.need("model")
     o.check_outputs(SUFFIXES)
@@ -223,6 +232,8 @@ def prune(
         "round_to",
         "optimizer",
         "batch_size",
+        "time",
+        "latencies",
         "init",
         "score_init",
         "strict",
@@ -267,7 +278,7 @@ def compare(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="file.py:Name, package.module:Name, or a TorchScript file")] = None,
     batch: Batch = None,
     sparsity: Annotated[Strs, typer.Option("--sparsity", metavar="X", help="a number in [0, 1), max, or from:to:step (repeatable)")] = None,
-    methods: Annotated[Strs, typer.Option("--methods", metavar="M,...", help="full, snip, random, layerwise, vanilla, weighted, ranp-mem, ranp-flops (these by default), ranp-params, taylor, magnitude; vanilla:mnmg-sum for another criterion")] = None,
+    methods: Annotated[Strs, typer.Option("--methods", metavar="M,...", help="full, snip, random, layerwise, vanilla, weighted, ranp-mem, ranp-flops (these by default), ranp-params, ranp-latency, taylor, magnitude; vanilla:mnmg-sum for another criterion")] = None,
     input_: Annotated[Strs, typer.Option("--input", metavar="SHAPE", help="count for this shape of input, not that of the batch (repeatable)")] = None,
     lambda_: Lambda = None, min_neurons: MinNeurons = None, keep: Keep = None, only: Only = None, score_init: ScoreInit = None,
     loss: Loss = None, ignore_index: IgnoreIndex = None, batches: BatchLimit = None, model_arg: ModelArg = None,
@@ -308,7 +319,7 @@ def profile(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="file.py:Name, package.module:Name, TorchScript, slim.safetensors or .onnx")] = None,
     model2: Annotated[str | None, typer.Argument(metavar="[MODEL2]", help="a second one, to lay beside it")] = None,
     input_: Input = None, model_arg: ModelArg = None, weights: Weights = None, seed: Seed = None,
-    optimizer: Optimizer = None, batch_size: BatchSize = None,
+    optimizer: Optimizer = None, batch_size: BatchSize = None, time: Time = None, device: Device = None,
     max_macs: Annotated[str | None, typer.Option("--max-macs", metavar="V", help="a gate: exit code 5 when there are more, as 40G")] = None,
     max_params: Annotated[str | None, typer.Option("--max-params", metavar="V", help="likewise, as 5M")] = None,
     max_forward_mem: Annotated[str | None, typer.Option("--max-forward-mem", metavar="V", help="likewise, as 300MiB")] = None,
@@ -316,8 +327,8 @@ def profile(
     depth: Annotated[int | None, typer.Option("--depth", metavar="N", min=0, help="sum up layers below N levels of modules; 0: no layers")] = None,
     html: Html = None, config: Config = None, json_: Json = None, quiet: Quiet = None,
 ) -> None:  # fmt: skip
-    """Count parameters, multiply-adds, FLOPs and memory of one or two networks, without running them."""
-    o = Options("profile", locals(), {"input_": []})
+    """Count parameters, multiply-adds, FLOPs and memory of one or two networks, without running them (but for --time)."""
+    o = Options("profile", locals(), {"input_": [], "time": False})
     o.need("model")
     o.check_outputs(())
     kinds = ("macs", "params", "forward-mem", "train-mem")
@@ -325,7 +336,7 @@ def profile(
     gates = [limit(kind, text, relative=False) for kind, text in given.items() if text is not None]
     import ranp_cli as ranp
 
-    same = {k: o[k] for k in ("seed", "weights", "optimizer", "batch_size")}
+    same = {k: o[k] for k in ("seed", "weights", "optimizer", "batch_size", "time", "device")}
     report = ranp.profile(o["model"], shapes(o["input_"]), other=o["model2"], model_args=o.model_args(), **same)
     o.show(report)
     gate(report.to_dict(), gates)

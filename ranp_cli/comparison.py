@@ -27,6 +27,7 @@ from .steps import (
     check_choices,
     first_batch,
     importances,
+    layer_seconds,
     open_job,
     settle,
     silent,
@@ -47,7 +48,13 @@ DEFAULT = (
     "ranp-mem",
     "ranp-flops",
 )  # Table 2 of the paper
-SHORT = {"ranp": "ranp-flops", "ranp-f": "ranp-flops", "ranp-m": "ranp-mem", "ranp-p": "ranp-params"}
+SHORT = {
+    "ranp": "ranp-flops",
+    "ranp-f": "ranp-flops",
+    "ranp-m": "ranp-mem",
+    "ranp-p": "ranp-params",
+    "ranp-l": "ranp-latency",
+}
 MOST = 1000  # rows
 
 
@@ -73,7 +80,7 @@ def compare(model: nn.Module | str, batches: Any, *, sparsity: Any, methods: Ite
 
     Args:
         sparsity: a number, "max", a range "0.1:0.95:0.05" (both ends count), or a list of these.
-        methods: `full`, `random`, `layerwise`, `snip`, `vanilla`, `weighted`, `ranp-flops|mem|params` (or `ranp-f|m|p`),
+        methods: `full`, `random`, `layerwise`, `snip`, `vanilla`, `weighted`, `ranp-flops|mem|params|latency` (or `ranp-f|m|p|l`),
             `taylor`, `magnitude`; with `:criterion` for another than the default, as in `vanilla:mnmg-sum`. For `snip`
             the sparsity is the share of weights that are masked.
         inputs: shape(s) of the input to count for, when another than that of the mini-batches: scores at a small
@@ -105,6 +112,8 @@ def compare(model: nn.Module | str, batches: Any, *, sparsity: Any, methods: Ite
         importances(report, job, graph, source, criteria, loss, ignore_index, seed, progress, way) if criteria else {}
     )
     graph.fix_layers([keep] if isinstance(keep, str) else keep, [only] if isinstance(only, str) else only)
+    if any(e.ranking is not None and e.ranking.resource == "latency" for e in entries):
+        layer_seconds(report, job, graph, None, progress)
     at = None if inputs is None else as_example(inputs)
     before = cost_of(job.model, graph.eval_run) if at is None else measure(job.model, at)[2]
     rows: list[dict[str, Any]] = []
@@ -131,7 +140,15 @@ def entry(name: str, lam: float, min_neurons: int, seed: int) -> Entry:
     if name == "full":
         return Entry(name, None)
     base, _, criterion = name.partition(":")
-    known = [*(m for m in METHODS if m != "ranp"), "ranp-flops", "ranp-mem", "ranp-params", *SHORT, "full"]
+    known = [
+        *(m for m in METHODS if m != "ranp"),
+        "ranp-flops",
+        "ranp-mem",
+        "ranp-params",
+        "ranp-latency",
+        *SHORT,
+        "full",
+    ]
     if base not in known:
         raise BadInput(f"unknown method '{base}'{nearest(base, known)}")
     if criterion and criterion not in CRITERIA:

@@ -24,7 +24,7 @@ import yaml
 
 from .errors import BadInput, nearest
 
-INPUTS = frozenset({"model", "model2", "batch", "weights", "scores", "resume", "mask", "loss"})
+INPUTS = frozenset({"model", "model2", "batch", "weights", "scores", "resume", "mask", "loss", "latencies"})
 
 
 def read_config(

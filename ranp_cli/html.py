@@ -58,7 +58,9 @@ def _head(report: Report, title: str) -> str:
     elif "total" in neurons:
         lines.append(f"<p>{neurons['total']:,} neurons.</p>\n")
     if method:
-        lines.append(f'<p class="dim">{escape(", ".join(f"{k} {v}" for k, v in method.items()))}</p>\n')
+        lines.append(
+            f'<p class="dim">{escape(", ".join(f"{k} {v}" for k, v in method.items() if k != "latency"))}</p>\n'
+        )
     return "".join(lines)
 
 

@@ -17,7 +17,7 @@ from .example import Example
 from .gathers import Gather, MaskGather, WeightGather, mean_of, rows_of
 from .precision import AGREE, HALF, SCALE, ChannelsLast, autocast, cast, cast_batch, channels_last, has_fast_bf16, whole
 from .recompute import Plan, plan, recomputing
-from .shadow import NoDropout, each, map_tensors, replicate, seeded, shadow
+from .shadow import NoDropout, copy_on, each, map_tensors, seeded
 from .spread import Spread
 from .sums import Sum
 from .units import Graph, Layer, named_tensors, user_line
@@ -280,10 +280,7 @@ def run_model(model: nn.Module, args: Any, kwargs: Any) -> Any:
 
 def training_twin(model: nn.Module, device: torch.device) -> nn.Module:
     """The model in training mode on `device`, its weights shared where they are there already, its buffers copied."""
-    if isinstance(model, torch.jit.ScriptModule):
-        twin = shadow(model, real=True).to(device)
-    else:
-        twin = replicate(model, lambda _, t: t.to(device))
+    twin = copy_on(model, device)
     twin.train()
     for module in twin.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):

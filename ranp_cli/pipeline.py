@@ -19,6 +19,7 @@ from .checkpoint import SCORES, SLIM, VERSION, read_document, read_tensors, slim
 from .errors import BadInput, Infeasible, Interrupted
 from .example import Example, as_example
 from .importance import Importance
+from .latency import Stand
 from .mask import Mask
 from .memory import check_optimizer, memory_of
 from .refining import INITS, SlimRun, initialise
@@ -37,7 +38,9 @@ from .steps import (
     first_batch,
     fit,
     importances,
+    layer_seconds,
     open_job,
+    read_latencies,
     settle,
     silent,
     way_of,
@@ -256,7 +259,7 @@ def score(model: nn.Module | str, batches: Any, *, loss: Any = None, ignore_inde
 def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str | Path | None = None, sparsity: float | str | None = None,
           resource: str = "flops", lambda_: float = LAMBDA, method: str = "ranp", criterion: str | None = None, min_neurons: int = 1,
           keep: Sequence[str] = (), only: Sequence[str] = (), budget: Any = (), round_to: int = 1, optimizer: str = "sgd", batch_size: int | None = None,
-          init: str = "keep", score_init: str = "keep", loss: Any = None, ignore_index: int | None = None,
+          latencies: Any = None, time: bool = False, init: str = "keep", score_init: str = "keep", loss: Any = None, ignore_index: int | None = None,
           batch_limit: int | None = None, seed: int = 0, device: str = "auto", strict: bool = False, allow_less: bool = False,
           model_args: dict[str, Any] | None = None, weights: str | None = None, weights_key: str | None = None,
           precision: str = "model", low_memory: bool = False, memory_limit: str | int | None = None,
@@ -270,7 +273,9 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         batches: mini-batches of `(input, target)`, input of shape (N, C, D, H, W) or what the model takes.
         scores: what `score` returned or saved, instead of `batches`.
         sparsity: fraction of neurons to remove, in [0, 1), or "max": the largest at which no layer needs a floor.
-        resource: `flops`, `mem`, `params` or `none`: what a layer's neurons are reweighted by.
+        resource: `flops`, `mem`, `params`, `latency` or `none`: what a layer's neurons are reweighted by. `latency` is
+            measured on `device`, so it is never the same twice.
+        latencies: what was measured before, instead: a mask made so, its path, or `{layer: seconds}`.
         lambda_: weight of the resource term; 11 ShapeNet, 15 BraTS, 80 UCF101.
         method: `ranp`, `weighted`, `vanilla`, `random`, `layerwise`, `snip` (the share is then one of weights), `taylor` or
             `magnitude`.
@@ -278,9 +283,12 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         min_neurons: each layer keeps at least its best so many.
         keep, only: globs of layer names that are never pruned / that alone are pruned.
         budget: instead of `sparsity`: `["macs=40G", "train-mem=8GiB", ...]` or `{"params": "10%"}`; the largest network
-            that meets all of `macs`, `flops`, `params`, `forward-mem` and `train-mem`. A share is of the dense network.
+            that meets all of `macs`, `flops`, `params`, `forward-mem`, `train-mem` and `latency` (`20ms`, of a forward pass,
+            measured on `device`). A share is of the dense network.
         round_to: each layer keeps a multiple of so many neurons, where its units allow.
-        optimizer, batch_size: of the training step whose memory is foretold; by default the batch's own size.
+        optimizer, batch_size: of the training step whose memory is foretold, and of what is timed; by default the
+            batch's own size.
+        time: also measure how fast both networks are.
         init: weights of the slim network: `keep`, or drawn anew: `factory`, `glorot`, `orthogonal`.
         score_init: weights that are scored, likewise; the slim network keeps them.
         precision, low_memory, memory_limit: of the gradients, as for `score`.
@@ -329,6 +337,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     if given is not None:
         criterion = given.fits(job, criterion)
     ranking = Ranking.of(method, criterion, resource, lambda_, min_neurons, seed, round_to)
+    known = read_latencies(latencies, ranking)
     if given is not None:
         graph = job.analyse(report, Example.from_signature(given.about["model"]["input"]), strict)
         score_init = given.about.get("score_init", "keep")
@@ -344,7 +353,12 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
             by = importances(report, job, graph, source, [ranking.criterion], loss, ignore_index, seed, progress, way)
             found = by[ranking.criterion]
     graph.fix_layers(keep, only)
+    measured = None
+    if ranking.resource == "latency":
+        measured = layer_seconds(report, job, graph, known, progress)
     sample = graph.example.with_batch(batch_size or graph.example.samples)
+    stand = Stand(sample, job.device) if time or any(each.kind == "latency" for each in wanted) else None
+    final = None
 
     def cost(net: nn.Module, ran: SlimRun | None) -> dict[str, float]:
         counts = cost_of(net, ran.run if ran else graph.eval_run)
@@ -355,7 +369,8 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         return costs_of({"before": counts, "memory": memory}, "before")
 
     if sparsity is None:
-        chosen, slim, changed, ran = fit(report, job, graph, ranking, found.scores, wanted, cost, progress)
+        settled, final = fit(report, job, graph, ranking, found.scores, wanted, cost, stand, progress)
+        chosen, slim, changed, ran = settled
         chosen = replace(chosen, requested=round(float(chosen.requested), 6))
     else:
         level = sparsity
@@ -365,6 +380,8 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         how["score_init"] = score_init
     if precision != "model":
         how["precision"] = precision
+    if measured:
+        how["latency"] = measured
     if wanted:
         how["budget"] = {each.kind: each.text for each in wanted}
     mask = Mask.from_units(
@@ -377,6 +394,10 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     with report.timing("memory"):
         pair = {"before": job.model, "after": slim}
         report.parts["memory"] = {side: memory_of(net, sample, optimizer) for side, net in pair.items()}
+    if stand is not None:
+        with report.timing("time"):
+            macs = [report.parts[side]["macs"] for side in ("before", "after")]
+            report.parts["speed"] = stand.pair(job.model, slim, final, macs, training=time)
     if wanted:
         before, after = costs_of(report.parts, "before"), costs_of(report.parts, "after")
         report.parts["budget"] = [

@@ -25,6 +25,8 @@ def profile(
     weights: str | None = None,
     optimizer: str | None = None,
     batch_size: int | None = None,
+    time: bool = False,
+    device: str = "auto",
 ) -> Report:
     """Count what a network costs: one sample, eval mode, without running it.
 
@@ -34,6 +36,7 @@ def profile(
         inputs: shape(s) of the input such as `(1, 1, 64, 64, 64)`, a tensor, or a tuple of tensors; guessed when missing.
         other: a second model; the report then has both, side by side.
         optimizer, batch_size: of the training step whose memory is foretold (`sgd`, and the samples of the input).
+        time: also run the networks on `device`, and say how long a forward pass takes; needs their code.
 
     Returns: a Report: parameters, multiply-adds, FLOPs (2 * multiply-adds), bytes, and the paper's counting.
 
@@ -52,11 +55,16 @@ def profile(
         ):
             inputs = None  # what the files say is of the same input
     step = (optimizer, batch_size)
-    first = _one(report, model, inputs, seed, model_args, weights, step)
+    running: list[tuple[nn.Module, Example]] | None = [] if time else None
+    first = _one(report, model, inputs, seed, model_args, weights, step, running)
     if other is None:
         report.parts = first
+        if running:
+            report.parts["speed"] = _speed(
+                report, running, ["after" if "after" in first else "before"], device, batch_size
+            )
         return report
-    second = _one(report, other, inputs, seed, model_args, weights, step)
+    second = _one(report, other, inputs, seed, model_args, weights, step, running)
     report.parts = {
         "model": first["model"],
         "other": second["model"],
@@ -70,7 +78,23 @@ def profile(
         "layers": merge_rows(first["layers"], [_after(row) for row in second["layers"]]),
         "uncounted_ops": first.get("uncounted_ops", []) + second.get("uncounted_ops", []),
     }
+    if running:
+        macs = [side.get("after", side["before"])["macs"] for side in (first, second)]  # of what was run
+        report.parts["speed"] = _speed(report, running, ["before", "after"], device, batch_size)
+        report.parts["speed"]["theoretical_speedup"] = macs[0] / max(1, macs[1])
     return report
+
+
+def _speed(report: Report, running: list[tuple[nn.Module, Example]], sides: list[str], device: str,
+           batch_size: int | None) -> dict[str, Any]:  # fmt: skip
+    """The time of a forward pass of each network, on the input of the first."""
+    from .latency import Stand
+    from .steps import choose_device
+
+    models, examples = zip(*running, strict=True)
+    with report.timing("time"):
+        stand = Stand(examples[0].with_batch(batch_size or examples[0].samples), choose_device(device))
+        return stand.speed(stand.forward(*models), *sides)
 
 
 def _one(
@@ -81,22 +105,32 @@ def _one(
     args: dict[str, Any] | None,
     weights: str | None,
     step: tuple[str | None, int | None],
+    running: list[tuple[nn.Module, Example]] | None,
 ) -> dict[str, Any]:
+    """The parts of one network's report; the network itself goes to the end of `running`, where that is asked for."""
     if is_slim(model):
         document = read_document(model, SLIM)
         about = {k: v for k, v in document["model"].items() if k != "parameters"} | {"file": model}
         if inputs not in (None, document["model"].get("input")) or step != (None, None):
-            return _measured(report, load(model), about, inputs or document["model"].get("input"), step)
+            return _measured(report, load(model), about, inputs or document["model"].get("input"), step, running)
+        if running is not None:
+            from .example import Example
+
+            with report.timing("load"):
+                running.append((load(model), Example.from_signature(document["model"]["input"])))
         mask = document["mask"]
         told = {k: mask[k] for k in ("method", "sparsity", "neurons", "floored", "fixed")}
         return {"model": about, **told, **document["profile"]}
     if not isinstance(model, str):
-        return _measured(report, model, {"spec": None, "args": {}}, inputs, step)
+        return _measured(report, model, {"spec": None, "args": {}}, inputs, step, running)
     from .shadow import seeded
 
     if model.lower().endswith(".onnx"):
         from .onnxfile import profile_onnx
 
+        if running is not None:
+            raise BadInput(f"--time: {model} is an .onnx file, and what is timed is a torch module; give the model or a slim "
+                           ".safetensors, or leave out --time")  # fmt: skip
         if args or weights is not None:
             raise BadInput(f"{model}: an .onnx file holds its weights; leave out --model-arg and --weights")
         with report.timing("trace"):
@@ -108,11 +142,16 @@ def _one(
         if weights is not None:
             load_weights(loaded.module, weights)
     notes = {"notes": [TORCHSCRIPT_NOTE]} if loaded.kind == "torchscript" else {}
-    return notes | _measured(report, loaded.module, {"spec": loaded.spec, "args": loaded.args}, inputs, step)
+    return notes | _measured(report, loaded.module, {"spec": loaded.spec, "args": loaded.args}, inputs, step, running)
 
 
 def _measured(
-    report: Report, module: nn.Module, about: dict[str, Any], inputs: Any, step: tuple[str | None, int | None]
+    report: Report,
+    module: nn.Module,
+    about: dict[str, Any],
+    inputs: Any,
+    step: tuple[str | None, int | None],
+    running: list[tuple[nn.Module, Example]] | None,
 ) -> dict[str, Any]:
     from .example import as_example
     from .memory import check_optimizer, memory_of
@@ -125,6 +164,8 @@ def _measured(
     with report.timing("trace"):
         example: Example = guess_example(module) if inputs is None else as_example(inputs)
         run, layers, costs = measure(module, example)
+    if running is not None:
+        running.append((module, example))
     with report.timing("memory"):
         memory = memory_of(module, example.with_batch(batch_size or example.samples), optimizer)
     return {

@@ -55,6 +55,7 @@ class Report:
 
 def layer_row(layer: Layer) -> dict[str, Any]:
     """One layer of one network, costs of one sample."""
+    measured = {"latency_ms": 1000 * layer.seconds} if layer.seconds else {}
     return {
         "name": layer.name,
         "op": layer.op,
@@ -63,6 +64,7 @@ def layer_row(layer: Layer) -> dict[str, Any]:
         "params": layer.weights + (len(layer.neurons) if layer.bias else 0),
         "macs": layer.macs,
         "output_elements": layer.output_elements,
+        **measured,
     }
 
 

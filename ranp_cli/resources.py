@@ -9,11 +9,12 @@ import numpy as np
 from .errors import BadInput, nearest
 from .units import Layer
 
-# The cost of a layer for one sample, in the paper's counting.
-RESOURCES: dict[str, Callable[[Layer], int]] = {
+# The cost of a layer for one sample, in the paper's counting; its latency is measured.
+RESOURCES: dict[str, Callable[[Layer], float]] = {
     "flops": lambda layer: 2 * layer.macs if layer.op == "linear" else layer.macs + layer.bias_adds,
     "mem": lambda layer: layer.output_elements,
     "params": lambda layer: layer.weights + (len(layer.neurons) if layer.bias else 0),
+    "latency": lambda layer: layer.seconds,  # as latency.time_layers measured it
 }
 NAMES = ("none", *RESOURCES)
 
@@ -26,7 +27,7 @@ def tau(layers: Sequence[Layer], resource: str) -> np.ndarray:
     if resource not in RESOURCES:
         raise BadInput(f"unknown resource '{resource}'{nearest(resource, NAMES)}")
     cost = np.array([RESOURCES[resource](layer) for layer in layers], dtype=np.float64)
-    return cost / max(cost.max(), 1.0)
+    return cost / (cost.max() or 1.0)
 
 
 def reweighting(tau: np.ndarray, lam: float) -> np.ndarray:

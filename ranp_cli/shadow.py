@@ -29,6 +29,13 @@ def shadow(model: nn.Module, real: bool = False) -> nn.Module:
     )
 
 
+def copy_on(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy to run on `device`; its weights are shared where they are there already, its buffers copied."""
+    if isinstance(model, torch.jit.ScriptModule):
+        return shadow(model, real=True).to(device)
+    return replicate(model, lambda _, t: t.to(device))
+
+
 def script_copy(model: torch.jit.ScriptModule, device: str | None) -> nn.Module:
     """A copy of a TorchScript module with its tensors on `device` (None: where they are)."""
     file = io.BytesIO()

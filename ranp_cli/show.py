@@ -32,6 +32,7 @@ from .page import (
     seconds_text,
     side_by_side,
 )
+from .speed import duration, speed_block
 
 Report = dict[str, Any]
 
@@ -63,7 +64,11 @@ def show_report(report: Report, console: Console, depth: int | None = None) -> N
         depth: add up the layers that are more than so many modules deep; 0 leaves the layers out.
     """
     page = Page(console)
-    parts = [_comparison(report, page)] if "rows" in report else [_summary(report, page), _layers(report, page, depth)]
+    parts = (
+        [_comparison(report, page)]
+        if "rows" in report
+        else [_summary(report, page), speed_block(report, page), _layers(report, page, depth)]
+    )
     blocks = [_headline(report, page), *parts, _remarks(report, page)]
     for i, block in enumerate(filter(None, blocks)):
         for line in [Text()] * (i > 0) + block:
@@ -272,6 +277,7 @@ def _layers(report: Report, page: Page, depth: int | None) -> list[Text]:
             measured("mean\nimportance", "importance_mean", ".2e", 5),
             measured("share", "importance_share", ".3f", 5),
             measured("tau", "tau", ".3f", 6),
+            measured("latency\nms", "latency_ms", ".3g", 5),
             Column("", [Text(row["mark"], "dim" if row["mark"] == "fixed" else "yellow") for row in rows], left=True),
         ],
         page,
@@ -304,7 +310,7 @@ def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
     for note in report.get("notes", ()):
         yield "note:", "bold", note
     for each in report.get("budget", ()):
-        write = human_bytes if each["kind"].endswith("-mem") else human
+        write = duration if each["kind"] == "latency" else human_bytes if each["kind"].endswith("-mem") else human
         share = f"{each['after'] / each['bound']:.1%} of it" if each["bound"] else ""
         yield "budget:", "green", f"{each['kind']}={each['limit']}: {write(each['after']).strip()}, {share}"
     for side, about in report.get("memory", {}).items():

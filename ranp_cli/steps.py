@@ -22,7 +22,9 @@ from .criteria import criterion
 from .errors import BadInput, VerificationFailed, nearest
 from .example import Example
 from .importance import Importance, Way, norms, score
+from .latency import Race, Stand, largest_within, place, time_layers, use_latencies
 from .losses import load_loss
+from .mask import Mask
 from .precision import PRECISIONS
 from .refining import HardCoded, SlimRun, check_runs, initialise, slim_model
 from .report import Report
@@ -242,6 +244,8 @@ def agreement_of(
 ) -> Callable[[list[np.ndarray], list[np.ndarray]], float]:
     """Of two scores: the share of the neurons kept by the first that the second keeps too, at that sparsity (else at 0.5)."""
     level = sparsity if isinstance(sparsity, (int, float)) else 0.5
+    if ranking.resource == "latency":  # of which nothing is known yet
+        ranking = replace(ranking, resource="none")
 
     def agreed(first: list[np.ndarray], second: list[np.ndarray]) -> float:
         one, two = (ranking.select(graph, scores, level).keep[graph.unit] for scores in (first, second))
@@ -308,10 +312,37 @@ def _fix(graph: Graph, found: HardCoded, stays: np.ndarray) -> None:
                                  "nothing was written. This is a defect of ranp: please report the model")  # fmt: skip
 
 
+def read_latencies(given: Any, ranking: Ranking) -> dict[str, Any] | None:
+    """What a mask records of the layers' seconds, or a plain `{layer: seconds}`; BadInput when it does not."""
+    if given is None:
+        return None
+    if ranking.resource != "latency":
+        raise BadInput("--latencies goes with --resource latency of --method ranp; leave it out")
+    plain = isinstance(given, dict) and "format" not in given
+    known = {"seconds": given} if plain else Mask.of(given).method.get("latency")
+    if not isinstance(known, dict) or not isinstance(known.get("seconds"), dict):
+        raise BadInput("--latencies: the mask records no times; give one made with --resource latency")
+    return known
+
+
+def layer_seconds(
+    report: Report, job: Job, graph: Graph, given: dict[str, Any] | None, progress: Progress
+) -> dict[str, Any]:
+    """See to it that the layers have their seconds, measured or given; what the mask records of it."""
+    if given is not None:
+        use_latencies(graph.layers, given["seconds"])
+        return given
+    with report.timing("time"):
+        time_layers(graph.layers, job.device, progress)
+    return {**place(job.device), "seconds": {layer.name: layer.seconds for layer in graph.layers}}
+
+
 def fit(report: Report, job: Job, graph: Graph, ranking: Ranking, scores: Sequence[np.ndarray], limits: Sequence[Limit],
-        cost: Callable[[nn.Module, SlimRun | None], dict[str, float]], progress: Progress) -> Settled:  # fmt: skip
+        cost: Callable[[nn.Module, SlimRun | None], dict[str, float]], stand: Stand | None,
+        progress: Progress) -> tuple[Settled, Race | None]:  # fmt: skip
     """The largest network that meets all limits, by bisection over the sparsity: no gradient is taken again.
 
+    What can be counted is met exactly; a latency in the race of the dense and the slim network that is returned.
     Raises Infeasible, naming the closest, when the smallest network does not meet them.
     """
 
@@ -321,21 +352,38 @@ def fit(report: Report, job: Job, graph: Graph, ranking: Ranking, scores: Sequen
         return found, cost(found[1], found[3])
 
     cells = 2**16 if ranking.method == "snip" else graph.n  # of neurons; for SNIP the share is one of weights
+    counted, timed = ([each for each in limits if (each.kind == "latency") == is_time] for is_time in (False, True))
     before = cost(job.model, None)
     low, high = 0, cells  # the least, which must do, and too many
     with progress("fitting", None) as advance:
         best, least = at(low)
-        if not met(limits, before, least):
-            raise infeasible(limits, before, least)
-        all_of_it, after = at(cells)
-        if met(limits, before, after):
-            return all_of_it
+        if not met(counted, before, least):
+            raise infeasible(counted, before, least)
+        found, after = at(cells)
+        if met(counted, before, after):
+            low, high, best = cells, cells, found
         while high - low > 1:
             middle = (low + high) // 2
             found, after = at(middle)
             advance()
-            if met(limits, before, after):
+            if met(counted, before, after):
                 low, best = middle, found
             else:
                 high = middle
-    return best
+        if not timed or stand is None:
+            return best, None
+
+        def allowed(kept: int) -> Settled | None:
+            found, after = at(kept)
+            if kept == 0 and not met(counted, before, after):
+                raise infeasible(counted, before, after)
+            return found if met(counted, before, after) else None
+
+        def times(found: Settled, sure: bool) -> Race:
+            with report.timing("time"):
+                if found[0].keep.all():  # nothing went: it is the dense network
+                    alone = stand.forward(job.model, sure=sure)
+                    return Race(alone.seconds * 2, alone.repeats)
+                return stand.forward(job.model, found[1], sure=sure)
+
+        return largest_within(timed[0], low, allowed, times, advance)

@@ -48,6 +48,7 @@ class Op:
     counted: bool = False
     new_bytes: int = 0  # of the storages that it allocated
     uses: tuple[LayerUse, ...] = ()
+    call: Any = None  # of a layer: (func, args, kwargs), empty tensors on meta in the place of its own
 
 
 @dataclass
@@ -134,6 +135,8 @@ class Tracer(TorchDispatchMode):
             labelled.append(lab)
             self.put(t, lab, write=writes(func, k))
         op = Op(name, ins, tuple(labelled), new_bytes=self.live_bytes - before, uses=tuple(self.ties.uses[seen:]))
+        if op.uses:
+            op.call = (func, *map_tensors((args, kwargs), lambda t: torch.empty_like(t, device="meta")))
         self._count(op, func, args, kwargs, out)
         if self.live_bytes > self.peak_bytes:
             self.peak_bytes, self.peak_op = self.live_bytes, len(self.ops)

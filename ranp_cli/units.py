@@ -56,6 +56,8 @@ class Layer:
     weights: int = 0
     macs: int = 0  # true multiply-adds of one sample
     output_elements: int = 0  # of one sample
+    calls: list[tuple[Any, float]] = field(default_factory=list)  # of its op, and its share of each for one sample
+    seconds: float = 0.0  # measured, of one sample; 0 where nobody did
 
     @property
     def bias_adds(self) -> int:
@@ -300,6 +302,7 @@ def find_layers(ties: Ties, slots: dict[str, Slot], *runs: Run) -> list[Layer]:
                     if (slot, axis) not in layers or (slot, axis) in seen:
                         layer.macs += op.flops // 2 * len(neurons) // whole // each.samples
                         layer.output_elements += int(np.prod(op.outs[0].shape)) * len(neurons) // whole // each.samples
+                        layer.calls.append((op.call, len(neurons) / whole / each.samples))
                         seen[slot, axis] = layer
         layers.update(seen)
     found = list(layers.values())

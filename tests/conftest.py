@@ -8,3 +8,25 @@ declare_torchvision_ops()  # `import timm` works beside a CPU build of torch
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--overwrite", action="store_true", help="write the golden files anew instead of comparing")
+
+
+@pytest.fixture
+def one_thread():
+    """Many small networks on a shared machine: threads would wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Give `latency.once` times made by a function of the work."""
+    from ranp_cli import latency
+
+    def use(seconds):
+        monkeypatch.setattr(latency, "once", lambda work, device: seconds(work))
+
+    return use
