@@ -15,7 +15,7 @@ from .criteria import Criterion
 from .errors import USER_EXCEPTIONS, BadInput
 from .example import Example
 from .gathers import Gather, MaskGather, WeightGather, mean_of, rows_of
-from .precision import AGREE, HALF, SCALE, ChannelsLast, autocast, cast, cast_batch, channels_last, has_fast_bf16, whole
+from .precision import AGREE, HALF, SCALE, Convolutions, autocast, cast, cast_batch, channels_last, has_fast_bf16, whole
 from .recompute import Plan, plan, recomputing
 from .shadow import NoDropout, copy_on, each, map_tensors, seeded
 from .spread import Spread
@@ -108,6 +108,12 @@ class Scorer:
                  device: torch.device, seed: int, way: Way) -> None:  # fmt: skip
         self.model, self.graph, self.loss, self.device, self.seed, self.way = model, graph, loss, device, seed, way
         self.twin = cast(training_twin(model, device), way.precision)
+        if (
+            way.precision in ("bf16", "fp16", "auto")
+            and device.type == "cpu"
+            and isinstance(model, torch.jit.ScriptModule)
+        ):
+            raise BadInput(f"--precision {way.precision} needs the Python model on a CPU; leave it out for TorchScript")
         self.weights = dict(named_tensors(self.twin))
         self.precision = "model" if way.precision == "auto" else way.precision
         self.doubt: tuple[int, Any] | None = None  # the mini-batch on which `auto` is to compare bf16 with fp32
@@ -193,8 +199,9 @@ class Scorer:
         with ExitStack() as during:
             during.enter_context(seeded((self.seed + index) % 2**63))
             during.enter_context(torch.enable_grad())
-            during.enter_context(recomputing(self.twin, names, self.layout))
-            during.enter_context(ChannelsLast(self.layout))
+            half = self.precision in HALF and self.device.type == "cpu"
+            during.enter_context(recomputing(self.twin, names, self.layout, half))
+            during.enter_context(Convolutions(self.layout, half))
             during.enter_context(NoDropout())
             for gather in self.gathers:
                 during.enter_context(gather.forward())

@@ -20,7 +20,7 @@ from .budget import shown
 from .errors import USER_EXCEPTIONS, BadInput, Infeasible
 from .example import Example
 from .memory import Meter, plain_loss
-from .precision import ChannelsLast, channels_last
+from .precision import Convolutions, channels_last
 from .shadow import NoDropout, labels_on_cpu, seeded, shadow, tensors_in, to_meta
 from .units import Graph, named_tensors, user_line
 
@@ -29,11 +29,11 @@ NEAR = 1.02  # a peak within 2 % of the least is as good
 
 
 @contextmanager
-def recomputing(model: nn.Module, names: Sequence[str], layout: bool = False) -> Iterator[None]:
+def recomputing(model: nn.Module, names: Sequence[str], layout: bool = False, half: bool = False) -> Iterator[None]:
     """Within, a forward pass of `model` keeps the inputs of these modules only, and a backward pass computes the rest anew."""
     own = [(module, module.__dict__.get("forward")) for module in map(model.get_submodule, names)]
     for module, _ in own:
-        again = partial(checkpoint, module.forward, use_reentrant=False, context_fn=partial(_contexts, layout))
+        again = partial(checkpoint, module.forward, use_reentrant=False, context_fn=partial(_contexts, layout, half))
         module.__dict__["forward"] = again
     try:
         yield
@@ -44,14 +44,14 @@ def recomputing(model: nn.Module, names: Sequence[str], layout: bool = False) ->
                 module.__dict__["forward"] = forward
 
 
-def _contexts(layout: bool) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+def _contexts(layout: bool, half: bool) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """Of the first run, and of the second one, which is in the backward pass, maybe in another thread."""
-    return nullcontext(), _second_run(layout)
+    return nullcontext(), _second_run(layout, half)
 
 
 @contextmanager
-def _second_run(layout: bool) -> Iterator[None]:
-    with ChannelsLast(layout), NoDropout():
+def _second_run(layout: bool, half: bool) -> Iterator[None]:
+    with Convolutions(layout, half), NoDropout():
         yield
 
 
@@ -103,7 +103,7 @@ class Planner:
                 seeded(),
                 torch.enable_grad(),
                 recomputing(self.copy, names, self.layout),
-                ChannelsLast(self.layout),
+                Convolutions(self.layout),
                 NoDropout(),
                 meter,
             ):
