@@ -413,7 +413,7 @@ PAPERS = (0.462, "flops")  # of PSMNet; the other two have none
 PRUNINGS = [
     pytest.param(name, *setting, id=f"{name}-{setting[0]}-{setting[1]}", marks=() if first else pytest.mark.slow)
     for name in TINY
-    for setting in (SETTINGS + [PAPERS] if name.endswith("psmnet") else SETTINGS)
+    for setting in ([*SETTINGS, PAPERS] if name.endswith("psmnet") else SETTINGS)
     for first in [setting in (SETTINGS[0], PAPERS) or not name.endswith("psmnet")]
 ]
 

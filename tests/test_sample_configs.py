@@ -103,6 +103,7 @@ SMALL: dict[str, tuple[dict[str, Any], Callable[[], Any]]] = {
     "nnunet_plain": ({"features": [8, 16, 32]}, lambda: samples.brain_volumes(size=16)),
 }
 
+
 @pytest.fixture(params=YAMLS, ids=lambda path: path.stem)
 def path(request):
     return request.param
