@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import USER_EXCEPTIONS, BadInput, nearest
 from .example import Example
+from .schema import op_name
 from .shadow import labels_on_cpu, seeded, shadow, tensors_in, to_meta
-from .trace import batch_norm_on_meta, locate, op_name
+from .trace import batch_norm_on_meta, locate
 from .units import named_tensors, user_line
 from .workspace import CONVOLUTIONS, convolution_workspace
 
