@@ -10,7 +10,7 @@ import torch
 MOVES = set(  # without a rule; they move, pick or add up numbers and multiply none
     "aten.bincount aten.bucketize aten.embedding_bag aten._embedding_bag aten._embedding_bag_forward_only aten.histc "
     "aten.index_add aten.index_copy aten.masked_scatter aten.put aten.scatter aten.scatter_add aten.scatter_reduce "
-    "aten.searchsorted".split()
+    "aten.searchsorted aten._linalg_check_errors".split()
 )
 
 

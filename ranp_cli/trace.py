@@ -382,6 +382,5 @@ def locate(names: Mapping[int, str]) -> tuple[str, str]:
             module = names.get(id(owner), "")
         if not where and not ours and not file.startswith((_TORCH, "<")):
             where = f"{Path(file).name}:{frame.f_lineno}"
-            break
         frame = frame.f_back
     return module, where
