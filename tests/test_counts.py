@@ -116,6 +116,10 @@ PRODUCTS = {
         of(lambda m, x: torch._addmm_activation(m.b, x, m.w), w=weight(5, 3), b=weight(3)), (1, 5), 3 * 5,
         lacks=3 * 5, why=NO_FORMULA,
     ),
+    "whole numbers": Kind(
+        of(lambda m, x: torch._int_mm((9 * x[0]).to(torch.int8), m.w).float(), w=torch.ones(16, 8, dtype=torch.int8)),
+        (1, 24, 16), 24 * 8 * 16, lacks=24 * 8 * 16, why=NO_FORMULA,
+    ),
     "spectral norm": Kind(  # a linear layer; its norm is u.(W v): a matrix times a vector, and a dot
         lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(5, 4)), (1, 5), 4 * 5 + 4 * 5 + 4,
         lacks=4 * 5 + 4, why=NO_FORMULA,

@@ -329,6 +329,28 @@ def test_costs_by_hand(tmp_path):
     assert found["uncounted_ops"] == [{"op": "Det", "module": "mix", "count": 1}]
 
 
+@pytest.mark.parametrize(
+    ("inputs", "heads", "macs"),
+    [  # 2 heads of 8 channels look from 6 places at 5: scores, and their product with values of 4 channels
+        ({"q": [1, 2, 6, 8], "k": [1, 2, 5, 8], "v": [1, 2, 5, 4]}, {}, 2 * 6 * 5 * (8 + 4)),
+        ({"q": [1, 6, 16], "k": [1, 5, 16], "v": [1, 5, 8]}, {"q_num_heads": 2, "kv_num_heads": 2}, 2 * 6 * 5 * (8 + 4)),
+        ({"q": [1, 6, 32], "k": [1, 5, 16], "v": [1, 5, 8]}, {"q_num_heads": 4, "kv_num_heads": 2}, 4 * 6 * 5 * (8 + 4)),
+        (  # 3 places of before are looked at too
+            {"q": [1, 2, 6, 8], "k": [1, 2, 5, 8], "v": [1, 2, 5, 4], "pk": [1, 2, 3, 8], "pv": [1, 2, 3, 4]}, {},
+            2 * 6 * (5 + 3) * (8 + 4),
+        ),
+    ],
+)  # fmt: skip
+def test_attention_by_hand(inputs, heads, macs, tmp_path):
+    """The op that torch writes from opset 23 on."""
+    names = [*list(inputs)[:3], "", *list(inputs)[3:]] if len(inputs) > 3 else list(inputs)
+    results = ["y", "nk", "nv"] if len(inputs) > 3 else ["y"]
+    node = onnx.helper.make_node("Attention", names, results, **heads)
+    found = profile_onnx(save(tmp_path / "a.onnx", [node], inputs, {"y": list("abcd")[: len(inputs["q"])]}, opset=23))
+    assert found["before"]["macs"] == macs
+    assert found["uncounted_ops"] == []
+
+
 def test_shapes_that_the_graph_computes(tmp_path):
     """A reshape to a shape worked out from another tensor's, as exporters write it."""
     node = onnx.helper.make_node
