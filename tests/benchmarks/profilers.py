@@ -207,10 +207,10 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def shown(found: dict[str, Any], ours: int | None) -> str:
-    """`59.46, 0.31 s`; with the ratio to ours when it is more than CLOSE off; the word for what went wrong."""
+    """`59.46, 0.3 s`; with the ratio to ours when it is more than CLOSE off; the word for what went wrong."""
     if "error" in found:
         return found["error"].partition(":")[0]
-    text = f"{found['macs'] / 1e9:.2f}"
+    text = f"{found['macs'] / 1e9:#.4g}"
     if ours and abs(found["macs"] / ours - 1) > CLOSE:
         text = f"**{text} ({found['macs'] / ours:.2f}x)**"
     return f"{text}, {found['seconds']:.1f} s"
