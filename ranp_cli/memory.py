@@ -141,7 +141,10 @@ def forward_memory(model: nn.Module, example: Example) -> Memory:
 
 def _measured(model: nn.Module, example: Example, loss: Callable[[Any], Tensor] | None, states: int) -> Memory:
     training = loss is not None
-    copy = shadow(model, False).train(training)
+    try:
+        copy = shadow(model, False).train(training)
+    except USER_EXCEPTIONS as error:  # a TorchScript file with constants that meta tensors cannot hold
+        raise not_foretold(error, training, example) from error
     for (_, new), (_, old) in zip(copy.named_parameters(), model.named_parameters(), strict=True):
         new.requires_grad_(training and new.is_floating_point() and old.requires_grad)
     args, kwargs = to_meta((example.args, example.kwargs))
@@ -161,11 +164,7 @@ def _measured(model: nn.Module, example: Example, loss: Callable[[Any], Tensor] 
                 value.backward()
                 del value
     except USER_EXCEPTIONS as error:
-        where = user_line(error)
-        raise BadInput(
-            f"the memory of {'a training step' if training else 'a forward pass'} cannot be foretold on {example}: "
-            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{f' (at {where})' if where else ''}"
-        ) from error
+        raise not_foretold(error, training, example) from error
     parameters = sum(_bytes(p) for p in copy.parameters())
     trained = sum(_bytes(p) for p in copy.parameters() if p.requires_grad)
     buffers = sum(_bytes(b) for b in copy.buffers())
@@ -177,6 +176,14 @@ def _measured(model: nn.Module, example: Example, loss: Callable[[Any], Tensor] 
         optimizer=states * trained, gradients=trained if training else 0, saved=saved, outputs=outputs, working=meter.peak,
         allowance=meter.workspace, at=f"{op} in {module}" if module else op, timeline=meter.timeline, forward_ops=forward_ops,
     )  # fmt: skip
+
+
+def not_foretold(error: BaseException, training: bool, example: Example) -> BadInput:
+    where = user_line(error)
+    return BadInput(
+        f"the memory of {'a training step' if training else 'a forward pass'} cannot be foretold on {example}: "
+        f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{f' (at {where})' if where else ''}"
+    )
 
 
 def _bytes(t: Tensor) -> int:

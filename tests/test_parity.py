@@ -89,6 +89,17 @@ def test_a_traced_file(case, tmp_path):
     assert not report.get("uncounted_ops")
 
 
+def test_a_traced_file_with_constants(tmp_path):
+    """torch compares equal constants when it loads a file, which it cannot do on meta tensors: the run is a real one."""
+    net = Net(lambda m, x: m.fc(x) * torch.tensor([1.5]) + x.sum() * torch.tensor([1.5]), fc=nn.Linear(3, 4)).eval()
+    x = torch.rand(1, 3)
+    with without_torchs_warnings():
+        torch.jit.trace(net, x, check_trace=False).save(tmp_path / "traced.pt")
+    report = profiled(str(tmp_path / "traced.pt"), x)
+    assert report["before"]["macs"] == 3 * 4
+    assert "cannot be foretold" in report["memory"]["before"]["error"]
+
+
 @pytest.mark.parametrize("case", WAYS)
 def test_a_slim_file(case, tmp_path):
     """Of both networks: the recorded numbers, and those of what is loaded from the file."""
