@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import USER_EXCEPTIONS, BadInput, nearest
 from .example import Example
+from .schema import op_name
 from .shadow import labels_on_cpu, seeded, shadow, tensors_in, to_meta
-from .trace import batch_norm_on_meta, locate, op_name
+from .trace import batch_norm_on_meta, locate
 from .units import named_tensors, user_line
 from .workspace import CONVOLUTIONS, convolution_workspace
 
@@ -154,7 +155,10 @@ def forward_memory(model: nn.Module, example: Example) -> Memory:
 
 def _measured(model: nn.Module, example: Example, loss: Callable[[Any], Tensor] | None, states: int) -> Memory:
     training = loss is not None
-    copy = shadow(model, False).train(training)
+    try:
+        copy = shadow(model, False).train(training)
+    except USER_EXCEPTIONS as error:  # a TorchScript file with constants that meta tensors cannot hold
+        raise not_foretold(error, training, example) from error
     for (_, new), (_, old) in zip(copy.named_parameters(), model.named_parameters(), strict=True):
         new.requires_grad_(training and new.is_floating_point() and old.requires_grad)
     args, kwargs = to_meta((example.args, example.kwargs))
@@ -174,11 +178,7 @@ def _measured(model: nn.Module, example: Example, loss: Callable[[Any], Tensor] 
                 value.backward()
                 del value
     except USER_EXCEPTIONS as error:
-        where = user_line(error)
-        raise BadInput(
-            f"the memory of {'a training step' if training else 'a forward pass'} cannot be foretold on {example}: "
-            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{f' (at {where})' if where else ''}"
-        ) from error
+        raise not_foretold(error, training, example) from error
     parameters = sum(_bytes(p) for p in copy.parameters())
     trained = sum(_bytes(p) for p in copy.parameters() if p.requires_grad)
     buffers = sum(_bytes(b) for b in copy.buffers())
@@ -190,6 +190,14 @@ def _measured(model: nn.Module, example: Example, loss: Callable[[Any], Tensor] 
         optimizer=states * trained, gradients=trained if training else 0, saved=saved, outputs=outputs, working=meter.peak,
         allowance=meter.workspace, at=f"{op} in {module}" if module else op, timeline=meter.timeline, forward_ops=forward_ops,
     )  # fmt: skip
+
+
+def not_foretold(error: BaseException, training: bool, example: Example) -> BadInput:
+    where = user_line(error)
+    return BadInput(
+        f"the memory of {'a training step' if training else 'a forward pass'} cannot be foretold on {example}: "
+        f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{f' (at {where})' if where else ''}"
+    )
 
 
 def _bytes(t: Tensor) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .counts import attention, einsum
 from .errors import BadInput
 
 if TYPE_CHECKING:
@@ -405,6 +406,9 @@ class _Count:
             return
         how = {a.name: a for a in node.attribute}
         wanted = [v.shape for v in (*ins[:2], outs[0]) if v is not None]
+        if (products := self._products(op, how, ins)) is not None:
+            self.macs += products
+            return
         if op not in ("Conv", "ConvTranspose", "Gemm", "MatMul", "GRU", "LSTM", "RNN") or None in wanted or len(wanted) < 3:  # fmt: skip
             self.uncounted[op, self._module(node)] += 1
             return
@@ -432,6 +436,24 @@ class _Count:
             r = ins[2]
             steps = x[0] * x[1]
             self.macs += steps * (math.prod(w) + (0 if r is None else r.size))
+
+    def _products(self, op: str, how: dict[str, Any], ins: list[_Value | None]) -> int | None:
+        """The multiply-adds of an op that multiplies tensors and is no layer; None for other ops and unknown shapes."""
+        shapes = [v.shape if v is not None else None for v in ins]
+        if op == "Einsum":
+            known = [s for s in shapes if s is not None]
+            return einsum(how["equation"].s.decode(), known) if len(known) == len(shapes) else None
+        if op != "Attention" or len(shapes) < 3:
+            return None
+        q, k, v = shapes[:3]
+        if q is None or k is None or v is None:
+            return None
+        if len(q) == 3:  # (batch, places, heads * channels): the heads lie side by side
+            heads, kv_heads = how["q_num_heads"].i, how["kv_num_heads"].i
+            q, k, v = ((n, h, s, c // h) for (n, s, c), h in ((q, heads), (k, kv_heads), (v, kv_heads)))
+        past = shapes[4] if len(shapes) > 4 else None
+        k = (*k[:-2], k[-2] + (past[-2] if past is not None else 0), k[-1])
+        return attention(q, k, v, out=None)
 
     def _layer(self, node: NodeProto, ins: list[_Value | None], at: int, op: str, kernel: tuple[int, ...], neurons: int, macs: int,
                elements: int) -> None:  # fmt: skip

@@ -26,8 +26,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .counts import FORMULAS
 from .errors import RuleFailure
 from .labels import FIXED, Labels, LayerUse, Ties, axes_of
+from .schema import costs_nothing, is_composite, op_name, shares_memory, writes
 from .shadow import each, map_tensors
 
 Geometry = tuple[int, tuple[int, ...], tuple[int, ...]]  # storage offset, size, stride
@@ -44,7 +46,7 @@ class Op:
     name: str
     ins: tuple[Labels, ...]
     outs: tuple[Labels, ...]
-    flops: int = 0  # as torch.utils.flop_counter counts; 0 also where that has no formula
+    flops: int = 0  # as torch.utils.flop_counter or counts.py counts; 0 also where both have no formula
     counted: bool = False
     new_bytes: int = 0  # of the storages that it allocated
     uses: tuple[LayerUse, ...] = ()
@@ -96,6 +98,8 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if is_composite(func):
+            return self._apart(func, args, kwargs)
         try:  # before the op, which may change a tensor's shape in place
             written = {a.name for a in func._schema.arguments if a.is_out}  # an `out=` tensor is no operand
             l_args = wrap(args, self.labels)
@@ -110,6 +114,14 @@ class Tracer(TorchDispatchMode):
         except Exception as error:  # never the user's fault, so never shown as theirs
             raise RuleFailure(f"the rule of {func} raised {type(error).__name__}: {error}") from error
         return out
+
+    def _apart(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an op that is made of others one by one; under inference mode such ops come whole, elsewhere they do not."""
+        TorchDispatchMode.__enter__(self)
+        try:
+            return func.decompose(*args, **kwargs)
+        finally:
+            TorchDispatchMode.__exit__(self, None, None, None)
 
     def _record(self, func: Any, args: Any, kwargs: Any, l_args: Any, l_kwargs: Any, out: Any) -> None:
         outs = [t for t in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(t, Tensor)]
@@ -157,7 +169,10 @@ class Tracer(TorchDispatchMode):
         packet = getattr(func, "_overloadpacket", None)
         if packet in flop_registry:
             op.flops, op.counted = int(flop_registry[packet](*args, **kwargs, out_val=out)), True
-        elif not self.is_free(op.name) and any(i.planes or i.is_data for i in op.ins):
+        elif op.name in FORMULAS:
+            shapes = map_tensors((tuple(args), dict(kwargs), out), lambda t: tuple(t.shape))
+            op.flops, op.counted = 2 * FORMULAS[op.name](*shapes[0], **shapes[1], out=shapes[2]), True
+        elif not (self.is_free(op.name) or costs_nothing(func)) and any(i.planes or i.is_data for i in op.ins):
             self.uncounted.append((op.name, locate(self.names)[0]))
 
     # -- labels by storage and geometry
@@ -251,25 +266,6 @@ class Tracer(TorchDispatchMode):
 
 
 # -- small helpers
-
-
-def op_name(func: Any) -> str:
-    """`aten.relu_.default` -> `aten.relu`: the overloads and the in-place form share a rule."""
-    name = func._schema.name.replace("::", ".")
-    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
-
-
-def shares_memory(func: Any) -> bool:
-    """Is the first output a view of an input, not written to?"""
-    returns = func._schema.returns
-    info = returns[0].alias_info if returns else None
-    return bool(info and (not info.is_write or func._schema.name == "aten::as_strided_"))  # that writes no element
-
-
-def writes(func: Any, k: int) -> bool:
-    returns = func._schema.returns
-    info = returns[min(k, len(returns) - 1)].alias_info if returns else None
-    return bool(info and info.is_write)
 
 
 def wrap(value: Any, labels: Callable[[Tensor], Labels]) -> Any:
@@ -389,6 +385,5 @@ def locate(names: Mapping[int, str]) -> tuple[str, str]:
             module = names.get(id(owner), "")
         if not where and not ours and not file.startswith((_TORCH, "<")):
             where = f"{Path(file).name}:{frame.f_lineno}"
-            break
         frame = frame.f_back
     return module, where

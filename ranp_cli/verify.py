@@ -17,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .errors import USER_EXCEPTIONS, RuleFailure, VerificationFailed
 from .example import Example
 from .labels import Ties
+from .schema import op_name
 from .shadow import NoDropout, each, map_tensors, replicate, seeded, tensors_in
-from .trace import Tracer, op_name
+from .trace import Tracer
 from .units import Graph, attempt, new_tracer
 
 NORMS = ("group norm", "layer norm")

@@ -68,7 +68,7 @@ _declared: list[torch.library.Library] = []  # lives as long as the process
 
 def declare_torchvision_ops() -> None:
     """torchvision cannot be imported when its C extension does not fit torch: it wants two schemas. Give it those."""
-    found = None if _declared else find_spec("torchvision")
+    found = None if hasattr(torch.ops.torchvision, "nms") else find_spec("torchvision")
     if found is None or not found.submodule_search_locations:
         return
     for library in Path(found.submodule_search_locations[0]).glob("_C*.*"):

@@ -108,6 +108,11 @@ def test_a_pooling_of_the_users_own_is_counted_as_torchs():
     assert found[0] == found[1]
 
 
+def test_a_network_may_begin_with_a_pixel_shuffle():
+    net = nn.Sequential(nn.PixelShuffle(2), nn.Conv2d(1, 3, 1))
+    assert ranp.profile(net, (1, 4, 6, 6)).to_dict()["before"]["macs"] == 3 * 12 * 12
+
+
 @pytest.mark.parametrize("device", ["meta"])
 def test_another_default_device_makes_no_difference(device):
     model = nn.Sequential(nn.Conv3d(1, 4, 3), nn.ReLU(), nn.Conv3d(4, 2, 1))

@@ -309,22 +309,46 @@ def test_costs_by_hand(tmp_path):
         node("BatchNormalization", ["a", "gamma", "beta", "mean", "var"], ["b"]),
         node("ConvTranspose", ["b", "up.weight"], ["u"], kernel_shape=[2, 2], strides=[2, 2]),
         node("Reshape", ["u", "to"], ["r"]),
-        node("Einsum", ["r", "r"], ["y"], name="/mix/Einsum", equation="ncp,ndp->ncd"),
+        node("Einsum", ["r", "r"], ["e"], name="/mix/Einsum", equation="ncp,ndp->ncd"),
+        node("Det", ["e"], ["y"], name="/mix/Det"),
     ]
-    path = save(tmp_path / "a.onnx", nodes, {"x": ["n", 2, 8, 8]}, {"y": ["n", 5, 5]}, weights)
+    path = save(tmp_path / "a.onnx", nodes, {"x": ["n", 2, 8, 8]}, {"y": ["n"]}, weights)
     found = profile_onnx(path)
     conv, up = 4 * 16 * 18, 4 * 16 * 5 * 4  # a transposed convolution costs per input position
-    activations = 4 * (64 + 64 + 320 + 25)  # the reshape is a view
+    macs = conv + up + 5 * 5 * 64  # the einsum: every pair of 5 maps, over 64 positions
+    activations = 4 * (64 + 64 + 320 + 25 + 1)  # the reshape is a view
     held = sum(v.nbytes for v in weights.values())
     assert found["before"] == {
-        "params": 72 + 8 + 80, "params_bytes": 4 * 160, "buffers": 8, "macs": conv + up, "flops": 2 * (conv + up),
+        "params": 72 + 8 + 80, "params_bytes": 4 * 160, "buffers": 8, "macs": macs, "flops": 2 * macs,
         "activation_bytes": activations, "peak_forward_bytes": held + 4 * (128 + 64 + 320),
     }  # fmt: skip
     assert found["layers"] == [
         {"name": "c", "op": "conv2d", "kernel": [3, 3], "neurons": 4, "params": 72, "macs": conv, "output_elements": 64},
         {"name": "up", "op": "conv_transpose2d", "kernel": [2, 2], "neurons": 5, "params": 80, "macs": up, "output_elements": 320},
     ]  # fmt: skip
-    assert found["uncounted_ops"] == [{"op": "Einsum", "module": "mix", "count": 1}]
+    assert found["uncounted_ops"] == [{"op": "Det", "module": "mix", "count": 1}]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "heads", "macs"),
+    [  # 2 heads of 8 channels look from 6 places at 5: scores, and their product with values of 4 channels
+        ({"q": [1, 2, 6, 8], "k": [1, 2, 5, 8], "v": [1, 2, 5, 4]}, {}, 2 * 6 * 5 * (8 + 4)),
+        ({"q": [1, 6, 16], "k": [1, 5, 16], "v": [1, 5, 8]}, {"q_num_heads": 2, "kv_num_heads": 2}, 2 * 6 * 5 * (8 + 4)),
+        ({"q": [1, 6, 32], "k": [1, 5, 16], "v": [1, 5, 8]}, {"q_num_heads": 4, "kv_num_heads": 2}, 4 * 6 * 5 * (8 + 4)),
+        (  # 3 places of before are looked at too
+            {"q": [1, 2, 6, 8], "k": [1, 2, 5, 8], "v": [1, 2, 5, 4], "pk": [1, 2, 3, 8], "pv": [1, 2, 3, 4]}, {},
+            2 * 6 * (5 + 3) * (8 + 4),
+        ),
+    ],
+)  # fmt: skip
+def test_attention_by_hand(inputs, heads, macs, tmp_path):
+    """The op that torch writes from opset 23 on."""
+    names = [*list(inputs)[:3], "", *list(inputs)[3:]] if len(inputs) > 3 else list(inputs)
+    results = ["y", "nk", "nv"] if len(inputs) > 3 else ["y"]
+    node = onnx.helper.make_node("Attention", names, results, **heads)
+    found = profile_onnx(save(tmp_path / "a.onnx", [node], inputs, {"y": list("abcd")[: len(inputs["q"])]}, opset=23))
+    assert found["before"]["macs"] == macs
+    assert found["uncounted_ops"] == []
 
 
 def test_shapes_that_the_graph_computes(tmp_path):

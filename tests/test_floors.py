@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "ranp_cli"
 FLOORS = [
-    {"errors", "labels", "shadow", "example", "trace"},
+    {"errors", "labels", "shadow", "example", "counts", "schema", "trace"},
     {"rules"},
     {
         "costs",

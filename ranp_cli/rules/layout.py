@@ -264,6 +264,7 @@ def pixel_shuffle(ties, x, r, *, out):
     """Each output channel is made of r*r neighbouring channels: they tie."""
     *lead, c, h, w = x.shape
     k = len(lead)
+    x = ties.collapse(x, (-1, -2))
     split = Labels((*lead, c // (r * r), r, r, h, w), ties.reshape(x, (*lead, c // (r * r), r, r, h, w)))
     return tuple(p.squeeze((k + 1, k + 2)) for p in ties.collapse(split, (k + 1, k + 2)).planes)
 
