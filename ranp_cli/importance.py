@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .budget import shown
 from .criteria import Criterion
 from .errors import USER_EXCEPTIONS, BadInput
 from .example import Example
@@ -217,6 +218,8 @@ class Scorer:
     def _plan(self, batch: Any) -> None:
         self.plan = plan(self.model, self.graph, Example(batch.args, batch.kwargs), self.way.memory_limit, self.layout)
         self.way.facts.update(recomputed=list(self.plan.names), foretold_peak_bytes=self.plan.peak)
+        self.way.note(f"{len(self.plan.names)} modules are computed twice; scoring then has its peak at {shown('train-mem', self.plan.peak)}, "
+                      "as foretold")  # fmt: skip
 
     def _make_room(self, batch: Any, error: torch.OutOfMemoryError) -> None:
         """The device is full: go on with the plan of the lowest peak, if that was not yet the plan."""

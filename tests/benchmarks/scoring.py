@@ -43,6 +43,7 @@ from ranp_cli.steps import Ranking
 from ranp_cli.units import Graph, analyse
 
 MARKS = "<!-- scoring -->", "<!-- end of scoring -->"
+GROWTH_MARKS = "<!-- growth -->", "<!-- end of growth -->"
 SPARSITY = 0.78
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -212,15 +213,63 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+GROWTH = {
+    "spatial size": [(32, 16, 1), (48, 16, 1), (64, 16, 1), (96, 16, 1)],
+    "width": [(48, 8, 1), (48, 16, 1), (48, 32, 1), (48, 64, 1)],
+    "mini-batches": [(32, 16, 1), (32, 16, 4), (32, 16, 16), (32, 16, 64)],
+}  # what grows -> (size, width, mini-batches) of a 15-layer 3D-UNet
+
+
+def growth(repeats: int) -> list[dict[str, Any]]:
+    """Time and peak memory of scoring, against what it should grow with: voxels, width (squared), mini-batches."""
+    rows = []
+    for what, points in GROWTH.items():
+        for size, width, count in points:
+            torch.manual_seed(0)
+            model, (x, y) = unet3d(15, width, 1, 5).train(), volume(size, 5)()
+            graph = analyse(model, Example((x,)))
+            batches = [CalibrationBatch((x,), {}, y)] * count
+
+            def run(model: nn.Module = model, graph: Graph = graph, batches: Any = batches) -> None:
+                score(model, graph, batches, F.cross_entropy, [criterion("mpmg-sum")], torch.device("cpu"))
+
+            seconds = []
+            for _ in range(repeats):
+                start = time.perf_counter()
+                run()
+                seconds.append(time.perf_counter() - start)
+            macs = sum(layer.macs for layer in graph.layers) * count
+            rows.append({"what": what, "size": size, "width": width, "mini-batches": count, "macs": macs,
+                         "seconds": statistics.median(seconds), "peak": peak(run), "voxels": size**3})  # fmt: skip
+    return rows
+
+
+def growth_table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| grows | size | width | mini-batches | time, s | ns per multiply-add | peak memory, MiB | bytes per voxel |",
+             "|---|---:|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
+    for k, r in enumerate(rows):
+        first = r["what"] if k == 0 or rows[k - 1]["what"] != r["what"] else ""
+        lines.append(f"| {first} | {r['size']}^3 | {r['width']} | {r['mini-batches']} | {r['seconds']:.2f} | "
+                     f"{1e9 * r['seconds'] / r['macs']:.3f} | {r['peak'] / 2**20:.0f} | {r['peak'] / r['voxels']:.0f} |")  # fmt: skip
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("networks", nargs="*", help=f"of {', '.join(NETWORKS)}; all by default")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--growth", action="store_true", help="the table of growth instead")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--write", metavar="README", help="put the table between the marks of this file")
     options = parser.parse_args()
     if unknown := set(options.networks) - set(NETWORKS):
         parser.error(f"no such network: {', '.join(sorted(unknown))}; there are {', '.join(NETWORKS)}")
+    if options.growth:
+        found = growth(options.repeats)
+        if options.write:
+            put(Path(options.write), growth_table(found), GROWTH_MARKS)
+        print(growth_table(found))
+        return
     rows = []
     for name in options.networks or NETWORKS:
         rows.append(rows_of(name, options.repeats))
