@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from .errors import USER_EXCEPTIONS, BadInput
 from .example import Example
 from .gathers import Gather, MaskGather, WeightGather, mean_of, rows_of
 from .precision import AGREE, HALF, SCALE, Convolutions, autocast, cast, cast_batch, channels_last, has_fast_bf16, whole
-from .recompute import Plan, plan, recomputing
+from .recompute import Plan, Recompute, plan
 from .shadow import NoDropout, copy_on, each, map_tensors, seeded
 from .spread import Spread
 from .sums import Sum
@@ -127,11 +127,6 @@ class Scorer:
         if of_weights:
             self.gathers.append(WeightGather(graph.layers, self.weights, of_weights))
         if of_activations:
-            if way.low_memory:
-                raise BadInput(
-                    f"--low-memory: criterion '{of_activations[0].name}' needs the activations themselves; take one of weights, "
-                    "such as mpmg-sum"
-                )
             self.gathers.append(MaskGather(model, graph, of_activations))
         if way.resumed and way.spread.rank == 0:
             (self.gathers[0].sums[criteria[0].name],) = ([None if s is None else Sum(s.high.to(device), s.low.to(device))
@@ -180,29 +175,31 @@ class Scorer:
     def _pass(self, index: int, batch: Any) -> None:
         args, kwargs, target = map_tensors((batch.args, batch.kwargs, batch.target), self._send)
         args, kwargs, target = cast_batch((args, kwargs, target), self.precision)
-        try:
-            laid = channels_last((args, kwargs)) if self.layout else (args, kwargs)
-            value = self._forward(index, laid[0], laid[1], target)
-        except BadInput:
-            if not self.layout:
-                raise
-            self.layout = False  # code that wants its tensors in the order of their axes, as `view` does
-            value = self._forward(index, args, kwargs, target)
-        check_finite(value, index, self.graph.layers, self.weights)
-        scale = self.gathers[0].scale
-        (value if scale == 1 else value * scale).backward()
-        del value
+        most = self.plan.most if self.plan else None
+        again = None if most is None else Recompute(most, self.twin.buffers())
+        with again or nullcontext():
+            try:
+                laid = channels_last((args, kwargs)) if self.layout else (args, kwargs)
+                value = self._forward(index, laid[0], laid[1], target, again)
+            except BadInput:
+                if not self.layout:
+                    raise
+                self.layout = False  # code that wants its tensors in the order of their axes, as `view` does
+                value = self._forward(index, args, kwargs, target, again)
+            check_finite(value, index, self.graph.layers, self.weights)
+            scale = self.gathers[0].scale
+            (value if scale == 1 else value * scale).backward()
+            del value
         for gather in self.gathers:
             gather.take()
 
-    def _forward(self, index: int, args: Any, kwargs: Any, target: Any) -> Tensor:
-        names = self.plan.names if self.plan else ()
+    def _forward(self, index: int, args: Any, kwargs: Any, target: Any, again: Recompute | None) -> Tensor:
         with ExitStack() as during:
             during.enter_context(seeded((self.seed + index) % 2**63))
             during.enter_context(torch.enable_grad())
-            half = self.precision in HALF and self.device.type == "cpu"
-            during.enter_context(recomputing(self.twin, names, self.layout, half))
-            during.enter_context(Convolutions(self.layout, half))
+            if again:
+                during.enter_context(again.packing())
+            during.enter_context(Convolutions(self.layout, self.precision in HALF and self.device.type == "cpu"))
             during.enter_context(NoDropout())
             for gather in self.gathers:
                 during.enter_context(gather.forward())
@@ -217,13 +214,23 @@ class Scorer:
 
     def _plan(self, batch: Any) -> None:
         self.plan = plan(self.model, self.graph, Example(batch.args, batch.kwargs), self.way.memory_limit, self.layout)
-        self.way.facts.update(recomputed=list(self.plan.names), foretold_peak_bytes=self.plan.peak)
-        self.way.note(f"{len(self.plan.names)} modules are computed twice; scoring then has its peak at {shown('train-mem', self.plan.peak)}, "
-                      "as foretold")  # fmt: skip
+        self._say()
+
+    def _say(self) -> None:
+        assert self.plan is not None
+        self.way.facts["foretold_peak_bytes"] = self.plan.peak
+        if self.plan.most is not None:
+            self.way.facts["computed_twice"] = {
+                "macs_per_element": self.plan.most,
+                "share_of_forward": round(self.plan.again, 4),
+            }
+        what = f"what takes up to {self.plan.most} multiply-adds an element is computed twice ({self.plan.again:.0%} of a forward pass)"
+        self.way.note(f"{'nothing is computed twice' if self.plan.most is None else what}; scoring then has its peak at "
+                      f"{shown('train-mem', self.plan.peak)}, as foretold")  # fmt: skip
 
     def _make_room(self, batch: Any, error: torch.OutOfMemoryError) -> None:
         """The device is full: go on with the plan of the lowest peak, if that was not yet the plan."""
-        if self.plan is not None or any(isinstance(g, MaskGather) for g in self.gathers):
+        if self.plan is not None and self.plan.most is not None:
             raise BadInput(
                 f"the device has too little memory for a mini-batch ({str(error).splitlines()[0]}); "
                 "give smaller mini-batches or smaller inputs"
@@ -233,10 +240,8 @@ class Scorer:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.plan = plan(self.model, self.graph, Example(batch.args, batch.kwargs), None, self.layout)
-        self.way.facts["recomputed"] = list(self.plan.names)
-        self.way.note(
-            f"the device ran out of memory: {len(self.plan.names)} modules are computed twice, as with --low-memory"
-        )
+        self.way.note("the device ran out of memory: scoring goes on as with --low-memory")
+        self._say()
 
     def _decide(self) -> None:
         """`auto`: bf16 from the second mini-batch on, if it gives the mask of fp32 on the first."""

@@ -15,6 +15,7 @@ PRECISIONS = ("model", "fp32", "bf16", "fp16", "fp64", "auto")
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by autocast: weights, sums and losses stay as they are
 FULL = {"fp32": torch.float32, "fp64": torch.float64}
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+CONVOLUTIONS = ("conv2d", "conv3d", "conv_transpose2d", "conv_transpose3d")
 SCALE = 2.0**16  # of the loss in fp16, whose smallest number is 6e-8; less where that overflows
 AGREE = 0.95  # of the neurons that fp32 keeps, `auto` wants so many to be kept by bf16 too
 
@@ -65,8 +66,8 @@ def channels_last(value: Any) -> Any:
 class Convolutions(TorchFunctionMode):
     """Sees to it that convolutions run as they should, in a layout and a precision.
 
-    `layout`: what a convolution makes of one channel is laid out anew: of that alone the layout cannot be told, so it
-    would be lost. `half`: a convolution whose window is wider than its input runs in fp32. On processors with bf16
+    `layout`: channels stay last behind a convolution too small for oneDNN, which loses the layout, and behind one of a
+    single channel, of which it cannot be told. `half`: a convolution whose window is wider than its input runs in fp32. On processors with bf16
     units oneDNN computes the gradient of such a weight (3x3x3 over a depth of 2) from memory that nobody has written;
     tests/test_scoring.py shows it. They are small, so nothing is lost.
     """
@@ -77,14 +78,16 @@ class Convolutions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") not in ("conv2d", "conv3d") or len(args) < 2:
+        if getattr(func, "__name__", "") not in CONVOLUTIONS or len(args) < 2:
             return func(*args, **kwargs)
         x, weight = args[:2]
-        if self.half and any(n < k for n, k in zip(x.shape[2:], weight.shape[2:], strict=False)):
+        if self.half and "transpose" not in func.__name__ and any(n < k for n, k in zip(x.shape[2:], weight.shape[2:], strict=False)):
             with torch.autocast(x.device.type, enabled=False):
                 whole_args, whole_kwargs = map_tensors((tuple(args), kwargs), lambda t: t.float())
                 return func(*whole_args, **whole_kwargs)
         out = func(*args, **kwargs)
-        if self.layout and isinstance(out, Tensor) and x.ndim == out.ndim and x.shape[1] == 1 and out.ndim in FORMATS:
-            return out.contiguous(memory_format=FORMATS[out.ndim])
+        if self.layout and isinstance(out, Tensor) and x.ndim == out.ndim and out.ndim in FORMATS:
+            last = FORMATS[out.ndim]
+            if x.shape[1] == 1 or (x.is_contiguous(memory_format=last) and not x.is_contiguous()):
+                return out.contiguous(memory_format=last)
         return out

@@ -1,84 +1,252 @@
-"""Scoring below the memory of a training step: modules whose activations are computed twice instead of kept.
+"""Scoring below the memory of a training step: activations that are cheap to come by are computed again, not kept.
 
-Which ones is found on meta tensors, where a pass with checkpoints costs next to nothing: each plan is a set of modules
-that do not lie in each other, and its peak is what memory.Meter counts.
+A forward pass runs under a dispatch mode that notes how the storage of each large tensor came about: by which op, from
+which tensors. When autograd saves such a tensor, it gets this recipe in its place; the tensor goes as soon as the forward
+pass is done with it, and is made again when the backward pass asks for it. What norms, activations, concatenations,
+pooling and upsampling make is cheap; what a convolution makes is, up to so many multiply-adds an element, which is what
+a Plan chooses. Everything else (and what is drawn at random) is kept. The same ops on the same numbers give the same
+bits, so the gradients are those of a plain pass. Nothing here knows modules: TorchScript and flat code are served alike.
+
+Plans are found on meta tensors, where a pass costs next to nothing, and memory.Meter counts its peak.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
+from . import rules
 from .budget import shown
+from .counts import FORMULAS
 from .errors import USER_EXCEPTIONS, BadInput, Infeasible
 from .example import Example
 from .memory import Meter, plain_loss
 from .precision import Convolutions, channels_last
-from .shadow import NoDropout, labels_on_cpu, seeded, shadow, tensors_in, to_meta
+from .schema import costs_nothing, op_name
+from .shadow import NoDropout, each, labels_on_cpu, map_tensors, seeded, shadow, tensors_in, to_meta
 from .units import Graph, named_tensors, user_line
 
-MOST_PLANS = 12  # sizes of modules that are tried
+LARGE = 1 << 14  # bytes; smaller tensors are kept
+DEPTH = 8  # ops in a row that a recipe has at most
+CHEAP = (0, 32, 128, 512, 1024, 2048, 4096)  # multiply-adds an element, of what is computed twice
+TWICE = 0.5  # of the multiply-adds of a forward pass, at most so many are done again
+COSTLY = (
+    128  # multiply-adds an element; what costs more is kept until something else does, as it is often asked for again
+)
 NEAR = 1.02  # a peak within 2 % of the least is as good
 
 
-@contextmanager
-def recomputing(model: nn.Module, names: Sequence[str], layout: bool = False, half: bool = False) -> Iterator[None]:
-    """Within, a forward pass of `model` keeps the inputs of these modules only, and a backward pass computes the rest anew."""
-    own = [(module, module.__dict__.get("forward")) for module in map(model.get_submodule, names)]
-    for module, _ in own:
-        again = partial(checkpoint, module.forward, use_reentrant=False, context_fn=partial(_contexts, layout, half))
-        module.__dict__["forward"] = again
-    try:
-        yield
-    finally:
-        for module, forward in own:
-            del module.__dict__["forward"]
-            if forward is not None:
-                module.__dict__["forward"] = forward
+@dataclass(eq=False)
+class Kept:
+    """A tensor that a recipe needs and that is held for it."""
+
+    tensor: Tensor
 
 
-def _contexts(layout: bool, half: bool) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Of the first run, and of the second one, which is in the backward pass, maybe in another thread."""
-    return nullcontext(), _second_run(layout, half)
+@dataclass(eq=False)
+class Recipe:
+    """The op that makes a storage, from `Kept` tensors and `View`s of what other recipes make."""
+
+    func: Any
+    args: Any
+    kwargs: Any
+    index: int | None  # of the result, where the op has several
+    dtype: torch.dtype
+    macs: int
+    depth: int  # ops in a row, this one included
 
 
-@contextmanager
-def _second_run(layout: bool, half: bool) -> Iterator[None]:
-    with Convolutions(layout, half), NoDropout():
-        yield
+@dataclass(eq=False)
+class View:
+    """A tensor, as the place that it has in the storage that a recipe makes."""
+
+    recipe: Recipe
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+
+class Recompute(TorchDispatchMode):
+    """Gives autograd recipes to save; `most`: multiply-adds an element that are still cheap.
+
+    Enter it for a forward and its backward pass, with `packing()` around the forward pass alone.
+    """
+
+    def __init__(self, most: int, buffers: Any = ()) -> None:
+        super().__init__()
+        self.most = most
+        self.buffers = {t.untyped_storage()._cdata for t in buffers}  # some ops write to them without saying so
+        self.recording = False
+        self.macs = self.macs_again = 0
+        self._recipes: dict[int, Recipe] = {}  # by storage
+        self._kept: dict[int, list[weakref.ref[Kept]]] = {}  # by storage: who holds it
+        self._last: tuple[Recipe | None, Any] = None, None
+        self._watched: dict[int, Any] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    @contextmanager
+    def packing(self) -> Iterator[None]:
+        self.recording = True
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
+                yield
+        finally:
+            self.recording = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self.recording:
+            if func is torch.ops.aten.convolution_backward.default and args[10][0] and args[10][1]:
+                return _in_two(func, args)
+            return func(*args, **kwargs)
+        written = [t for t, spec in zip(args, func._schema.arguments, strict=False)
+                   if isinstance(t, Tensor) and spec.alias_info is not None and spec.alias_info.is_write]  # fmt: skip
+        for t in written:
+            self._rescue(t.untyped_storage()._cdata)
+        ins = {t.untyped_storage()._cdata for t in each(Tensor, args, kwargs)}
+        sources = map_tensors((tuple(args), dict(kwargs)), self._source) if is_repeatable(func) else None
+        out = func(*args, **kwargs)
+        macs = multiply_adds(func, args, kwargs, out)
+        self.macs += macs
+        for t in written:
+            self._recipes.pop(t.untyped_storage()._cdata, None)
+        if sources is not None:
+            views = list(each(View, sources))
+            depth = 1 + max((v.recipe.depth for v in views), default=0)
+            for k, t in enumerate(out if isinstance(out, (tuple, list)) else (out,)):
+                index = k if isinstance(out, (tuple, list)) else None
+                if not isinstance(t, Tensor) or depth > DEPTH or macs > self.most * t.numel() or not fills(t):
+                    continue
+                key = t.untyped_storage()._cdata
+                if key in ins and not (written and isinstance(sources[0][0], View) and t is written[0]):
+                    continue  # a view, or written over what is not known
+                self._recipes[key] = Recipe(func, sources[0], sources[1], index, t.dtype, macs, depth)
+                self._watched[key] = weakref.ref(t.untyped_storage(), partial(self._gone, key))
+        return out
+
+    def _gone(self, key: int, _: Any) -> None:
+        self._recipes.pop(key, None)
+
+    def _source(self, t: Tensor) -> Kept | View:
+        key = t.untyped_storage()._cdata
+        recipe = self._recipes.get(key)
+        if recipe is not None and recipe.dtype == t.dtype:
+            return View(recipe, tuple(t.shape), t.stride(), int(t.storage_offset()))
+        kept = Kept(t.detach())
+        self._kept.setdefault(key, []).append(weakref.ref(kept))
+        return kept
+
+    def _rescue(self, key: int) -> None:
+        """A storage is about to be written: recipes that hold it get a copy of what it was."""
+        for reference in self._kept.pop(key, ()):
+            kept = reference()
+            if kept is not None and kept.tensor.untyped_storage()._cdata == key:
+                kept.tensor = kept.tensor.clone()
+
+    def _pack(self, t: Tensor) -> Tensor | View:
+        if t.numel() * t.element_size() < LARGE or (t.is_leaf and t.requires_grad):
+            return t
+        source = self._recipes.get(t.untyped_storage()._cdata)
+        if source is None or source.dtype != t.dtype:
+            return t
+        return View(source, tuple(t.shape), t.stride(), int(t.storage_offset()))
+
+    def _unpack(self, saved: Tensor | View) -> Tensor:
+        if isinstance(saved, Tensor):
+            return saved
+        with torch.no_grad():
+            return self._see(saved)
+
+    def _see(self, view: View) -> Tensor:
+        return self._make(view.recipe).as_strided(view.size, view.stride, view.offset)
+
+    def _make(self, recipe: Recipe) -> Tensor:
+        if self._last[0] is recipe:
+            return self._last[1]
+
+        def tensor(source: Any) -> Any:
+            if isinstance(source, View):
+                return self._see(source)
+            if not isinstance(source, Kept):
+                return source
+            return source.tensor.clone() if source.tensor.untyped_storage()._cdata in self.buffers else source.tensor
+
+        args, kwargs = map_leaves((recipe.args, recipe.kwargs), tensor)
+        self.macs_again += recipe.macs
+        out = recipe.func(*args, **kwargs)
+        made = out if recipe.index is None else out[recipe.index]
+        if recipe.macs > COSTLY * made.numel():
+            self._last = recipe, made
+        return made
+
+
+def fills(t: Tensor) -> bool:
+    """Whether a tensor is the whole of its storage, and worth a recipe."""
+    size = t.numel() * t.element_size()
+    return size >= LARGE and size == t.untyped_storage().nbytes() and t.storage_offset() == 0
+
+
+def is_repeatable(func: Any) -> bool:
+    """Does the op give the same again, and is it known what it costs?"""
+    name = op_name(func)
+    if torch.Tag.nondeterministic_seeded in func.tags or "empty" in name or name in ("aten.resize", "aten.set"):
+        return False
+    return func._overloadpacket in flop_registry or name in FORMULAS or rules.is_free(name) or costs_nothing(func)
+
+
+def multiply_adds(func: Any, args: Any, kwargs: Any, out: Any) -> int:
+    name = op_name(func)
+    if func._overloadpacket in flop_registry:
+        return int(flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)) // 2
+    if name in FORMULAS:
+        shapes = map_tensors((tuple(args), dict(kwargs), out), lambda t: tuple(t.shape))
+        return FORMULAS[name](*shapes[0], **shapes[1], out=shapes[2])
+    return 0
+
+
+def map_leaves(value: Any, make: Any) -> Any:
+    """`value` (nested tuples, lists, dicts) with everything else replaced."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(map_leaves(v, make) for v in value)
+    if isinstance(value, dict):
+        return {k: map_leaves(v, make) for k, v in value.items()}
+    return make(value)
+
+
+def _in_two(func: Any, args: Any) -> Any:
+    """The gradients of a convolution one after the other: each has its workspace alone. The numbers are the same."""
+    of_input, of_weight, of_bias = args[10]
+    _, weight, bias = func(*args[:10], [False, of_weight, of_bias])
+    gradient, _, _ = func(*args[:10], [of_input, False, False])
+    return gradient, weight, bias
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Modules to compute twice, and the peak in bytes that scoring then has."""
+    """What is cheap (None: nothing is computed twice), and the peak in bytes that scoring then has."""
 
-    names: tuple[str, ...]
+    most: int | None
     peak: int
-
-
-@dataclass
-class Seen:
-    """What one called module does in a forward pass."""
-
-    inside: int = 0  # bytes that are born in it and kept for the backward pass, without its output
-    layers: int = 0
-    safe: bool = True  # called once or more with inputs that nobody overwrites
+    again: float = 0.0  # multiply-adds that are done again, as a share of the forward pass
 
 
 class Planner:
-    """Foretells the peak of scoring one mini-batch of `example` with any set of modules computed twice."""
+    """Foretells the peak of scoring one mini-batch of `example`."""
 
     @labels_on_cpu
     def __init__(self, model: nn.Module, graph: Graph, example: Example, layout: bool = False):
-        if isinstance(model, torch.jit.ScriptModule):
-            raise BadInput("--low-memory needs the Python model: the modules of TorchScript cannot be run twice")
         self.copy = shadow(model).train()
         inputs = to_meta((example.args, example.kwargs))
         self.inputs, self.layout = channels_last(inputs) if layout else inputs, layout
@@ -87,108 +255,44 @@ class Planner:
         for p in self.copy.parameters():
             p.requires_grad_(False)
         self.weights = [tensors[layer.slot].requires_grad_(True) for layer in graph.layers]
-        self.always = sum(t.numel() * t.element_size() for t in {id(t): t for t in (*self.held, *tensors_in(self.inputs))}.values())  # fmt: skip
-        self.owners = {layer.slot for layer in graph.layers}
-        self.seen = self._look()
+        everything = {id(t): t for t in (*self.held, *tensors_in(self.inputs))}
+        self.always = sum(t.numel() * t.element_size() for t in everything.values())
 
     @labels_on_cpu
-    def peak(self, names: Sequence[str]) -> int:
-        """Bytes at the peak: weights, the mini-batch, and what lives of a forward and backward pass."""
-        meter, hooks = Meter(), [w.register_post_accumulate_grad_hook(_forget) for w in self.weights]
+    def measure(self, most: int | None) -> Plan:
+        """The peak: weights, the mini-batch, and what lives of a forward and backward pass."""
+        meter, hooks = Meter(), [w.register_post_accumulate_grad_hook(forget) for w in self.weights]
         for t in (*self.held, *tensors_in(self.inputs)):
             meter.know(t)
         args, kwargs = self.inputs
+        again = Recompute(most or 0, self.copy.buffers())
         try:
-            with (
-                seeded(),
-                torch.enable_grad(),
-                recomputing(self.copy, names, self.layout),
-                Convolutions(self.layout),
-                NoDropout(),
-                meter,
-            ):
-                plain_loss(self.copy(*args, **kwargs)).backward()
+            with seeded(), torch.enable_grad(), meter, nullcontext() if most is None else again:
+                with nullcontext() if most is None else again.packing(), Convolutions(self.layout), NoDropout():
+                    value = plain_loss(self.copy(*args, **kwargs))
+                value.backward()
         finally:
             for hook in hooks:
                 hook.remove()
-        return self.always + meter.peak
-
-    def _look(self) -> dict[str, Seen]:
-        """Every called module that holds layers, but for the whole: what it keeps, and whether it may run twice."""
-        found: dict[str, Seen] = {}
-        meter, kept, stack, hooks = Meter(), [], [], []  # type: Meter, list[tuple[str, Tensor, int]], list[Any], list[Any]
-        for t in (*self.held, *tensors_in(self.inputs)):
-            meter.know(t)
-
-        def enter(name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
-            given = tensors_in((args, kwargs))
-            kept.extend((name, t, t._version) for t in given)
-            stack.append(meter.live)
-
-        def leave(name: str, _: nn.Module, __: Any, ___: Any, out: Any) -> None:
-            size = meter.live - stack.pop()
-            outputs = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors_in(out)}
-            seen = found.setdefault(name, Seen())
-            seen.inside += size - sum(outputs.values())
-
-        for name, module in self.copy.named_modules():
-            layers = sum(1 for slot in self.owners if slot.startswith(f"{name}."))
-            if name and layers and not isinstance(module, torch.jit.ScriptModule):
-                found[name] = Seen(layers=layers)
-                hooks += [module.register_forward_pre_hook(partial(enter, name), with_kwargs=True),
-                          module.register_forward_hook(partial(leave, name), with_kwargs=True)]  # fmt: skip
-        args, kwargs = self.inputs
-        try:
-            with seeded(), torch.enable_grad(), NoDropout(), meter:
-                output = self.copy(*args, **kwargs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        for name, t, version in kept:
-            found[name].safe &= t._version == version
-        del output
-        return found
-
-    def nested(self, most: int) -> list[str]:
-        """The largest modules that keep at most so many bytes, none within another."""
-        fit = [name for name, seen in self.seen.items() if seen.safe and 0 < seen.inside <= most]
-        return [name for name in fit if not any(name.startswith(f"{other}.") for other in fit)]
+        return Plan(most, self.always + meter.peak, again.macs_again / max(1, again.macs))
 
     def plan(self, limit: int | None) -> Plan:
-        """The plan that computes the least twice among those that keep to `limit` (without: among the lowest peaks).
+        """The plan that computes the least again among those that keep to `limit`, or (without one) are near the lowest.
 
-        Raises Infeasible, naming the closest, when none does.
+        Raises Infeasible, naming the closest, when none keeps to it.
         """
-        sizes = sorted({seen.inside for seen in self.seen.values() if seen.safe and seen.inside > 0})
-        steps = sizes if len(sizes) <= MOST_PLANS else [sizes[k * (len(sizes) - 1) // (MOST_PLANS - 1)] for k in range(MOST_PLANS)]  # fmt: skip
-        plans = [Plan((), self.peak(()))]
-        if limit is not None and plans[0].peak <= limit:
-            return plans[0]
-        for names in dict.fromkeys(tuple(self.nested(most)) for most in steps):
-            plans.append(Plan(names, self.peak(names)))
-        best = min(plans, key=lambda plan: plan.peak)
-        bound = int(best.peak * NEAR) if limit is None else limit
-        if best.peak > bound:
+        plain = self.measure(None)
+        if limit is not None and plain.peak <= limit:
+            return plain
+        plans = [plan for plan in map(self.measure, CHEAP) if plan.again <= TWICE]
+        best = min(plan.peak for plan in plans)
+        bound = int(best * NEAR) if limit is None else limit
+        if best > bound:
             raise Infeasible(
                 f"a memory limit of {shown('train-mem', bound)} cannot be kept: scoring this mini-batch needs at least "
-                f"{shown('train-mem', best.peak)}; give that, or a smaller mini-batch"
+                f"{shown('train-mem', best)}; give that, or a smaller mini-batch"
             )
-        return self._sparing(best, bound)
-
-    def _sparing(self, plan: Plan, bound: int) -> Plan:
-        """The plan without the modules that save the least and are not needed for the bound."""
-        names = sorted(plan.names, key=lambda name: self.seen[name].inside)
-        low, high = 0, len(names)  # so many of the smallest are left out
-        best = plan
-        while low < high:
-            middle = (low + high + 1) // 2
-            fewer = tuple(n for n in plan.names if n not in names[:middle])
-            peak = self.peak(fewer)
-            if peak <= bound:
-                low, best = middle, Plan(fewer, peak)
-            else:
-                high = middle - 1
-        return best
+        return next(plan for plan in plans if plan.peak <= bound)
 
 
 def plan(model: nn.Module, graph: Graph, example: Example, limit: int | None, layout: bool = False) -> Plan:
@@ -205,5 +309,5 @@ def plan(model: nn.Module, graph: Graph, example: Example, limit: int | None, la
         ) from error
 
 
-def _forget(p: Tensor) -> None:
+def forget(p: Tensor) -> None:
     p.grad = None

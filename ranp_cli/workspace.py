@@ -59,7 +59,7 @@ def convolution_workspace(name: str, args: Any, out: Any) -> int:
         return columns(call, backward)
     if call.x.is_contiguous(memory_format=torch.channels_last_3d if call.x.ndim == 5 else torch.channels_last):
         return (4 if backward else 2) * size(call.weight)  # nothing but the weight is copied
-    return blocked_backward(call, args[10][0]) if backward else blocked_forward(call)
+    return blocked_backward(call, args[10][0], args[10][1]) if backward else blocked_forward(call)
 
 
 def blocked_forward(c: Call) -> int:
@@ -70,7 +70,7 @@ def blocked_forward(c: Call) -> int:
     return max(reads + size(c.weight) + o_blocks - o, o_blocks + (o if twice else 0))
 
 
-def blocked_backward(c: Call, of_input: bool) -> int:
+def blocked_backward(c: Call, of_input: bool, of_weight: bool) -> int:
     """First the gradient of the input (where one is wanted), in blocks, then that of the weight, from copies or columns."""
     i, w = size(c.x), size(c.weight)
     i_blocks, o_blocks = padded(c.x, c.groups), padded(c.y, c.groups)
@@ -78,6 +78,8 @@ def blocked_backward(c: Call, of_input: bool) -> int:
     strided = any(n != 1 for n in c.stride)
     if of_input and strided and not c.transposed:
         first = max(first, 2 * i_blocks)
+    if not of_weight:
+        return first
     threads, fan = torch.get_num_threads(), c.x.shape[1] // c.groups
     dilated = any(n != 1 for n in c.dilation)
     if c.transposed or c.window == 1 or (fan >= BLOCK and not dilated and (strided or min(c.y.shape[2:]) > 2)):

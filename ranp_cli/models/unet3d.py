@@ -61,9 +61,9 @@ class UNet3D(nn.Module):
                 x = self.pool(x)
             x = encoder(x)
         for decoder in self.decoders:
-            skip = skips.pop()
-            x = F.interpolate(x, size=skip.shape[2:], mode="nearest")
-            x = decoder(torch.cat([skip, x], dim=1))
+            x = F.interpolate(x, size=skips[-1].shape[2:], mode="nearest")
+            x = torch.cat([skips.pop(), x], dim=1)  # both are free before the decoder begins
+            x = decoder(x)
         x = self.head(x)
         return x if self.training or self.softmax is None else self.softmax(x)
 

@@ -54,7 +54,7 @@ def plain_conv_unet() -> nn.Module:
 
     norm = {"norm_op": nn.InstanceNorm3d, "norm_op_kwargs": {"affine": True, "eps": 1e-5}}
     return PlainConvUNet(
-        1, 5, [32, 64, 128, 256, 320], nn.Conv3d, 3, [1, 2, 2, 2, 2], 2, 4, 2, conv_bias=True, **norm,
+        1, 5, [32, 64, 128, 256, 320], nn.Conv3d, 3, [1, 2, 2, 2, 2], 2, 5, 2, conv_bias=True, **norm,
         nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True},
     )  # fmt: skip
 
