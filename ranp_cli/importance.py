@@ -119,7 +119,9 @@ class Scorer:
         self.precision = "model" if way.precision == "auto" else way.precision
         self.doubt: tuple[int, Any] | None = None  # the mini-batch on which `auto` is to compare bf16 with fp32
         self.undecided = way.precision == "auto"
-        self.layout = device.type == "cpu" or self.precision in HALF  # convolutions are then the faster for it
+        # convolutions are then the faster for it; instance norms give everything back in the order of its axes
+        instance_norms = any(isinstance(m, nn.modules.instancenorm._InstanceNorm) for m in self.twin.modules())
+        self.layout = not instance_norms and (device.type == "cpu" or self.precision in HALF)
         self.plan: Plan | None = None
         of_weights = [c for c in criteria if c.of_weights]
         of_activations = [c for c in criteria if c.of_activations]

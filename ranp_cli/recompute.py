@@ -39,9 +39,8 @@ LARGE = 1 << 14  # bytes; smaller tensors are kept
 DEPTH = 8  # ops in a row that a recipe has at most
 CHEAP = (0, 32, 128, 512, 1024, 2048, 4096)  # multiply-adds an element, of what is computed twice
 TWICE = 0.5  # of the multiply-adds of a forward pass, at most so many are done again
-COSTLY = (
-    128  # multiply-adds an element; what costs more is kept until something else does, as it is often asked for again
-)
+COSTLY = 128  # multiply-adds an element: what costs more is kept while it is asked for again,
+CLOSE = 2  # if it lies at most so many ops before what was asked for
 NEAR = 1.02  # a peak within 2 % of the least is as good
 
 
@@ -89,7 +88,8 @@ class Recompute(TorchDispatchMode):
         self.macs = self.macs_again = 0
         self._recipes: dict[int, Recipe] = {}  # by storage
         self._kept: dict[int, list[weakref.ref[Kept]]] = {}  # by storage: who holds it
-        self._last: tuple[Recipe | None, Any] = None, None
+        self._last: tuple[Recipe, Tensor] | None = None
+        self._used = False
         self._watched: dict[int, Any] = {}
 
     @classmethod
@@ -166,19 +166,25 @@ class Recompute(TorchDispatchMode):
     def _unpack(self, saved: Tensor | View) -> Tensor:
         if isinstance(saved, Tensor):
             return saved
+        last, self._used = self._last, False
         with torch.no_grad():
-            return self._see(saved)
+            found = self._see(saved, 0)
+        if self._last is last and not self._used:
+            self._last = None
+        return found
 
-    def _see(self, view: View) -> Tensor:
-        return self._make(view.recipe).as_strided(view.size, view.stride, view.offset)
+    def _see(self, view: View, far: int) -> Tensor:
+        return self._make(view.recipe, far).as_strided(view.size, view.stride, view.offset)
 
-    def _make(self, recipe: Recipe) -> Tensor:
-        if self._last[0] is recipe:
+    def _make(self, recipe: Recipe, far: int) -> Tensor:
+        """The storage of a recipe, as one tensor; `far`: so many ops before the one that was asked for."""
+        if self._last is not None and self._last[0] is recipe:
+            self._used = True
             return self._last[1]
 
         def tensor(source: Any) -> Any:
             if isinstance(source, View):
-                return self._see(source)
+                return self._see(source, far + 1)
             if not isinstance(source, Kept):
                 return source
             return source.tensor.clone() if source.tensor.untyped_storage()._cdata in self.buffers else source.tensor
@@ -187,7 +193,7 @@ class Recompute(TorchDispatchMode):
         self.macs_again += recipe.macs
         out = recipe.func(*args, **kwargs)
         made = out if recipe.index is None else out[recipe.index]
-        if recipe.macs > COSTLY * made.numel():
+        if recipe.macs > COSTLY * made.numel() and far <= CLOSE:
             self._last = recipe, made
         return made
 
