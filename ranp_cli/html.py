@@ -174,6 +174,8 @@ MEASURES = [
     ("params_bytes", "parameter bytes", bytes_),
     ("macs", "multiply-adds", human),
     ("flops", "FLOPs (2 x multiply-adds)", human),
+    ("train_macs", "multiply-adds, forward and backward", human),
+    ("train_flops", "FLOPs, forward and backward", human),
     ("activation_bytes", "activations", bytes_),
     ("forward_peak_bytes", "peak of a forward pass", bytes_),
     ("train_peak_bytes", "peak of a training step", bytes_),

@@ -20,7 +20,7 @@ from .errors import BadInput, Infeasible
 from .example import Example, as_example
 from .importance import Importance
 from .mask import Mask
-from .memory import check_optimizer, memory_of
+from .memory import check_optimizer, memory_of, with_training
 from .refining import INITS, SlimRun, initialise
 from .report import Report, layer_row, not_pruned, uncounted
 from .resources import reweighting
@@ -319,7 +319,9 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     pruned = _finish(report, job, graph, mask, chosen.keep, slim, changed, ran, init, seed)
     with report.timing("memory"):
         pair = {"before": job.model, "after": slim}
-        report.parts["memory"] = {side: memory_of(net, sample, optimizer) for side, net in pair.items()}
+        memory = {side: memory_of(net, sample, optimizer) for side, net in pair.items()}
+        report.parts |= {side: with_training(report.parts[side], about) for side, about in memory.items()}
+        report.parts["memory"] = memory
     if wanted:
         before, after = costs_of(report.parts, "before"), costs_of(report.parts, "after")
         report.parts["budget"] = [

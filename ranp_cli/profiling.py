@@ -115,7 +115,7 @@ def _measured(
     report: Report, module: nn.Module, about: dict[str, Any], inputs: Any, step: tuple[str | None, int | None]
 ) -> dict[str, Any]:
     from .example import as_example
-    from .memory import check_optimizer, memory_of
+    from .memory import check_optimizer, memory_of, with_training
     from .units import fingerprint, guess_example, measure
 
     optimizer, batch_size = step[0] or "sgd", step[1]
@@ -129,7 +129,7 @@ def _measured(
         memory = memory_of(module, example.with_batch(batch_size or example.samples), optimizer)
     return {
         "model": {**about, "fingerprint": fingerprint(module), "input": example.signature},
-        "before": costs,
+        "before": with_training(costs, memory),
         "memory": {"before": memory},
         "layers": [layer_row(layer) for layer in layers],
         "neurons": {"total": sum(len(layer.neurons) for layer in layers)},

@@ -36,6 +36,7 @@ from .page import (
 Report = dict[str, Any]
 
 PIPE_WIDTH = 100
+MOST_SAVED = 4  # modules that are named
 
 
 # -- the four public functions ---------------------------------------------------------------------------------------
@@ -133,6 +134,8 @@ _MEASURES: list[tuple[str, str, Callable[[float], str]]] = [
     ("params_bytes", "parameter bytes", human_bytes),
     ("macs", "multiply-adds", human),
     ("flops", "FLOPs (2 x multiply-adds)", human),
+    ("train_macs", "multiply-adds, with backward", human),
+    ("train_flops", "FLOPs, with backward", human),
     ("activation_bytes", "activations", human_bytes),
     ("peak_forward_bytes", "peak of a forward pass", human_bytes),
     ("train_peak_bytes", "peak of a training step", human_bytes),
@@ -341,7 +344,7 @@ def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
 
 
 def _training(about: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What a training step needs its memory for, and when it is the output that hurts."""
+    """What a training step needs its memory for, and which modules save the most of it."""
     if "error" in about:
         yield "memory:", "yellow", about["error"]
         return
@@ -354,13 +357,13 @@ def _training(about: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     }
     told = ", ".join(f"{name} {human_bytes(parts[key]).strip()}" for key, name in names.items() if parts[key])
     yield "training step:", "bold", f"batch of {batch}, {about['optimizer']}: {told}; peak at {about['train_peak_at']}"
-    if parts["outputs"] > 0.25 * parts["saved"]:
-        yield (
-            "note:",
-            "yellow",
-            f"the outputs alone are {human_bytes(parts['outputs']).strip()}: pruning does not shrink them; fewer classes, patches or a "
-            "smaller input would",
-        )
+    if rows := about.get("by_module"):
+        most = [
+            f"{row['module'] or 'the model itself'} {human_bytes(row['bytes']).strip()}" for row in rows[:MOST_SAVED]
+        ]
+        rest = sum(row["bytes"] for row in rows[MOST_SAVED:])
+        most += [f"{len(rows) - MOST_SAVED} others {human_bytes(rest).strip()}"] * bool(rest)
+        yield "saved by:", "bold", ", ".join(most)
 
 
 def _where(entry: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ FLOORS = [
     {"rules"},
     {
         "costs",
+        "flops",
         "units",
         "workspace",
         "memory",
