@@ -39,7 +39,7 @@ from .steps import (
     settle,
     silent,
 )
-from .units import Graph, cost_of, guess_example
+from .units import Graph, cost_of, guess_example, measure, measure_all
 from .verify import verify
 
 MUCH_LESS = 0.5  # a pruning that reaches less than this share of the sparsity asked for is an error
@@ -205,7 +205,7 @@ def score(model: nn.Module | str, batches: Any, *, loss: Any = None, ignore_inde
 def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str | Path | None = None, sparsity: float | str | None = None,
           resource: str = "flops", lambda_: float = LAMBDA, method: str = "ranp", criterion: str | None = None, min_neurons: int = 1,
           keep: Sequence[str] = (), only: Sequence[str] = (), budget: Any = (), round_to: int = 1, optimizer: str = "sgd", batch_size: int | None = None,
-          init: str = "keep", score_init: str = "keep", loss: Any = None, ignore_index: int | None = None,
+          inputs: Any = None, init: str = "keep", score_init: str = "keep", loss: Any = None, ignore_index: int | None = None,
           batch_limit: int | None = None, seed: int = 0, device: str = "auto", strict: bool = False, allow_less: bool = False,
           model_args: dict[str, Any] | None = None, weights: str | None = None, weights_key: str | None = None,
           progress: Progress = silent) -> Pruned:  # fmt: skip
@@ -229,6 +229,8 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
             that meets all of `macs`, `flops`, `params`, `forward-mem` and `train-mem`. A share is of the dense network.
         round_to: each layer keeps a multiple of so many neurons, where its units allow.
         optimizer, batch_size: of the training step whose memory is foretold; by default the batch's own size.
+        inputs: shape(s) of the input to count, budget and foretell memory for, when another than that of the batches: score
+            at a small spatial size, train at a large one. What is kept at a given sparsity does not depend on it.
         init: weights of the slim network: `keep`, or drawn anew: `factory`, `glorot`, `orthogonal`.
         score_init: weights that are scored, likewise; the slim network keeps them.
         strict: an op without a rule is an error instead of fixing its channels.
@@ -271,6 +273,8 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     keep, only = ([g] if isinstance(g, str) else g for g in (keep, only))
     report = Report("prune")
     job = open_job(report, model, seed, model_args, weights, weights_key, device)
+    at = None if inputs is None else as_example(inputs)
+    large = None if at is None else measure_all(job.model, at)  # now: the model may not take it, and scoring is long
     given = None if scores is None else Scores.of(scores)
     if given is not None:
         criterion = given.fits(job, criterion)
@@ -289,10 +293,10 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
             by = importances(report, job, graph, source, [ranking.criterion], loss, ignore_index, seed, progress)
             found = by[ranking.criterion]
     graph.fix_layers(keep, only)
-    sample = graph.example.with_batch(batch_size or graph.example.samples)
+    sample = (at or graph.example).with_batch(batch_size or (at or graph.example).samples)
 
     def cost(net: nn.Module, ran: SlimRun | None) -> dict[str, float]:
-        counts = cost_of(net, ran.run if ran else graph.eval_run)
+        counts = cost_of(net, ran.run if ran else graph.eval_run) if at is None else measure(net, at)[2]
         needed = any(each.kind.endswith("-mem") for each in wanted)
         memory = {"before": memory_of(net, sample, optimizer)} if needed else {}
         if "error" in memory.get("before", {}):
@@ -316,7 +320,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     values = None if ranking.criterion is None else found.scores
     if not allow_less and not wanted:
         enough(graph, chosen, mask, values, method == "snip")
-    pruned = _finish(report, job, graph, mask, chosen.keep, slim, changed, ran, init, seed)
+    pruned = _finish(report, job, graph, mask, chosen.keep, slim, changed, ran, init, seed, at, large)
     with report.timing("memory"):
         pair = {"before": job.model, "after": slim}
         memory = {side: memory_of(net, sample, optimizer) for side, net in pair.items()}
@@ -441,7 +445,8 @@ def _scores(report: Report, job: Job, graph: Graph, found: Importance, how: dict
 
 
 def _finish(report: Report, job: Job, graph: Graph, mask: Mask, keep: np.ndarray, slim: nn.Module, changed: dict[str, Any],
-            ran: SlimRun, init: str, seed: int) -> Pruned:  # fmt: skip
+            ran: SlimRun, init: str, seed: int, at: Example | None = None,
+            large: Any = None) -> Pruned:  # fmt: skip
     stays = graph.flags(keep)
     with report.timing("verify"):
         verified = verify(job.model, slim, graph, stays)
@@ -450,33 +455,39 @@ def _finish(report: Report, job: Job, graph: Graph, mask: Mask, keep: np.ndarray
             initialise(slim, init, [layer.slot for layer in graph.layers])
     about = dict(job.about)
     about["parameters"] = {name: list(p.shape) for name, p in job.model.named_parameters()}
+    run, before, after = graph.eval_run, cost_of(job.model, graph.eval_run), cost_of(slim, ran.run)
+    was, now = {(layer.slot, layer.axis): layer for layer in graph.layers}, ran.layers
+    if at is not None:  # everything is counted at this size
+        about["profiled_input"] = at.signature
+        (run, was, before), (_, now, after) = large, measure_all(slim, at)
     rows = []
     fixed = {layer.name: {str(graph.reasons[u]) for u in units if graph.reasons[u]}
              for layer, units in zip(graph.layers, graph.by_layer(graph.unit), strict=True)}  # fmt: skip
     for layer in graph.layers:
-        new = ran.layers.get((layer.slot, layer.axis))  # None: the slim network does without its op
-        later = {} if new is None else layer_row(new)
+        where = layer.slot, layer.axis
+        first, later = (layer_row(side[where]) if where in side else {} for side in (was, now))  # {}: it does without
         row = {**layer_row(layer), "kept": len(mask.layers[layer.name]["kept"])}
+        row |= {key: first.get(key, 0) for key in ("params", "macs", "output_elements")}
         row |= {f"{key}_after": later.get(key, 0) for key in ("params", "macs", "output_elements")}
         if layer.name in mask.floored:
             row["floored"] = True
         if fixed[layer.name]:
             row["fixed"] = "; ".join(sorted(fixed[layer.name]))
         rows.append(row)
-    run, after = graph.eval_run, ran.run
     report.parts |= {
         "method": mask.method,
         "sparsity": {"requested": mask.requested, "achieved": round(mask.achieved, 6)},
         "neurons": {"total": mask.total, "kept": mask.kept},
-        "before": cost_of(job.model, run),
-        "after": cost_of(slim, after),
+        "model": {**job.about, "profiled_input": at.signature} if at is not None else job.about,
+        "before": before,
+        "after": after,
         "verified": verified,
         "layers": rows,
         "floored": mask.floored,
         "fixed": mask.fixed,
         "not_pruned": not_pruned(graph, keep),
         "unruled_ops": [{"op": op, "module": module, "source": where} for op, module, where in
-                        dict.fromkeys(run.tracer.unruled + graph.train_run.tracer.unruled)],
+                        dict.fromkeys(graph.eval_run.tracer.unruled + graph.train_run.tracer.unruled)],
         "uncounted_ops": uncounted(run.tracer.uncounted),
     }  # fmt: skip
     return Pruned(slim, mask, report, {"model": about, "attributes": changed})

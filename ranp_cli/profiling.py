@@ -25,6 +25,7 @@ def profile(
     weights: str | None = None,
     optimizer: str | None = None,
     batch_size: int | None = None,
+    tree: bool = False,
 ) -> Report:
     """Count what a network costs: one sample, eval mode, without running it.
 
@@ -34,6 +35,8 @@ def profile(
         inputs: shape(s) of the input such as `(1, 1, 64, 64, 64)`, a tensor, or a tuple of tensors; guessed when missing.
         other: a second model; the report then has both, side by side.
         optimizer, batch_size: of the training step whose memory is foretold (`sgd`, and the samples of the input).
+        tree: list every module (report part `modules`) with its own parameters, multiply-adds, output elements and bytes
+            saved for the backward pass.
 
     Returns: a Report: parameters, multiply-adds, FLOPs (2 * multiply-adds), bytes, and the paper's counting.
 
@@ -51,7 +54,9 @@ def profile(
             and _recorded_input(model) == _recorded_input(other)
         ):
             inputs = None  # what the files say is of the same input
-    step = (optimizer, batch_size)
+    if tree and other is not None:
+        raise BadInput("--tree shows one model: leave the second one out")
+    step = (optimizer, batch_size, tree or None)
     first = _one(report, model, inputs, seed, model_args, weights, step)
     if other is None:
         report.parts = first
@@ -80,13 +85,15 @@ def _one(
     seed: int,
     args: dict[str, Any] | None,
     weights: str | None,
-    step: tuple[str | None, int | None],
+    step: tuple[str | None, int | None, bool | None],
 ) -> dict[str, Any]:
     if is_slim(model):
         document = read_document(model, SLIM)
         about = {k: v for k, v in document["model"].items() if k != "parameters"} | {"file": model}
-        if inputs not in (None, document["model"].get("input")) or step != (None, None):
-            return _measured(report, load(model), about, inputs or document["model"].get("input"), step)
+        known = _recorded_input(model)
+        if inputs not in (None, known) or step != (None, None, None):
+            about.pop("profiled_input", None)
+            return _measured(report, load(model), about, inputs or known, step)
         mask = document["mask"]
         told = {k: mask[k] for k in ("method", "sparsity", "neurons", "floored", "fixed")}
         return {"model": about, **told, **document["profile"]}
@@ -97,6 +104,8 @@ def _one(
     if model.lower().endswith(".onnx"):
         from .onnxfile import profile_onnx
 
+        if step[2]:
+            raise BadInput(f"{model}: an .onnx file has no modules; leave out --tree, or give the model itself")
         if args or weights is not None:
             raise BadInput(f"{model}: an .onnx file holds its weights; leave out --model-arg and --weights")
         with report.timing("trace"):
@@ -112,10 +121,15 @@ def _one(
 
 
 def _measured(
-    report: Report, module: nn.Module, about: dict[str, Any], inputs: Any, step: tuple[str | None, int | None]
+    report: Report,
+    module: nn.Module,
+    about: dict[str, Any],
+    inputs: Any,
+    step: tuple[str | None, int | None, bool | None],
 ) -> dict[str, Any]:
     from .example import as_example
     from .memory import check_optimizer, memory_of, with_training
+    from .modules import module_rows
     from .units import fingerprint, guess_example, measure
 
     optimizer, batch_size = step[0] or "sgd", step[1]
@@ -127,11 +141,14 @@ def _measured(
         run, layers, costs = measure(module, example)
     with report.timing("memory"):
         memory = memory_of(module, example.with_batch(batch_size or example.samples), optimizer)
+    saved = None if "error" in memory else {row["module"]: row["bytes"] for row in memory["by_module"]}
+    modules = module_rows(module, example, layers, costs["macs"], saved) if step[2] else []
     return {
         "model": {**about, "fingerprint": fingerprint(module), "input": example.signature},
         "before": with_training(costs, memory),
         "memory": {"before": memory},
         "layers": [layer_row(layer) for layer in layers],
+        "modules": modules,
         "neurons": {"total": sum(len(layer.neurons) for layer in layers)},
         "uncounted_ops": uncounted(run.tracer.uncounted),
     }
@@ -148,7 +165,9 @@ def is_slim(model: Any) -> bool:
 
 
 def _recorded_input(model: Any) -> Any:
-    return read_document(model, SLIM)["model"].get("input") if is_slim(model) else None
+    """The input that the numbers in a slim file are of."""
+    about = read_document(model, SLIM)["model"] if is_slim(model) else {}
+    return about.get("profiled_input", about.get("input"))
 
 
 def _after(row: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from .page import (
     seconds_text,
     side_by_side,
 )
+from .tree import tree_lines
 
 Report = dict[str, Any]
 
@@ -61,10 +62,11 @@ def show_report(report: Report, console: Console, depth: int | None = None) -> N
 
     Args:
         report: the JSON report, as any command makes it.
-        depth: add up the layers that are more than so many modules deep; 0 leaves the layers out.
+        depth: add up the layers, or the tree, more than so many modules deep; 0 leaves them out.
     """
     page = Page(console)
-    parts = [_comparison(report, page)] if "rows" in report else [_summary(report, page), _layers(report, page, depth)]
+    body = tree_lines(report["modules"], page, depth) if "modules" in report else _layers(report, page, depth)
+    parts = [_comparison(report, page)] if "rows" in report else [_summary(report, page), body]
     blocks = [_headline(report, page), *parts, _remarks(report, page)]
     for i, block in enumerate(filter(None, blocks)):
         for line in [Text()] * (i > 0) + block:
