@@ -111,6 +111,12 @@ Optimizer = Annotated[
     str | None,
     typer.Option("--optimizer", metavar="O", help="of the training step: sgd|sgd-momentum|adam|adamw  [default: sgd]"),
 ]
+Amp = Annotated[
+    bool | None,
+    typer.Option(
+        "--amp", help="memory in mixed precision: weights in 32 bits, what autocast casts on the device in 16"
+    ),
+]
 BatchSize = Annotated[
     int | None, typer.Option("--batch-size", metavar="N", help="samples of the training step  [default: the input's]")
 ]
@@ -168,7 +174,7 @@ def prune(
     budget: Annotated[Strs, typer.Option("--budget", metavar="K=V", help="instead of --sparsity, the largest network with at most: macs=40G, flops=, params=10%, forward-mem=300MiB, train-mem=8GiB (repeatable)")] = None,
     round_to: Annotated[int | None, typer.Option("--round-to", metavar="N", help="layers keep multiples of N neurons  [default: 1]")] = None,
     input_: Annotated[Strs, typer.Option("--input", metavar="SHAPE", help="count, budget and foretell memory for this shape of input, not that of the batch (repeatable)")] = None,
-    optimizer: Optimizer = None, batch_size: BatchSize = None, init: Init = None, score_init: ScoreInit = None, loss: Loss = None, ignore_index: IgnoreIndex = None, batches: BatchLimit = None, model_arg: ModelArg = None,
+    optimizer: Optimizer = None, batch_size: BatchSize = None, amp: Amp = None, init: Init = None, score_init: ScoreInit = None, loss: Loss = None, ignore_index: IgnoreIndex = None, batches: BatchLimit = None, model_arg: ModelArg = None,
     weights: Weights = None, weights_key: WeightsKey = None, seed: Seed = None, device: Device = None,
     strict: Annotated[bool | None, typer.Option("--strict", help="an op without a rule is an error")] = None,
     allow_less: Annotated[bool | None, typer.Option("--allow-less", help="take it when much less than asked can be removed")] = None,
@@ -202,7 +208,7 @@ def prune(
         "strict",
         "allow_less",
     )
-    result = ranp.prune(o["model"], o["batch"], inputs=shapes(o["input_"]), **{k: o[k] for k in same}, progress=o.progress, **o.scoring())  # fmt: skip
+    result = ranp.prune(o["model"], o["batch"], inputs=shapes(o["input_"]), amp=bool(o["amp"]), **{k: o[k] for k in same}, progress=o.progress, **o.scoring())  # fmt: skip
     o.write(result)
     o.draw(result)
     o.show(result.report)
@@ -280,7 +286,7 @@ def profile(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="file.py:Name, package.module:Name, TorchScript, slim.safetensors or .onnx")] = None,
     model2: Annotated[str | None, typer.Argument(metavar="[MODEL2]", help="a second one, to lay beside it")] = None,
     input_: Input = None, model_arg: ModelArg = None, weights: Weights = None, seed: Seed = None,
-    optimizer: Optimizer = None, batch_size: BatchSize = None,
+    optimizer: Optimizer = None, batch_size: BatchSize = None, amp: Amp = None, device: Device = None,
     max_macs: Annotated[str | None, typer.Option("--max-macs", metavar="V", help="a gate: exit code 5 when there are more, as 40G")] = None,
     max_params: Annotated[str | None, typer.Option("--max-params", metavar="V", help="likewise, as 5M")] = None,
     max_forward_mem: Annotated[str | None, typer.Option("--max-forward-mem", metavar="V", help="likewise, as 300MiB")] = None,
@@ -300,7 +306,7 @@ def profile(
 
     same = {k: o[k] for k in ("seed", "weights", "optimizer", "batch_size")}
     report = ranp.profile(o["model"], shapes(o["input_"]), other=o["model2"], model_args=o.model_args(),
-                          tree=bool(o["tree"]), **same)  # fmt: skip
+                          tree=bool(o["tree"]), amp=bool(o["amp"]), device=o["device"], **same)  # fmt: skip
     o.show(report)
     gate(report.to_dict(), gates)
 

@@ -128,7 +128,7 @@ def _timeline(report: Report) -> str:
         anchor = "end" if x > 600 else "start"
         name = side if len(memory) == 2 else "a training step"
         pictures.append(
-            f'<figure><figcaption>{name}: batch of {m["samples"]}, {escape(m["optimizer"])}, peak {bytes_(m["train_peak_bytes"])} '
+            f'<figure><figcaption>{name}: batch of {m["samples"]}, {escape(m["optimizer"])}{", 16-bit autocast" * ("amp" in m)}, peak {bytes_(m["train_peak_bytes"])} '
             f'at {escape(m["train_peak_at"])}</figcaption>\n<svg viewBox="0 0 900 180" width="100%" role="img">'
             f'<polygon points="0,160 {points} 900,160" fill="{colour}" opacity=".55"/>'
             f'<line x1="{turn:.1f}" x2="{turn:.1f}" y1="0" y2="160" stroke="var(--line)"/>'

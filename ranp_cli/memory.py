@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -21,6 +22,7 @@ from torch.autograd import _get_sequence_nr
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .autocast import DTYPE, Autocast
 from .errors import USER_EXCEPTIONS, BadInput, nearest
 from .example import Example
 from .flops import flops_of
@@ -36,6 +38,7 @@ STATES = {
     "adamw": 2,
 }  # tensors of the parameters' size that the optimiser keeps
 STEPPING = {"sgd": 0, "sgd-momentum": 0, "adam": 2, "adamw": 2}  # of the largest parameter's size, while it steps (CPU)
+STEPPING_AT_ONCE = {"sgd": 0, "sgd-momentum": 0, "adam": 1, "adamw": 1}  # of all parameters' (CUDA: `foreach`)
 LOSS = "(loss)"  # what is born outside of the model's code
 
 
@@ -151,6 +154,8 @@ class Meter(TorchDispatchMode):
         return self._nodes.get(node._sequence_nr(), self.outside)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default:  # no op, but a question that a fake tensor is asked
+            return func(*args)
         if func is torch.ops.aten.native_batch_norm.default and args[0].device.type == "meta":
             out = batch_norm_on_meta(*args)
         else:
@@ -204,7 +209,11 @@ class Memory:
 
 @labels_on_cpu
 def training_memory(
-    model: nn.Module, example: Example, optimizer: str = "sgd", loss: Callable[[Any], Tensor] | None = None
+    model: nn.Module,
+    example: Example,
+    optimizer: str = "sgd",
+    loss: Callable[[Any], Tensor] | None = None,
+    amp: str | None = None,
 ) -> Memory:
     """The peak of a training step with the batch of `example`.
 
@@ -212,11 +221,12 @@ def training_memory(
         optimizer: `sgd`, `sgd-momentum`, `adam` or `adamw`; its state is there from the second step on.
         loss: from what the model returns to a scalar; by default cross-entropy where an output has several channels,
             the mean of squares elsewhere.
+        amp: the device under whose autocast (16 bits) forward and loss run, `cpu` or `cuda`; None: without.
 
     Raises: BadInput.
     """
     check_optimizer(optimizer)
-    return _measured(model, example, loss or plain_loss, optimizer)
+    return _measured(model, example, loss or plain_loss, optimizer, amp)
 
 
 def check_optimizer(name: str) -> None:
@@ -226,19 +236,23 @@ def check_optimizer(name: str) -> None:
 
 
 @labels_on_cpu
-def forward_memory(model: nn.Module, example: Example) -> Memory:
+def forward_memory(model: nn.Module, example: Example, amp: str | None = None) -> Memory:
     """The peak of a forward pass in inference with the batch of `example`. Raises BadInput."""
-    return _measured(model, example, None, "sgd")
+    return _measured(model, example, None, "sgd", amp)
 
 
-def _measured(model: nn.Module, example: Example, loss: Callable[[Any], Tensor] | None, optimizer: str) -> Memory:
+def _measured(
+    model: nn.Module, example: Example, loss: Callable[[Any], Tensor] | None, optimizer: str, amp: str | None
+) -> Memory:
     training = loss is not None
-    copy = shadow(model, False).train(training)
+    cast = None if amp is None else Autocast(amp)
+    copy = (shadow(model, False) if cast is None else cast.model(model)).train(training)
     for (_, new), (_, old) in zip(copy.named_parameters(), model.named_parameters(), strict=True):
-        new.requires_grad_(training and new.is_floating_point() and old.requires_grad)
-    args, kwargs = to_meta((example.args, example.kwargs))
+        wanted = training or cast is not None  # autocast caches its casts of what wants a gradient
+        new.requires_grad_(wanted and new.is_floating_point() and old.requires_grad)
+    args, kwargs = (to_meta if cast is None else cast.inputs)((example.args, example.kwargs))
     owners = {id(p): name for name, m in copy.named_modules() for p in m.parameters(False)}
-    meter = Meter({id(m): name for name, m in copy.named_modules()}, owners)
+    meter = Meter({id(m): name for name, m in copy.named_modules()}, owners, on_cpu=amp in (None, "cpu"))
     held = [t for _, t in named_tensors(copy)]
     for t in (*held, *tensors_in((args, kwargs))):
         meter.know(t)
@@ -246,8 +260,13 @@ def _measured(model: nn.Module, example: Example, loss: Callable[[Any], Tensor] 
     by_module: dict[str, int] = {}
     trained = [_bytes(p) for p in copy.parameters() if p.requires_grad]
     stepping = STEPPING[optimizer] * max(trained, default=0)
+    if not meter.on_cpu:
+        stepping = STEPPING_AT_ONCE[optimizer] * sum(trained)
+    casting = ExitStack()
     try:
-        with seeded(), torch.set_grad_enabled(training), meter:
+        with seeded(), torch.set_grad_enabled(training), nullcontext() if cast is None else cast.mode, meter, casting:
+            if cast is not None:
+                casting.enter_context(cast.casting())
             output = copy(*args, **kwargs)
             outputs = sum(_bytes(t) for t in {t.untyped_storage()._cdata: t for t in tensors_in(output)}.values())
             meter.note_outputs(tensors_in(output))
@@ -256,6 +275,7 @@ def _measured(model: nn.Module, example: Example, loss: Callable[[Any], Tensor] 
             if loss is not None:
                 value = loss(output)
                 del output
+                casting.close()  # the casts of weights go, but for those that autograd saved
                 value.backward()
                 del value
                 meter.note("optimizer.step()", "", meter.live + stepping)
@@ -303,14 +323,17 @@ def plain_loss(output: Any) -> Tensor:
     return total
 
 
-def memory_of(model: nn.Module, example: Example, optimizer: str = "sgd") -> dict[str, Any]:
+def memory_of(model: nn.Module, example: Example, optimizer: str = "sgd", amp: str | None = None) -> dict[str, Any]:
     """Both peaks as the report has them; `error` in their place where the code cannot be run on meta tensors.
 
     `train_macs` and `train_flops` are of one sample of the step: `with_training` lays them beside the other counts.
     """
     about: dict[str, Any] = {"samples": example.samples, "optimizer": optimizer}
+    if amp is not None:
+        about["amp"] = {"dtype": str(DTYPE).removeprefix("torch."), "device": amp}
     try:
-        forward, step = forward_memory(model, example), training_memory(model, example, optimizer)
+        forward = forward_memory(model, example, amp)
+        step = training_memory(model, example, optimizer, amp=amp)
     except BadInput as error:
         return {**about, "error": str(error)}
     parts = {

@@ -205,7 +205,7 @@ def score(model: nn.Module | str, batches: Any, *, loss: Any = None, ignore_inde
 def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str | Path | None = None, sparsity: float | str | None = None,
           resource: str = "flops", lambda_: float = LAMBDA, method: str = "ranp", criterion: str | None = None, min_neurons: int = 1,
           keep: Sequence[str] = (), only: Sequence[str] = (), budget: Any = (), round_to: int = 1, optimizer: str = "sgd", batch_size: int | None = None,
-          inputs: Any = None, init: str = "keep", score_init: str = "keep", loss: Any = None, ignore_index: int | None = None,
+          inputs: Any = None, amp: bool = False, init: str = "keep", score_init: str = "keep", loss: Any = None, ignore_index: int | None = None,
           batch_limit: int | None = None, seed: int = 0, device: str = "auto", strict: bool = False, allow_less: bool = False,
           model_args: dict[str, Any] | None = None, weights: str | None = None, weights_key: str | None = None,
           progress: Progress = silent) -> Pruned:  # fmt: skip
@@ -231,6 +231,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         optimizer, batch_size: of the training step whose memory is foretold; by default the batch's own size.
         inputs: shape(s) of the input to count, budget and foretell memory for, when another than that of the batches: score
             at a small spatial size, train at a large one. What is kept at a given sparsity does not depend on it.
+        amp: the memory is that of 16-bit autocast on the device.
         init: weights of the slim network: `keep`, or drawn anew: `factory`, `glorot`, `orthogonal`.
         score_init: weights that are scored, likewise; the slim network keeps them.
         strict: an op without a rule is an error instead of fixing its channels.
@@ -298,7 +299,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     def cost(net: nn.Module, ran: SlimRun | None) -> dict[str, float]:
         counts = cost_of(net, ran.run if ran else graph.eval_run) if at is None else measure(net, at)[2]
         needed = any(each.kind.endswith("-mem") for each in wanted)
-        memory = {"before": memory_of(net, sample, optimizer)} if needed else {}
+        memory = {"before": memory_of(net, sample, optimizer, job.device.type if amp else None)} if needed else {}
         if "error" in memory.get("before", {}):
             raise BadInput(f"--budget: {memory['before']['error']}")
         return costs_of({"before": counts, "memory": memory}, "before")
@@ -323,7 +324,9 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     pruned = _finish(report, job, graph, mask, chosen.keep, slim, changed, ran, init, seed, at, large)
     with report.timing("memory"):
         pair = {"before": job.model, "after": slim}
-        memory = {side: memory_of(net, sample, optimizer) for side, net in pair.items()}
+        memory = {
+            side: memory_of(net, sample, optimizer, job.device.type if amp else None) for side, net in pair.items()
+        }
         report.parts |= {side: with_training(report.parts[side], about) for side, about in memory.items()}
         report.parts["memory"] = memory
     if wanted:

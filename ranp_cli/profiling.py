@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from .example import Example
 
 
+Step = tuple[str | None, int | None, bool | None, str | None]  # optimizer, batch_size, tree, amp
+
+
 def profile(
     model: nn.Module | str,
     inputs: Any = None,
@@ -26,6 +29,8 @@ def profile(
     optimizer: str | None = None,
     batch_size: int | None = None,
     tree: bool = False,
+    amp: bool = False,
+    device: str = "auto",
 ) -> Report:
     """Count what a network costs: one sample, eval mode, without running it.
 
@@ -37,6 +42,8 @@ def profile(
         optimizer, batch_size: of the training step whose memory is foretold (`sgd`, and the samples of the input).
         tree: list every module (report part `modules`) with its own parameters, multiply-adds, output elements and bytes
             saved for the backward pass.
+        amp: foretell the memory under 16-bit autocast: which ops run in 16 bits is what torch does on `device` (`cpu`, `cuda`
+            where torch has one here, or `auto`).
 
     Returns: a Report: parameters, multiply-adds, FLOPs (2 * multiply-adds), bytes, and the paper's counting.
 
@@ -56,7 +63,7 @@ def profile(
             inputs = None  # what the files say is of the same input
     if tree and other is not None:
         raise BadInput("--tree shows one model: leave the second one out")
-    step = (optimizer, batch_size, tree or None)
+    step = (optimizer, batch_size, tree or None, autocast_device(amp, device))
     first = _one(report, model, inputs, seed, model_args, weights, step)
     if other is None:
         report.parts = first
@@ -85,13 +92,13 @@ def _one(
     seed: int,
     args: dict[str, Any] | None,
     weights: str | None,
-    step: tuple[str | None, int | None, bool | None],
+    step: Step,
 ) -> dict[str, Any]:
     if is_slim(model):
         document = read_document(model, SLIM)
         about = {k: v for k, v in document["model"].items() if k != "parameters"} | {"file": model}
         known = _recorded_input(model)
-        if inputs not in (None, known) or step != (None, None, None):
+        if inputs not in (None, known) or any(part is not None for part in step):
             about.pop("profiled_input", None)
             return _measured(report, load(model), about, inputs or known, step)
         mask = document["mask"]
@@ -104,6 +111,10 @@ def _one(
     if model.lower().endswith(".onnx"):
         from .onnxfile import profile_onnx
 
+        if step[3]:
+            raise BadInput(
+                f"{model}: the training step of an .onnx file is not known; leave out --amp, or give the model itself"
+            )
         if step[2]:
             raise BadInput(f"{model}: an .onnx file has no modules; leave out --tree, or give the model itself")
         if args or weights is not None:
@@ -125,7 +136,7 @@ def _measured(
     module: nn.Module,
     about: dict[str, Any],
     inputs: Any,
-    step: tuple[str | None, int | None, bool | None],
+    step: Step,
 ) -> dict[str, Any]:
     from .example import as_example
     from .memory import check_optimizer, memory_of, with_training
@@ -140,7 +151,7 @@ def _measured(
         example: Example = guess_example(module) if inputs is None else as_example(inputs)
         run, layers, costs = measure(module, example)
     with report.timing("memory"):
-        memory = memory_of(module, example.with_batch(batch_size or example.samples), optimizer)
+        memory = memory_of(module, example.with_batch(batch_size or example.samples), optimizer, step[3])
     saved = None if "error" in memory else {row["module"]: row["bytes"] for row in memory["by_module"]}
     modules = module_rows(module, example, layers, costs["macs"], saved) if step[2] else []
     return {
@@ -152,6 +163,15 @@ def _measured(
         "neurons": {"total": sum(len(layer.neurons) for layer in layers)},
         "uncounted_ops": uncounted(run.tracer.uncounted),
     }
+
+
+def autocast_device(amp: bool, device: str) -> str | None:
+    """Where autocast is modelled; None without it."""
+    if not amp:
+        return None
+    from .steps import choose_device
+
+    return choose_device(device).type
 
 
 def _both(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:

@@ -358,7 +358,14 @@ def _training(about: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         "saved": "saved activations",
     }
     told = ", ".join(f"{name} {human_bytes(parts[key]).strip()}" for key, name in names.items() if parts[key])
-    yield "training step:", "bold", f"batch of {batch}, {about['optimizer']}: {told}; peak at {about['train_peak_at']}"
+    how = f"{about['optimizer']}, 16-bit autocast ({about['amp']['device']})" if "amp" in about else about["optimizer"]
+    yield "training step:", "bold", f"batch of {batch}, {how}: {told}; peak at {about['train_peak_at']}"
+    if "amp" in about:
+        yield (
+            "forward pass:",
+            "bold",
+            f"at most {human_bytes(about['forward_peak_bytes']).strip()} in inference, likewise",
+        )
     if rows := about.get("by_module"):
         most = [
             f"{row['module'] or 'the model itself'} {human_bytes(row['bytes']).strip()}" for row in rows[:MOST_SAVED]

@@ -13,6 +13,7 @@ FLOORS = [
     {"rules"},
     {
         "costs",
+        "autocast",
         "flops",
         "units",
         "workspace",

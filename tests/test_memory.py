@@ -24,16 +24,18 @@ def squares(output: Any) -> torch.Tensor:
     return sum(t.float().square().mean() for t in tensors_in(output) if t.is_floating_point())
 
 
-def allocated(model: nn.Module, x: torch.Tensor, training: bool) -> int:
+def allocated(model: nn.Module, x: torch.Tensor, training: bool, amp: bool = False) -> int:
     """The peak of what torch's CPU allocator handed out during a forward, or a forward and backward."""
     model = copy.deepcopy(model).train(training)
 
     def run() -> None:
         if not training:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=amp):
                 model(x)
             return
-        squares(model(x)).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            value = squares(model(x))
+        value.backward()
         for p in model.parameters():
             p.grad = None
 
