@@ -114,9 +114,9 @@ def half_backward(c: Call, of_input: bool) -> int:
     turned = both + TURNED * threads * both / c.x.shape[0] + sums_of_weight
     if c.window == 1 and c.groups == 1 and (c.x.ndim == 4 or min(fan, c.y.shape[1]) <= BLOCK):
         second = both + sums_of_weight
-    elif c.groups > 1 or (narrow and (fan < BLOCK or c.transposed)):
+    elif c.groups > 1 or any(n != 1 for n in c.dilation) or (narrow and (fan < BLOCK or c.transposed)):
         places = math.prod((c.x if c.transposed else c.y).shape[-2:])
-        second = threads * (fan * c.window * places * c.x.element_size() + 2 * sums_of_weight)
+        second = threads * (fan * c.window * places * c.x.element_size() + 3 * sums_of_weight)
     elif fan < BLOCK:
         second = both + sums_of_weight
     else:
