@@ -111,6 +111,12 @@ Optimizer = Annotated[
     str | None,
     typer.Option("--optimizer", metavar="O", help="of the training step: sgd|sgd-momentum|adam|adamw  [default: sgd]"),
 ]
+Amp = Annotated[
+    bool | None,
+    typer.Option(
+        "--amp", help="memory in mixed precision: weights in 32 bits, what autocast casts on the device in 16"
+    ),
+]
 BatchSize = Annotated[
     int | None,
     typer.Option(
@@ -200,7 +206,8 @@ def prune(
     min_neurons: MinNeurons = None, keep: Keep = None, only: Only = None,
     budget: Annotated[Strs, typer.Option("--budget", metavar="K=V", help="instead of --sparsity, the largest network with at most: macs=40G, flops=, params=10%, forward-mem=300MiB, train-mem=8GiB, latency=20ms or 50% (a forward pass, measured; repeatable)")] = None,
     round_to: Annotated[int | None, typer.Option("--round-to", metavar="N", help="layers keep multiples of N neurons  [default: 1]")] = None,
-    optimizer: Optimizer = None, batch_size: BatchSize = None, time: Time = None,
+    input_: Annotated[Strs, typer.Option("--input", metavar="SHAPE", help="count, budget and foretell memory for this shape of input, not that of the batch (repeatable)")] = None,
+    optimizer: Optimizer = None, batch_size: BatchSize = None, amp: Amp = None, time: Time = None,
     latencies: Annotated[str | None, typer.Option("--latencies", metavar="FILE", help="the layers' times of an earlier --resource latency, from its mask.json, instead of measuring")] = None,
     init: Init = None, score_init: ScoreInit = None, loss: Loss = None, ignore_index: IgnoreIndex = None, batches: BatchLimit = None, model_arg: ModelArg = None,
     weights: Weights = None, weights_key: WeightsKey = None, seed: Seed = None, device: Device = None,
@@ -212,7 +219,7 @@ def prune(
     """Remove the least important neurons, prove the slim network and write it."""
     given = locals()
     defaults = {"output": [], "resource": "flops", "lambda_": 11.0, "method": "ranp", "min_neurons": 1,
-                "keep": [], "only": [], "budget": [], "round_to": 1, "optimizer": "sgd", "init": "keep", "score_init": "keep", "strict": False, "allow_less": False, "time": False, **WAY}  # fmt: skip
+                "keep": [], "only": [], "budget": [], "input_": [], "round_to": 1, "optimizer": "sgd", "init": "keep", "score_init": "keep", "strict": False, "allow_less": False, "time": False, **WAY}  # fmt: skip
     o = Options("prune", given, defaults, outputs={"mask"})
     o.need("model")
     o.check_outputs(SUFFIXES)
@@ -239,7 +246,7 @@ def prune(
         "strict",
         "allow_less",
     )
-    result = ranp.prune(o["model"], o["batch"], **{k: o[k] for k in same}, progress=o.progress, **o.scoring())
+    result = ranp.prune(o["model"], o["batch"], inputs=shapes(o["input_"]), amp=bool(o["amp"]), **{k: o[k] for k in same}, progress=o.progress, **o.scoring())  # fmt: skip
     o.write(result)
     o.draw(result)
     o.show(result.report)
@@ -319,12 +326,13 @@ def profile(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="file.py:Name, package.module:Name, TorchScript, slim.safetensors or .onnx")] = None,
     model2: Annotated[str | None, typer.Argument(metavar="[MODEL2]", help="a second one, to lay beside it")] = None,
     input_: Input = None, model_arg: ModelArg = None, weights: Weights = None, seed: Seed = None,
-    optimizer: Optimizer = None, batch_size: BatchSize = None, time: Time = None, device: Device = None,
+    optimizer: Optimizer = None, batch_size: BatchSize = None, amp: Amp = None, time: Time = None, device: Device = None,
     max_macs: Annotated[str | None, typer.Option("--max-macs", metavar="V", help="a gate: exit code 5 when there are more, as 40G")] = None,
     max_params: Annotated[str | None, typer.Option("--max-params", metavar="V", help="likewise, as 5M")] = None,
     max_forward_mem: Annotated[str | None, typer.Option("--max-forward-mem", metavar="V", help="likewise, as 300MiB")] = None,
     max_train_mem: Annotated[str | None, typer.Option("--max-train-mem", metavar="V", help="likewise, as 8GiB")] = None,
-    depth: Annotated[int | None, typer.Option("--depth", metavar="N", min=0, help="sum up layers below N levels of modules; 0: no layers")] = None,
+    depth: Annotated[int | None, typer.Option("--depth", metavar="N", min=0, help="sum up layers (or the tree) below N levels of modules; 0: no layers")] = None,
+    tree: Annotated[bool | None, typer.Option("--tree", help="the module tree instead of the layers: what each module and all below it cost, and save for the backward pass")] = None,
     html: Html = None, config: Config = None, json_: Json = None, quiet: Quiet = None,
 ) -> None:  # fmt: skip
     """Count parameters, multiply-adds, FLOPs and memory of one or two networks, without running them (but for --time)."""
@@ -337,7 +345,8 @@ def profile(
     import ranp_cli as ranp
 
     same = {k: o[k] for k in ("seed", "weights", "optimizer", "batch_size", "time", "device")}
-    report = ranp.profile(o["model"], shapes(o["input_"]), other=o["model2"], model_args=o.model_args(), **same)
+    report = ranp.profile(o["model"], shapes(o["input_"]), other=o["model2"], model_args=o.model_args(),
+                          tree=bool(o["tree"]), amp=bool(o["amp"]), **same)  # fmt: skip
     o.show(report)
     gate(report.to_dict(), gates)
 

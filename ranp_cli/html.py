@@ -130,7 +130,7 @@ def _timeline(report: Report) -> str:
         anchor = "end" if x > 600 else "start"
         name = side if len(memory) == 2 else "a training step"
         pictures.append(
-            f'<figure><figcaption>{name}: batch of {m["samples"]}, {escape(m["optimizer"])}, peak {bytes_(m["train_peak_bytes"])} '
+            f'<figure><figcaption>{name}: batch of {m["samples"]}, {escape(m["optimizer"])}{", 16-bit autocast" * ("amp" in m)}, peak {bytes_(m["train_peak_bytes"])} '
             f'at {escape(m["train_peak_at"])}</figcaption>\n<svg viewBox="0 0 900 180" width="100%" role="img">'
             f'<polygon points="0,160 {points} 900,160" fill="{colour}" opacity=".55"/>'
             f'<line x1="{turn:.1f}" x2="{turn:.1f}" y1="0" y2="160" stroke="var(--line)"/>'
@@ -176,6 +176,8 @@ MEASURES = [
     ("params_bytes", "parameter bytes", bytes_),
     ("macs", "multiply-adds", human),
     ("flops", "FLOPs (2 x multiply-adds)", human),
+    ("train_macs", "multiply-adds, forward and backward", human),
+    ("train_flops", "FLOPs, forward and backward", human),
     ("activation_bytes", "activations", bytes_),
     ("forward_peak_bytes", "peak of a forward pass", bytes_),
     ("train_peak_bytes", "peak of a training step", bytes_),

@@ -2,25 +2,33 @@
 
 Every storage is counted from its birth to its death, as an allocator would: what autograd saves is alive because
 autograd holds it, in-place ops and checkpointing are as they are in the code. What ops allocate and free inside
-themselves (a convolution's workspace) is no tensor, so it is not counted; it is stated as an allowance.
+themselves (a convolution's workspace) is no tensor; on a CPU it is modelled, elsewhere stated as an allowance. Each
+storage belongs to the module in whose code it was born; what a backward op makes, to the module whose forward made the
+op's node in the autograd graph. The same pass counts the FLOPs of the step.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import _get_sequence_nr
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .autocast import DTYPE, Autocast
 from .errors import USER_EXCEPTIONS, BadInput, nearest
 from .example import Example
+from .flops import flops_of
 from .schema import op_name
 from .shadow import labels_on_cpu, seeded, shadow, tensors_in, to_meta
-from .trace import batch_norm_on_meta, locate
+from .trace import batch_norm_on_meta
 from .units import named_tensors, user_line
 from .workspace import CONVOLUTIONS, convolution_workspace
 
@@ -30,6 +38,20 @@ STATES = {
     "adam": 2,
     "adamw": 2,
 }  # tensors of the parameters' size that the optimiser keeps
+STEPPING = {"sgd": 0, "sgd-momentum": 0, "adam": 2, "adamw": 2}  # of the largest parameter's size, while it steps (CPU)
+STEPPING_AT_ONCE = {"sgd": 0, "sgd-momentum": 0, "adam": 1, "adamw": 1}  # of all parameters' (CUDA: `foreach`)
+LOSS = "(loss)"  # what is born outside of the model's code
+
+
+@dataclass
+class Birth:
+    """A storage: the module that it belongs to, its bytes, and the ops between which it lived."""
+
+    module: str
+    size: int
+    born: int
+    died: int | None = None
+    output: bool = False  # of the model
 
 
 @dataclass
@@ -37,12 +59,16 @@ class Meter(TorchDispatchMode):
     """Counts the bytes of every storage that is made while it is on."""
 
     names: Mapping[int, str] = field(default_factory=dict)  # id(module) -> its path
+    owners: Mapping[int, str] = field(default_factory=dict)  # id(parameter) -> the path of its module
     live: int = 0
     peak: int = 0
     peak_at: tuple[str, str, int] = ("", "", 0)  # op, module, number of the op
     timeline: list[int] = field(default_factory=list)  # live bytes after each op
     on_cpu: bool = True  # workspaces are known there, and counted
     workspace: int = 0  # the largest
+    flops: dict[str, int] = field(default_factory=dict)  # by module
+    births: list[Birth] = field(default_factory=list)
+    outside: str = ""  # the module of what is not made by one
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -50,41 +76,109 @@ class Meter(TorchDispatchMode):
 
     def __post_init__(self) -> None:
         super().__init__()
+        self._calls: list[str] = []  # the modules that are running, the innermost last
         self._known: dict[int, Any] = {}
+        self._births: dict[int, Birth] = {}  # of what is alive
+        self._nodes: dict[int, str] = {}  # sequence number of an autograd node -> the module that made it
+
+    def __enter__(self) -> Meter:
+        """Follow the calls of modules by global hooks: they keep no tensor alive, as a look at the frames' locals would."""
+
+        def enter(module: nn.Module, args: Any) -> None:
+            if id(module) in self.names:
+                self._calls.append(self.names[id(module)])
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            if id(module) in self.names:
+                self._calls.pop()
+
+        self._hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        for hook in self._hooks:
+            hook.remove()
 
     def know(self, t: Tensor) -> None:
         """A tensor that was there before: it is not counted."""
         self._known[t.untyped_storage()._cdata] = None
 
-    def _watch(self, storage: torch.UntypedStorage) -> None:
+    def note_outputs(self, tensors: Iterable[Tensor]) -> None:
+        for t in tensors:
+            if t.untyped_storage()._cdata in self._births:
+                self._births[t.untyped_storage()._cdata].output = True
+
+    def held(self) -> dict[str, int]:
+        """The bytes now alive, by module, the most first."""
+        sums: dict[str, int] = {}
+        for birth in self._births.values():
+            sums[birth.module] = sums.get(birth.module, 0) + birth.size
+        return dict(sorted(sums.items(), key=lambda item: (-item[1], item[0])))
+
+    def most_fixed(self) -> int:
+        """The most bytes that the model's outputs and the loss over them held at once."""
+        steps = [0] * (len(self.timeline) + 1)
+        for birth in self.births:
+            if birth.output or birth.module == LOSS:
+                steps[birth.born] += birth.size
+                if birth.died is not None:
+                    steps[birth.died] -= birth.size
+        return max(accumulate(steps))
+
+    def _watch(self, storage: torch.UntypedStorage, module: str) -> None:
         key, size = storage._cdata, storage.nbytes()
         if key in self._known:
             return
         self.live += size
+        birth = Birth(module, size, len(self.timeline))
+        self.births.append(birth)
 
         def dead(_: Any) -> None:
             self.live -= size
+            birth.died = len(self.timeline)
             self._known.pop(key, None)
+            self._births.pop(key, None)
 
-        self._known[key] = weakref.ref(storage, dead)
+        self._known[key], self._births[key] = weakref.ref(storage, dead), birth
+
+    def _module(self) -> str:
+        """The module that the running op belongs to."""
+        node = torch._C._current_autograd_node()
+        if node is None or self._calls:  # forward; or a checkpoint runs it again
+            module = self._calls[-1] if self._calls else self.outside
+            self._nodes.setdefault(_get_sequence_nr() - 1, module)  # an op's node is made just before it runs
+            return module
+        if hasattr(node, "variable"):  # a gradient arrives at its parameter
+            return self.owners.get(id(node.variable), self.outside)
+        return self._nodes.get(node._sequence_nr(), self.outside)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default:  # no op, but a question that a fake tensor is asked
+            return func(*args)
         if func is torch.ops.aten.native_batch_norm.default and args[0].device.type == "meta":
             out = batch_norm_on_meta(*args)
         else:
             out = func(*args, **(kwargs or {}))
         out = as_laid_out(op_name(func), args, out)
+        module = self._module()
         for t in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(t, Tensor):
-                self._watch(t.untyped_storage())
+                self._watch(t.untyped_storage(), module)
+        if flops := flops_of(func, args, kwargs, out):
+            self.flops[module] = self.flops.get(module, 0) + flops
         name = op_name(func)
         inside = convolution_workspace(name, args, out) if name in CONVOLUTIONS else 0
         self.workspace = max(self.workspace, inside)
-        now = self.live + (inside if self.on_cpu else 0)
+        self.note(name, module, self.live + (inside if self.on_cpu else 0))
+        return out
+
+    def note(self, name: str, module: str, now: int) -> None:
+        """So many bytes are alive at an op."""
         self.timeline.append(now)
         if now > self.peak:
-            self.peak, self.peak_at = now, (name, locate(self.names)[0], len(self.timeline) - 1)
-        return out
+            self.peak, self.peak_at = now, (name, module, len(self.timeline) - 1)
 
 
 def as_laid_out(name: str, args: Any, out: Any) -> Any:
@@ -122,11 +216,19 @@ class Memory:
     at: str
     timeline: list[int]  # live bytes after each op, without what is always there
     forward_ops: int  # how many of them the forward pass has
+    stepping: int  # what the optimiser allocates and frees while it steps
+    fixed: int  # the most that the outputs and the loss over them held at once: pruning does not touch it
+    by_module: dict[str, int]  # `saved`, by the module in whose code it was born
+    flops: dict[str, int]  # of all samples, by module
 
 
 @labels_on_cpu
 def training_memory(
-    model: nn.Module, example: Example, optimizer: str = "sgd", loss: Callable[[Any], Tensor] | None = None
+    model: nn.Module,
+    example: Example,
+    optimizer: str = "sgd",
+    loss: Callable[[Any], Tensor] | None = None,
+    amp: str | None = None,
 ) -> Memory:
     """The peak of a training step with the batch of `example`.
 
@@ -134,11 +236,12 @@ def training_memory(
         optimizer: `sgd`, `sgd-momentum`, `adam` or `adamw`; its state is there from the second step on.
         loss: from what the model returns to a scalar; by default cross-entropy where an output has several channels,
             the mean of squares elsewhere.
+        amp: the device under whose autocast (16 bits) forward and loss run, `cpu` or `cuda`; None: without.
 
     Raises: BadInput.
     """
     check_optimizer(optimizer)
-    return _measured(model, example, loss or plain_loss, STATES[optimizer])
+    return _measured(model, example, loss or plain_loss, optimizer, amp)
 
 
 def check_optimizer(name: str) -> None:
@@ -148,47 +251,65 @@ def check_optimizer(name: str) -> None:
 
 
 @labels_on_cpu
-def forward_memory(model: nn.Module, example: Example) -> Memory:
+def forward_memory(model: nn.Module, example: Example, amp: str | None = None) -> Memory:
     """The peak of a forward pass in inference with the batch of `example`. Raises BadInput."""
-    return _measured(model, example, None, 0)
+    return _measured(model, example, None, "sgd", amp)
 
 
-def _measured(model: nn.Module, example: Example, loss: Callable[[Any], Tensor] | None, states: int) -> Memory:
+def _measured(
+    model: nn.Module, example: Example, loss: Callable[[Any], Tensor] | None, optimizer: str, amp: str | None
+) -> Memory:
     training = loss is not None
+    cast = None if amp is None else Autocast(amp)
     try:
-        copy = shadow(model, False).train(training)
+        copy = (shadow(model, False) if cast is None else cast.model(model)).train(training)
     except USER_EXCEPTIONS as error:  # a TorchScript file with constants that meta tensors cannot hold
         raise not_foretold(error, training, example) from error
     for (_, new), (_, old) in zip(copy.named_parameters(), model.named_parameters(), strict=True):
-        new.requires_grad_(training and new.is_floating_point() and old.requires_grad)
-    args, kwargs = to_meta((example.args, example.kwargs))
-    meter = Meter({id(m): name for name, m in copy.named_modules()})
+        wanted = training or cast is not None  # autocast caches its casts of what wants a gradient
+        new.requires_grad_(wanted and new.is_floating_point() and old.requires_grad)
+    args, kwargs = (to_meta if cast is None else cast.inputs)((example.args, example.kwargs))
+    owners = {id(p): name for name, m in copy.named_modules() for p in m.parameters(False)}
+    meter = Meter({id(m): name for name, m in copy.named_modules()}, owners, on_cpu=amp in (None, "cpu"))
     held = [t for _, t in named_tensors(copy)]
     for t in (*held, *tensors_in((args, kwargs))):
         meter.know(t)
-    saved = outputs = forward_ops = 0
+    outputs = forward_ops = 0
+    by_module: dict[str, int] = {}
+    trained = [_bytes(p) for p in copy.parameters() if p.requires_grad]
+    stepping = STEPPING[optimizer] * max(trained, default=0)
+    if not meter.on_cpu:
+        stepping = STEPPING_AT_ONCE[optimizer] * sum(trained)
+    casting = ExitStack()
     try:
-        with seeded(), torch.set_grad_enabled(training), meter:
+        with seeded(), torch.set_grad_enabled(training), nullcontext() if cast is None else cast.mode, meter, casting:
+            if cast is not None:
+                casting.enter_context(cast.casting())
             output = copy(*args, **kwargs)
             outputs = sum(_bytes(t) for t in {t.untyped_storage()._cdata: t for t in tensors_in(output)}.values())
-            saved, forward_ops = meter.live, len(meter.timeline)
+            meter.note_outputs(tensors_in(output))
+            by_module, forward_ops = meter.held(), len(meter.timeline)
+            meter.outside = LOSS
             if loss is not None:
                 value = loss(output)
                 del output
+                casting.close()  # the casts of weights go, but for those that autograd saved
                 value.backward()
                 del value
+                meter.note("optimizer.step()", "", meter.live + stepping)
     except USER_EXCEPTIONS as error:
         raise not_foretold(error, training, example) from error
     parameters = sum(_bytes(p) for p in copy.parameters())
-    trained = sum(_bytes(p) for p in copy.parameters() if p.requires_grad)
     buffers = sum(_bytes(b) for b in copy.buffers())
     inputs = sum(_bytes(t) for t in tensors_in((args, kwargs)))
     op, module, _ = meter.peak_at
-    always = parameters + buffers + inputs + states * trained
+    state = STATES[optimizer] * sum(trained)
+    always = parameters + buffers + inputs + state
     return Memory(
         samples=example.samples, peak=always + meter.peak, parameters=parameters, buffers=buffers, inputs=inputs,
-        optimizer=states * trained, gradients=trained if training else 0, saved=saved, outputs=outputs, working=meter.peak,
-        allowance=meter.workspace, at=f"{op} in {module}" if module else op, timeline=meter.timeline, forward_ops=forward_ops,
+        optimizer=state, gradients=sum(trained), saved=sum(by_module.values()), outputs=outputs, working=meter.peak,
+        allowance=meter.workspace, at=place(op, module), timeline=meter.timeline, forward_ops=forward_ops, stepping=stepping,
+        fixed=meter.most_fixed(), by_module=by_module, flops=meter.flops,
     )  # fmt: skip
 
 
@@ -198,6 +319,10 @@ def not_foretold(error: BaseException, training: bool, example: Example) -> BadI
         f"the memory of {'a training step' if training else 'a forward pass'} cannot be foretold on {example}: "
         f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{f' (at {where})' if where else ''}"
     )
+
+
+def place(op: str, module: str) -> str:
+    return f"{op} in the loss" if module == LOSS else f"{op} in {module}" if module else op
 
 
 def _bytes(t: Tensor) -> int:
@@ -220,26 +345,42 @@ def plain_loss(output: Any) -> Tensor:
     return total
 
 
-def memory_of(model: nn.Module, example: Example, optimizer: str = "sgd") -> dict[str, Any]:
-    """Both peaks as the report has them; `error` in their place where the code cannot be run on meta tensors."""
+def memory_of(model: nn.Module, example: Example, optimizer: str = "sgd", amp: str | None = None) -> dict[str, Any]:
+    """Both peaks as the report has them; `error` in their place where the code cannot be run on meta tensors.
+
+    `train_macs` and `train_flops` are of one sample of the step: `with_training` lays them beside the other counts.
+    """
     about: dict[str, Any] = {"samples": example.samples, "optimizer": optimizer}
+    if amp is not None:
+        about["amp"] = {"dtype": str(DTYPE).removeprefix("torch."), "device": amp}
     try:
-        forward, step = forward_memory(model, example), training_memory(model, example, optimizer)
+        forward = forward_memory(model, example, amp)
+        step = training_memory(model, example, optimizer, amp=amp)
     except BadInput as error:
         return {**about, "error": str(error)}
     parts = {
         k: getattr(step, k) for k in ("parameters", "buffers", "inputs", "optimizer", "gradients", "saved", "outputs")
     }
+    flops = sum(step.flops.values()) // example.samples
     return {
         **about,
         "forward_peak_bytes": forward.peak,
         "forward_peak_at": forward.at,
         "train_peak_bytes": step.peak,
         "train_peak_at": step.at,
-        "train_parts": {**parts, "working": step.working},
+        "train_parts": {**parts, "stepping": step.stepping, "working": step.working},
+        "by_module": [{"module": module, "bytes": size} for module, size in step.by_module.items()],
+        "unprunable_bytes": step.inputs + step.fixed,
         "allowance_bytes": step.allowance,
+        "train_macs": flops // 2,
+        "train_flops": flops // 2 * 2,
         **binned(step),
     }
+
+
+def with_training(costs: dict[str, Any], memory: dict[str, Any]) -> dict[str, Any]:
+    """The costs of a forward pass, and those of a training step that were found with its memory."""
+    return {**costs, **{key: memory.pop(key) for key in ("train_macs", "train_flops") if key in memory}}
 
 
 def binned(step: Memory, most: int = 240) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def shapes(given: Sequence[str]) -> list[tuple[int, ...]] | None:
 
 TEXTS = ("json_", "csv", "markdown")
 INTS = {"batches", "ignore_index", "seed", "min_neurons", "depth", "round_to", "batch_size"}
-BOOLS = {"strict", "allow_less", "quiet", "transfer", "low_memory", "time"}
+BOOLS = {"strict", "allow_less", "quiet", "transfer", "low_memory", "time", "tree", "amp"}
 LISTS = {"output", "keep", "only", "model_arg", "input_", "methods", "plot", "budget"}
 
 

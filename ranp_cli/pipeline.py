@@ -21,7 +21,7 @@ from .example import Example, as_example
 from .importance import Importance
 from .latency import Stand
 from .mask import Mask
-from .memory import check_optimizer, memory_of
+from .memory import check_optimizer, memory_of, with_training
 from .refining import INITS, SlimRun, initialise
 from .report import Report, layer_row, not_pruned, uncounted
 from .resources import reweighting
@@ -46,7 +46,7 @@ from .steps import (
     way_of,
 )
 from .sums import Sum
-from .units import Graph, cost_of, guess_example
+from .units import Graph, cost_of, guess_example, measure, measure_all
 from .verify import verify
 
 SUM, REST = "ranp:sum:", "ranp:rest:"  # in a file of scores, before a layer's name
@@ -259,7 +259,7 @@ def score(model: nn.Module | str, batches: Any, *, loss: Any = None, ignore_inde
 def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str | Path | None = None, sparsity: float | str | None = None,
           resource: str = "flops", lambda_: float = LAMBDA, method: str = "ranp", criterion: str | None = None, min_neurons: int = 1,
           keep: Sequence[str] = (), only: Sequence[str] = (), budget: Any = (), round_to: int = 1, optimizer: str = "sgd", batch_size: int | None = None,
-          latencies: Any = None, time: bool = False, init: str = "keep", score_init: str = "keep", loss: Any = None, ignore_index: int | None = None,
+          inputs: Any = None, amp: bool = False, latencies: Any = None, time: bool = False, init: str = "keep", score_init: str = "keep", loss: Any = None, ignore_index: int | None = None,
           batch_limit: int | None = None, seed: int = 0, device: str = "auto", strict: bool = False, allow_less: bool = False,
           model_args: dict[str, Any] | None = None, weights: str | None = None, weights_key: str | None = None,
           precision: str = "model", low_memory: bool = False, memory_limit: str | int | None = None,
@@ -289,6 +289,9 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         optimizer, batch_size: of the training step whose memory is foretold, and of what is timed; by default the
             batch's own size.
         time: also measure how fast both networks are.
+        inputs: shape(s) of the input to count, budget and foretell memory for, when another than that of the batches: score
+            at a small spatial size, train at a large one. What is kept at a given sparsity does not depend on it.
+        amp: the memory is that of 16-bit autocast on the device.
         init: weights of the slim network: `keep`, or drawn anew: `factory`, `glorot`, `orthogonal`.
         score_init: weights that are scored, likewise; the slim network keeps them.
         precision, low_memory, memory_limit: of the gradients, as for `score`.
@@ -333,6 +336,8 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     keep, only = ([g] if isinstance(g, str) else g for g in (keep, only))
     report = Report("prune")
     job = open_job(report, model, seed, model_args, weights, weights_key, device)
+    at = None if inputs is None else as_example(inputs)
+    large = None if at is None else measure_all(job.model, at)  # now: the model may not take it, and scoring is long
     given = None if scores is None else Scores.of(scores)
     if given is not None:
         criterion = given.fits(job, criterion)
@@ -356,14 +361,14 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     measured = None
     if ranking.resource == "latency":
         measured = layer_seconds(report, job, graph, known, progress)
-    sample = graph.example.with_batch(batch_size or graph.example.samples)
+    sample = (at or graph.example).with_batch(batch_size or (at or graph.example).samples)
     stand = Stand(sample, job.device) if time or any(each.kind == "latency" for each in wanted) else None
     final = None
 
     def cost(net: nn.Module, ran: SlimRun | None) -> dict[str, float]:
-        counts = cost_of(net, ran.run if ran else graph.eval_run)
+        counts = cost_of(net, ran.run if ran else graph.eval_run) if at is None else measure(net, at)[2]
         needed = any(each.kind.endswith("-mem") for each in wanted)
-        memory = {"before": memory_of(net, sample, optimizer)} if needed else {}
+        memory = {"before": memory_of(net, sample, optimizer, job.device.type if amp else None)} if needed else {}
         if "error" in memory.get("before", {}):
             raise BadInput(f"--budget: {memory['before']['error']}")
         return costs_of({"before": counts, "memory": memory}, "before")
@@ -390,10 +395,14 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     values = None if ranking.criterion is None else found.scores
     if not allow_less and not wanted:
         enough(graph, chosen, mask, values, method == "snip")
-    pruned = _finish(report, job, graph, mask, chosen.keep, slim, changed, ran, init, seed)
+    pruned = _finish(report, job, graph, mask, chosen.keep, slim, changed, ran, init, seed, at, large)
     with report.timing("memory"):
         pair = {"before": job.model, "after": slim}
-        report.parts["memory"] = {side: memory_of(net, sample, optimizer) for side, net in pair.items()}
+        memory = {
+            side: memory_of(net, sample, optimizer, job.device.type if amp else None) for side, net in pair.items()
+        }
+        report.parts |= {side: with_training(report.parts[side], about) for side, about in memory.items()}
+        report.parts["memory"] = memory
     if stand is not None:
         with report.timing("time"):
             macs = [report.parts[side]["macs"] for side in ("before", "after")]
@@ -518,7 +527,8 @@ def _scores(report: Report, job: Job, graph: Graph, found: Importance, how: dict
 
 
 def _finish(report: Report, job: Job, graph: Graph, mask: Mask, keep: np.ndarray, slim: nn.Module, changed: dict[str, Any],
-            ran: SlimRun, init: str, seed: int) -> Pruned:  # fmt: skip
+            ran: SlimRun, init: str, seed: int, at: Example | None = None,
+            large: Any = None) -> Pruned:  # fmt: skip
     stays = graph.flags(keep)
     with report.timing("verify"):
         verified = verify(job.model, slim, graph, stays)
@@ -527,33 +537,39 @@ def _finish(report: Report, job: Job, graph: Graph, mask: Mask, keep: np.ndarray
             initialise(slim, init, [layer.slot for layer in graph.layers])
     about = dict(job.about)
     about["parameters"] = {name: list(p.shape) for name, p in job.model.named_parameters()}
+    run, before, after = graph.eval_run, cost_of(job.model, graph.eval_run), cost_of(slim, ran.run)
+    was, now = {(layer.slot, layer.axis): layer for layer in graph.layers}, ran.layers
+    if at is not None:  # everything is counted at this size
+        about["profiled_input"] = at.signature
+        (run, was, before), (_, now, after) = large, measure_all(slim, at)
     rows = []
     fixed = {layer.name: {str(graph.reasons[u]) for u in units if graph.reasons[u]}
              for layer, units in zip(graph.layers, graph.by_layer(graph.unit), strict=True)}  # fmt: skip
     for layer in graph.layers:
-        new = ran.layers.get((layer.slot, layer.axis))  # None: the slim network does without its op
-        later = {} if new is None else layer_row(new)
+        where = layer.slot, layer.axis
+        first, later = (layer_row(side[where]) if where in side else {} for side in (was, now))  # {}: it does without
         row = {**layer_row(layer), "kept": len(mask.layers[layer.name]["kept"])}
+        row |= {key: first.get(key, 0) for key in ("params", "macs", "output_elements")}
         row |= {f"{key}_after": later.get(key, 0) for key in ("params", "macs", "output_elements")}
         if layer.name in mask.floored:
             row["floored"] = True
         if fixed[layer.name]:
             row["fixed"] = "; ".join(sorted(fixed[layer.name]))
         rows.append(row)
-    run, after = graph.eval_run, ran.run
     report.parts |= {
         "method": mask.method,
         "sparsity": {"requested": mask.requested, "achieved": round(mask.achieved, 6)},
         "neurons": {"total": mask.total, "kept": mask.kept},
-        "before": cost_of(job.model, run),
-        "after": cost_of(slim, after),
+        "model": {**job.about, "profiled_input": at.signature} if at is not None else job.about,
+        "before": before,
+        "after": after,
         "verified": verified,
         "layers": rows,
         "floored": mask.floored,
         "fixed": mask.fixed,
         "not_pruned": not_pruned(graph, keep),
         "unruled_ops": [{"op": op, "module": module, "source": where} for op, module, where in
-                        dict.fromkeys(run.tracer.unruled + graph.train_run.tracer.unruled)],
+                        dict.fromkeys(graph.eval_run.tracer.unruled + graph.train_run.tracer.unruled)],
         "uncounted_ops": uncounted(run.tracer.uncounted),
     }  # fmt: skip
     return Pruned(slim, mask, report, {"model": about, "attributes": changed})

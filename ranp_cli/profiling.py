@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from .example import Example
 
 
+Step = tuple[str | None, int | None, bool | None, str | None]  # optimizer, batch_size, tree, amp
+
+
 def profile(
     model: nn.Module | str,
     inputs: Any = None,
@@ -26,6 +29,8 @@ def profile(
     optimizer: str | None = None,
     batch_size: int | None = None,
     time: bool = False,
+    tree: bool = False,
+    amp: bool = False,
     device: str = "auto",
 ) -> Report:
     """Count what a network costs: one sample, eval mode, without running it.
@@ -37,6 +42,10 @@ def profile(
         other: a second model; the report then has both, side by side.
         optimizer, batch_size: of the training step whose memory is foretold (`sgd`, and the samples of the input).
         time: also run the networks on `device`, and say how long a forward pass takes; needs their code.
+        tree: list every module (report part `modules`) with its own parameters, multiply-adds, output elements and bytes
+            saved for the backward pass.
+        amp: foretell the memory under 16-bit autocast: which ops run in 16 bits is what torch does on `device` (`cpu`, `cuda`
+            where torch has one here, or `auto`).
 
     Returns: a Report: parameters, multiply-adds, FLOPs (2 * multiply-adds), bytes, and the paper's counting.
 
@@ -54,7 +63,9 @@ def profile(
             and _recorded_input(model) == _recorded_input(other)
         ):
             inputs = None  # what the files say is of the same input
-    step = (optimizer, batch_size)
+    if tree and other is not None:
+        raise BadInput("--tree shows one model: leave the second one out")
+    step = (optimizer, batch_size, tree or None, autocast_device(amp, device))
     running: list[tuple[nn.Module, Example]] | None = [] if time else None
     first = _one(report, model, inputs, seed, model_args, weights, step, running)
     if other is None:
@@ -104,20 +115,22 @@ def _one(
     seed: int,
     args: dict[str, Any] | None,
     weights: str | None,
-    step: tuple[str | None, int | None],
+    step: Step,
     running: list[tuple[nn.Module, Example]] | None,
 ) -> dict[str, Any]:
     """The parts of one network's report; the network itself goes to the end of `running`, where that is asked for."""
     if is_slim(model):
         document = read_document(model, SLIM)
         about = {k: v for k, v in document["model"].items() if k != "parameters"} | {"file": model}
-        if inputs not in (None, document["model"].get("input")) or step != (None, None):
-            return _measured(report, load(model), about, inputs or document["model"].get("input"), step, running)
+        known = _recorded_input(model)
+        if inputs not in (None, known) or any(part is not None for part in step):
+            about.pop("profiled_input", None)
+            return _measured(report, load(model), about, inputs or known, step, running)
         if running is not None:
             from .example import Example
 
             with report.timing("load"):
-                running.append((load(model), Example.from_signature(document["model"]["input"])))
+                running.append((load(model), Example.from_signature(known)))
         mask = document["mask"]
         told = {k: mask[k] for k in ("method", "sparsity", "neurons", "floored", "fixed")}
         return {"model": about, **told, **document["profile"]}
@@ -131,6 +144,12 @@ def _one(
         if running is not None:
             raise BadInput(f"--time: {model} is an .onnx file, and what is timed is a torch module; give the model or a slim "
                            ".safetensors, or leave out --time")  # fmt: skip
+        if step[3]:
+            raise BadInput(
+                f"{model}: the training step of an .onnx file is not known; leave out --amp, or give the model itself"
+            )
+        if step[2]:
+            raise BadInput(f"{model}: an .onnx file has no modules; leave out --tree, or give the model itself")
         if args or weights is not None:
             raise BadInput(f"{model}: an .onnx file holds its weights; leave out --model-arg and --weights")
         with report.timing("trace"):
@@ -150,11 +169,12 @@ def _measured(
     module: nn.Module,
     about: dict[str, Any],
     inputs: Any,
-    step: tuple[str | None, int | None],
+    step: Step,
     running: list[tuple[nn.Module, Example]] | None,
 ) -> dict[str, Any]:
     from .example import as_example
-    from .memory import check_optimizer, memory_of
+    from .memory import check_optimizer, memory_of, with_training
+    from .modules import module_rows
     from .units import fingerprint, guess_example, measure
 
     optimizer, batch_size = step[0] or "sgd", step[1]
@@ -167,15 +187,27 @@ def _measured(
     if running is not None:
         running.append((module, example))
     with report.timing("memory"):
-        memory = memory_of(module, example.with_batch(batch_size or example.samples), optimizer)
+        memory = memory_of(module, example.with_batch(batch_size or example.samples), optimizer, step[3])
+    saved = None if "error" in memory else {row["module"]: row["bytes"] for row in memory["by_module"]}
+    modules = module_rows(module, example, layers, costs["macs"], saved) if step[2] else []
     return {
         "model": {**about, "fingerprint": fingerprint(module), "input": example.signature},
-        "before": costs,
+        "before": with_training(costs, memory),
         "memory": {"before": memory},
         "layers": [layer_row(layer) for layer in layers],
+        "modules": modules,
         "neurons": {"total": sum(len(layer.neurons) for layer in layers)},
         "uncounted_ops": uncounted(run.tracer.uncounted),
     }
+
+
+def autocast_device(amp: bool, device: str) -> str | None:
+    """Where autocast is modelled; None without it."""
+    if not amp:
+        return None
+    from .steps import choose_device
+
+    return choose_device(device).type
 
 
 def _both(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +221,9 @@ def is_slim(model: Any) -> bool:
 
 
 def _recorded_input(model: Any) -> Any:
-    return read_document(model, SLIM)["model"].get("input") if is_slim(model) else None
+    """The input that the numbers in a slim file are of."""
+    about = read_document(model, SLIM)["model"] if is_slim(model) else {}
+    return about.get("profiled_input", about.get("input"))
 
 
 def _after(row: dict[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .budget import shown
 
 if TYPE_CHECKING:
     from .units import Graph, Layer
 
 FORMAT, VERSION = "ranp-report", 1
+FIXED_SHARE = 0.5  # of a training step's peak: where input, outputs and loss alone hold more, the report says so
 
 
 @dataclass
@@ -44,6 +46,8 @@ class Report:
         parts = dict(self.parts)
         if "before" in parts and "after" in parts:
             parts["reduction"] = reduction(parts["before"], parts["after"])
+        if said := memory_notes(parts.get("memory", {})):
+            parts["notes"] = [*parts.get("notes", []), *said]
         if "memory" in parts:  # timelines are for pictures
             parts["memory"] = {
                 side: {k: v for k, v in about.items() if not k.startswith("timeline")}
@@ -51,6 +55,19 @@ class Report:
             }
         out.update({k: v for k, v in parts.items() if v not in (None, [], {})})
         return out
+
+
+def memory_notes(memory: dict[str, Any]) -> list[str]:
+    """When it is the volume itself that a training step needs its memory for, and not the layers between."""
+    about = memory.get("after") or memory.get("before") or {}
+    fixed, peak = about.get("unprunable_bytes", 0), about.get("train_peak_bytes", 0)
+    if fixed <= FIXED_SHARE * peak:
+        return []
+    return [
+        f"the input, the outputs and the loss over them hold {shown('train-mem', fixed)} at once, {fixed / peak:.0%} of the "
+        f"peak of a training step (told above {FIXED_SHARE:.0%}): pruning does not shrink them; fewer classes, patches or "
+        "a smaller input would"
+    ]
 
 
 def layer_row(layer: Layer) -> dict[str, Any]:

@@ -33,10 +33,12 @@ from .page import (
     side_by_side,
 )
 from .speed import duration, speed_block
+from .tree import tree_lines
 
 Report = dict[str, Any]
 
 PIPE_WIDTH = 100
+MOST_SAVED = 4  # modules that are named
 
 
 # -- the four public functions ---------------------------------------------------------------------------------------
@@ -61,13 +63,12 @@ def show_report(report: Report, console: Console, depth: int | None = None) -> N
 
     Args:
         report: the JSON report, as any command makes it.
-        depth: add up the layers that are more than so many modules deep; 0 leaves the layers out.
+        depth: add up the layers, or the tree, more than so many modules deep; 0 leaves them out.
     """
     page = Page(console)
+    body = tree_lines(report["modules"], page, depth) if "modules" in report else _layers(report, page, depth)
     parts = (
-        [_comparison(report, page)]
-        if "rows" in report
-        else [_summary(report, page), speed_block(report, page), _layers(report, page, depth)]
+        [_comparison(report, page)] if "rows" in report else [_summary(report, page), speed_block(report, page), body]
     )
     blocks = [_headline(report, page), *parts, _remarks(report, page)]
     for i, block in enumerate(filter(None, blocks)):
@@ -138,6 +139,8 @@ _MEASURES: list[tuple[str, str, Callable[[float], str]]] = [
     ("params_bytes", "parameter bytes", human_bytes),
     ("macs", "multiply-adds", human),
     ("flops", "FLOPs (2 x multiply-adds)", human),
+    ("train_macs", "multiply-adds, with backward", human),
+    ("train_flops", "FLOPs, with backward", human),
     ("activation_bytes", "activations", human_bytes),
     ("peak_forward_bytes", "peak of a forward pass", human_bytes),
     ("train_peak_bytes", "peak of a training step", human_bytes),
@@ -347,7 +350,7 @@ def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
 
 
 def _training(about: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What a training step needs its memory for, and when it is the output that hurts."""
+    """What a training step needs its memory for, and which modules save the most of it."""
     if "error" in about:
         yield "memory:", "yellow", about["error"]
         return
@@ -359,14 +362,21 @@ def _training(about: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         "saved": "saved activations",
     }
     told = ", ".join(f"{name} {human_bytes(parts[key]).strip()}" for key, name in names.items() if parts[key])
-    yield "training step:", "bold", f"batch of {batch}, {about['optimizer']}: {told}; peak at {about['train_peak_at']}"
-    if parts["outputs"] > 0.25 * parts["saved"]:
+    how = f"{about['optimizer']}, 16-bit autocast ({about['amp']['device']})" if "amp" in about else about["optimizer"]
+    yield "training step:", "bold", f"batch of {batch}, {how}: {told}; peak at {about['train_peak_at']}"
+    if "amp" in about:
         yield (
-            "note:",
-            "yellow",
-            f"the outputs alone are {human_bytes(parts['outputs']).strip()}: pruning does not shrink them; fewer classes, patches or a "
-            "smaller input would",
+            "forward pass:",
+            "bold",
+            f"at most {human_bytes(about['forward_peak_bytes']).strip()} in inference, likewise",
         )
+    if rows := about.get("by_module"):
+        most = [
+            f"{row['module'] or 'the model itself'} {human_bytes(row['bytes']).strip()}" for row in rows[:MOST_SAVED]
+        ]
+        rest = sum(row["bytes"] for row in rows[MOST_SAVED:])
+        most += [f"{len(rows) - MOST_SAVED} others {human_bytes(rest).strip()}"] * bool(rest)
+        yield "saved by:", "bold", ", ".join(most)
 
 
 def _where(entry: dict[str, Any]) -> str:

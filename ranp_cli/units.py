@@ -385,6 +385,16 @@ def measure(model: nn.Module, example: Example) -> tuple[Run, list[Layer], dict[
     return found, find_layers(ties, slots, found), cost_of(model, found)
 
 
+@labels_on_cpu
+def measure_all(model: nn.Module, example: Example) -> tuple[Run, dict[tuple[str, int], Layer], dict[str, Any]]:
+    """As `measure`; the layers, by parameter and axis, are those of both modes, as a Graph has them."""
+    ties = Ties()
+    slots = {name: make_slot(ties, name, tuple(t.shape)) for name, t in named_tensors(model)}
+    runs = [run(model, example.with_batch(n), ties, slots, training) for n, training in ((1, False), (2, True))]
+    layers = {(layer.slot, layer.axis): layer for layer in find_layers(ties, slots, *runs)}
+    return runs[0], layers, cost_of(model, runs[0])
+
+
 def cost_of(model: nn.Module, run: Run) -> dict[str, Any]:
     """The costs of one sample, as the report has them."""
     return costs(model, run.tracer, run.paper, run.samples).to_dict()

@@ -13,9 +13,12 @@ FLOORS = [
     {"rules"},
     {
         "costs",
+        "autocast",
+        "flops",
         "units",
         "workspace",
         "memory",
+        "modules",
         "budget",
         "latency",
         "criteria",
@@ -46,6 +49,7 @@ FLOORS = [
         "page",
         "speed",
         "show",
+        "tree",
         "plots",
         "html",
     },
@@ -92,7 +96,7 @@ def test_every_floor_names_a_file():
 
 def test_only_what_is_shown_knows_rich():
     users = {p.stem for p in FILES if "rich" in {n.split(".")[0] for n in _absolute(p)}}
-    assert users == {"show", "page"}
+    assert users == {"show", "page", "tree"}
 
 
 def _absolute(path: Path) -> set[str]:

@@ -1,7 +1,8 @@
 """Memory as foretold on meta tensors against what torch's CPU allocator reports: `python -m tests.benchmarks.memory`.
 
 Over the networks of tests/packages.py: the peak of a forward pass and of a forward and backward, parameters apart. Prints
-a Markdown table; `--json FILE` writes the rows; `--write README.md` puts the summary between the marks there.
+a Markdown table; `--json FILE` writes the rows; `--write README.md` puts it between the marks there. `--amp`: both under
+16-bit autocast, and no more than the summary is written, between marks of its own.
 """
 
 from __future__ import annotations
@@ -26,15 +27,16 @@ from ranp_cli.example import Example
 from ranp_cli.memory import forward_memory, training_memory
 
 MARKS = "<!-- memory table -->", "<!-- end of memory table -->"
+AMP_MARKS = "<!-- memory in 16 bits -->", "<!-- end of memory in 16 bits -->"
 
 
-def row(case: packages.Case) -> dict[str, Any]:
+def row(case: packages.Case, amp: bool = False) -> dict[str, Any]:
     model, x = zoo.build(case), torch.randn(case.shape)
-    example = Example((x,))
+    example, device = Example((x,)), "cpu" if amp else None
     return {
         "network": case.name,
-        "forward": (forward_memory(model, example).working, allocated(model, x, False)),
-        "training": (training_memory(model, example, loss=squares).working, allocated(model, x, True)),
+        "forward": (forward_memory(model, example, device).working, allocated(model, x, False, amp)),
+        "training": (training_memory(model, example, loss=squares, amp=device).working, allocated(model, x, True, amp)),
     }
 
 
@@ -46,14 +48,21 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         for told, seen in (r["forward"], r["training"]):
             cells += [f"{told / 2**20:.2f}", f"{seen / 2**20:.2f}", f"{told / seen:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", summary(rows)])
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    lines = []
     for kind in ("forward", "training"):
         off = [abs(told / seen - 1) for told, seen in (r[kind] for r in rows)]
         worst = max(zip(off, (r["network"] for r in rows), strict=True))
+        far = sum(each > 0.15 for each in off)
         lines += [
             "",
-            f"{kind}: off by {statistics.median(off):.1%} at the median, {worst[0]:.0%} at worst ({worst[1]}).",
+            f"{kind}: off by {statistics.median(off):.1%} at the median, {worst[0]:.0%} at worst ({worst[1]}); "
+            f"{far} of {len(off)} by more than 15 %.",
         ]
-    return "\n".join(lines)
+    return "\n".join(lines[1:])
 
 
 def main() -> None:
@@ -61,15 +70,17 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", help="names of tests/packages.py; all by default")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--write", metavar="README", help="put the table between the marks of this file")
+    parser.add_argument("--amp", action="store_true", help="under 16-bit autocast")
     options = parser.parse_args()
     known = {case.name: case for case in packages.CASES}
     if unknown := set(options.networks) - set(known):
         parser.error(f"no such network: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    rows = [row(known[name]) for name in options.networks or known]
+    rows = [row(known[name], options.amp) for name in options.networks or known]
     if options.json:
         Path(options.json).write_text(json.dumps({"threads": torch.get_num_threads(), "rows": rows}, indent=1) + "\n")
     if options.write:
-        put(Path(options.write), markdown(rows), MARKS)
+        text, marks = (summary(rows), AMP_MARKS) if options.amp else (markdown(rows), MARKS)
+        put(Path(options.write), text, marks)
     print(markdown(rows))
 
 
