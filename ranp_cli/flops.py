@@ -1,4 +1,4 @@
-"""The FLOPs of one ATen op, forward or backward: torch's own table (`torch.utils.flop_counter`), one line of it mended."""
+"""The FLOPs of one ATen op, forward or backward: torch's own table (`torch.utils.flop_counter`), one line of it mended, and ours."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
+
+from .counts import FORMULAS
+from .schema import op_name
+from .shadow import map_tensors
 
 
 def convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any,
@@ -24,8 +28,17 @@ def convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Any, str
 MENDED = {torch.ops.aten.convolution_backward: convolution_backward}
 
 
-def flops_of(func: Any, args: Any, kwargs: Any, out: Any) -> int:
-    """The FLOPs of a dispatched op; 0 where there is no formula."""
+def flops_of(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:
+    """The FLOPs of a dispatched op; None where there is no formula, neither torch's nor ours."""
+    formula = formula_of(func)
+    if formula is None:
+        return None
+    if op_name(func) in FORMULAS and formula is FORMULAS[op_name(func)]:
+        shapes = map_tensors((tuple(args), dict(kwargs or {}), out), lambda t: tuple(t.shape))
+        return 2 * formula(*shapes[0], **shapes[1], out=shapes[2])
+    return int(formula(*args, **(kwargs or {}), out_val=out))
+
+
+def formula_of(func: Any) -> Any:
     packet: Any = getattr(func, "_overloadpacket", None)
-    formula = MENDED.get(packet) or flop_registry.get(packet)
-    return int(formula(*args, **(kwargs or {}), out_val=out)) if formula is not None else 0
+    return MENDED.get(packet) or flop_registry.get(packet) or FORMULAS.get(op_name(func))

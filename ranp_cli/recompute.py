@@ -22,13 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from . import rules
 from .budget import shown
-from .counts import FORMULAS
 from .errors import USER_EXCEPTIONS, BadInput, Infeasible
 from .example import Example
+from .flops import flops_of, formula_of
 from .memory import Meter, plain_loss
 from .precision import Convolutions, channels_last
 from .schema import costs_nothing, op_name
@@ -118,7 +117,7 @@ class Recompute(TorchDispatchMode):
         ins = {t.untyped_storage()._cdata for t in each(Tensor, args, kwargs)}
         sources = map_tensors((tuple(args), dict(kwargs)), self._source) if is_repeatable(func) else None
         out = func(*args, **kwargs)
-        macs = multiply_adds(func, args, kwargs, out)
+        macs = (flops_of(func, args, kwargs, out) or 0) // 2
         self.macs += macs
         for t in written:
             self._recipes.pop(t.untyped_storage()._cdata, None)
@@ -209,17 +208,7 @@ def is_repeatable(func: Any) -> bool:
     name = op_name(func)
     if torch.Tag.nondeterministic_seeded in func.tags or "empty" in name or name in ("aten.resize", "aten.set"):
         return False
-    return func._overloadpacket in flop_registry or name in FORMULAS or rules.is_free(name) or costs_nothing(func)
-
-
-def multiply_adds(func: Any, args: Any, kwargs: Any, out: Any) -> int:
-    name = op_name(func)
-    if func._overloadpacket in flop_registry:
-        return int(flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)) // 2
-    if name in FORMULAS:
-        shapes = map_tensors((tuple(args), dict(kwargs), out), lambda t: tuple(t.shape))
-        return FORMULAS[name](*shapes[0], **shapes[1], out=shapes[2])
-    return 0
+    return formula_of(func) is not None or rules.is_free(name) or costs_nothing(func)
 
 
 def map_leaves(value: Any, make: Any) -> Any:

@@ -23,11 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .counts import FORMULAS
 from .errors import RuleFailure
+from .flops import flops_of
 from .labels import FIXED, Labels, LayerUse, Ties, axes_of
 from .schema import costs_nothing, is_composite, op_name, shares_memory, writes
 from .shadow import each, map_tensors
@@ -166,12 +165,9 @@ class Tracer(TorchDispatchMode):
         return [all_fixed(shape, int(made)) for shape in shapes]
 
     def _count(self, op: Op, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        packet = getattr(func, "_overloadpacket", None)
-        if packet in flop_registry:
-            op.flops, op.counted = int(flop_registry[packet](*args, **kwargs, out_val=out)), True
-        elif op.name in FORMULAS:
-            shapes = map_tensors((tuple(args), dict(kwargs), out), lambda t: tuple(t.shape))
-            op.flops, op.counted = 2 * FORMULAS[op.name](*shapes[0], **shapes[1], out=shapes[2]), True
+        flops = flops_of(func, args, kwargs, out)
+        if flops is not None:
+            op.flops, op.counted = flops, True
         elif not (self.is_free(op.name) or costs_nothing(func)) and any(i.planes or i.is_data for i in op.ins):
             self.uncounted.append((op.name, locate(self.names)[0]))
 

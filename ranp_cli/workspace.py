@@ -60,7 +60,8 @@ def convolution_workspace(name: str, args: Any, out: Any) -> int:
         return 0
     if not call.blocked:
         return columns(call, backward)
-    if call.x.is_contiguous(memory_format=torch.channels_last_3d if call.x.ndim == 5 else torch.channels_last):
+    last = torch.channels_last_3d if call.x.ndim == 5 else torch.channels_last
+    if not call.x.is_contiguous() and call.x.is_contiguous(memory_format=last):
         return (4 if backward else 2) * size(call.weight)  # nothing but the weight is copied
     of_input, of_weight = (args[10][0], args[10][1]) if backward else (False, False)
     if call.x.dtype == torch.bfloat16:

@@ -9,12 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "ranp_cli"
 FLOORS = [
-    {"errors", "labels", "shadow", "example", "counts", "schema", "trace"},
+    {"errors", "labels", "shadow", "example", "counts", "schema", "flops", "trace"},
     {"rules"},
     {
         "costs",
         "autocast",
-        "flops",
         "units",
         "workspace",
         "memory",
