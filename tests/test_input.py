@@ -60,7 +60,8 @@ def test_a_layer_of_the_training_mode_alone_is_counted_at_that_size_too():
             y = self.first(x)
             return [self.head(y), self.aux(y)] if self.training else self.head(y)
 
-    rows = ranp.prune(Auxiliary(), batch(), sparsity=0.5, inputs=LARGE).report.to_dict()["layers"]
+    torch.manual_seed(0)
+    rows = ranp.prune(Auxiliary(), batch(), sparsity=0.5, inputs=LARGE, allow_less=True).report.to_dict()["layers"]
     assert [row["macs"] for row in rows] == [24**3 * n for n in (6, 18, 18)]
 
 

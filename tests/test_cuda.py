@@ -1,0 +1,108 @@
+"""What holds on a GPU: `pytest -m gpu` on a machine that has one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import ranp_cli as ranp
+from ranp_cli.example import Example
+from ranp_cli.memory import forward_memory, training_memory
+from ranp_cli.models.unet3d import unet3d
+
+pytestmark = pytest.mark.gpu
+CUDA = torch.device("cuda")
+
+
+def network(width=16):
+    torch.manual_seed(0)
+    return unet3d(7, width, 1, 4)
+
+
+def batches(n=2, size=32):
+    g = torch.Generator().manual_seed(0)
+    return [(torch.randn(2, 1, size, size, size, generator=g), torch.randint(4, (2, size, size, size), generator=g))
+            for _ in range(n)]  # fmt: skip
+
+
+def peak(work):
+    work()  # cuDNN's choice of algorithms
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def test_scores_are_those_of_the_cpu():
+    there, here = (
+        ranp.score(network().double(), [(x.double(), y) for x, y in batches()], device=d) for d in ("cuda", "cpu")
+    )
+    for name in here.layers:
+        np.testing.assert_allclose(there.layers[name], here.layers[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_near(precision):
+    wanted, found = (ranp.score(network(), batches(), device="cuda", precision=p) for p in ("model", precision))
+    for name in wanted.layers:
+        np.testing.assert_allclose(
+            found.layers[name], wanted.layers[name], rtol=0.2, atol=0.05 * wanted.layers[name].max()
+        )
+
+
+def test_the_peaks_are_those_of_the_allocator():
+    """Within the 15 % of the issue, cuDNN's workspace apart, which is stated as an allowance."""
+    model = network(32)
+    example = Example((torch.empty(2, 1, 64, 64, 64),))
+    told, step = forward_memory(model, example), training_memory(model, example)
+    model = model.to(CUDA)
+    x, y = torch.randn(2, 1, 64, 64, 64, device=CUDA), torch.randint(4, (2, 64, 64, 64), device=CUDA)
+
+    def forward():
+        with torch.no_grad():
+            model.eval()(x)
+
+    def training():
+        model.zero_grad(set_to_none=True)
+        F.cross_entropy(model.train()(x), y).backward()
+
+    for foretold, work in ((told, forward), (step, training)):
+        measured = peak(work)
+        assert foretold.working - foretold.allowance <= 1.15 * measured
+        assert measured <= 1.15 * (foretold.working + foretold.allowance)
+
+
+def test_low_memory_is_below_and_the_same():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        plain, low = (ranp.score(network(), batches(), device="cuda", low_memory=way) for way in (False, True))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name in plain.layers:
+        np.testing.assert_allclose(low.layers[name], plain.layers[name], rtol=1e-5)
+    work = [
+        lambda way=way: ranp.score(network(32), batches(1, 64), device="cuda", low_memory=way) for way in (False, True)
+    ]
+    assert peak(work[1]) < 0.8 * peak(work[0])
+
+
+def test_out_of_memory_goes_on_by_itself():
+    model, data = network(32), batches(1, 64)
+    most = peak(lambda: ranp.score(model, data, device="cuda"))
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.8 * most / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        found = ranp.score(model, data, device="cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert any("ran out of memory" in note for note in found.report.to_dict()["notes"])
+
+
+def test_time_is_taken_by_events():
+    speed = ranp.prune(network(), batches(), sparsity=0.5, device="cuda", time=True).report.to_dict()["speed"]
+    assert speed["device"].startswith("cuda")
+    assert 0 < speed["after_s"] < 1
