@@ -21,8 +21,8 @@ _HOME = {
     "refine": "pipeline",
     "profile": "profiling",
     "compare": "comparison",
-    "Pruned": "pipeline",
-    "Scores": "pipeline",
+    "Pruned": "results",
+    "Scores": "results",
     "Comparison": "comparison",
     "load": "checkpoint",
     "Mask": "mask",
@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from .comparison import Comparison, compare
     from .errors import BadInput, Infeasible, RanpError, VerificationFailed
     from .mask import Mask
-    from .pipeline import Pruned, Scores, prune, refine, score
+    from .pipeline import prune, refine, score
     from .profiling import profile
     from .report import Report
+    from .results import Pruned, Scores
 
 
 def __getattr__(name: str) -> Any:

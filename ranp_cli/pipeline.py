@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from .budget import costs_of, limits
-from .checkpoint import SCORES, SLIM, VERSION, read_document, read_tensors, slim_tensors, to_bytes, write_atomic
 from .errors import BadInput, Infeasible, Interrupted
 from .example import Example, as_example
 from .importance import Importance
@@ -25,7 +21,8 @@ from .memory import check_optimizer, memory_of, with_training
 from .refining import INITS, SlimRun, initialise
 from .report import Report, layer_row, not_pruned, uncounted
 from .resources import reweighting
-from .select import Selection, check, select, weigh
+from .results import Pruned, Scores
+from .select import Selection, check, select
 from .shadow import labels_on_cpu, seeded
 from .spread import together
 from .steps import (
@@ -45,151 +42,10 @@ from .steps import (
     silent,
     way_of,
 )
-from .sums import Sum
 from .units import Graph, cost_of, guess_example, measure, measure_all
 from .verify import verify
 
-SUM, REST = "ranp:sum:", "ranp:rest:"  # in a file of scores, before a layer's name
 MUCH_LESS = 0.5  # a pruning that reaches less than this share of the sparsity asked for is an error
-
-
-# -- what comes out
-
-
-@dataclass
-class Scores:
-    """Importance of every neuron: `layers` maps a layer's name to its N_l scores, as the criterion gives them."""
-
-    layers: dict[str, np.ndarray]
-    about: dict[str, Any]  # criterion, batches, model, loss
-    report: Report = field(default_factory=lambda: Report("score"))
-    sums: dict[str, Sum] = field(default_factory=dict)  # by layer: what the scores are the mean of, to go on from
-
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file that `prune(scores=path)` takes; no new gradients are needed then."""
-        tensors = {name: torch.from_numpy(values) for name, values in self.layers.items()}
-        for name, total in self.sums.items():
-            tensors |= {f"{SUM}{name}": total.high, f"{REST}{name}": total.low}
-        _write(path, to_bytes(tensors, {"format": SCORES, "version": VERSION, **self.about}), self.report)
-
-    def plot(self, path: str | Path) -> None:
-        """Fig. 3 of the paper: these scores, and with layers of equal mean (extra `plot`)."""
-        from .plots import importance
-
-        if self.about["criterion"] == "snip":
-            raise BadInput("--plot: criterion 'snip' scores weights, not neurons; take another --criterion")
-        values, rows = list(self.layers.values()), self.report.parts["layers"]
-        rankings = {"vanilla": values, "weighted": weigh(values, "weighted", None, 0.0, 0)}
-        kept = [row["kept"] for row in rows] if "kept" in rows[0] else None
-        importance(path, list(self.layers), rankings, kept, self.about["model"]["spec"] or "")
-
-    @classmethod
-    def of(cls, scores: Scores | str | Path) -> Scores:
-        """Scores from Scores or from a file; BadInput when it is no such file."""
-        if isinstance(scores, Scores):
-            return scores
-        about = read_document(scores, SCORES)
-        tensors = read_tensors(scores)
-        sums = {name.removeprefix(SUM): Sum(t, tensors[REST + name.removeprefix(SUM)])
-                for name, t in tensors.items() if name.startswith(SUM)}  # fmt: skip
-        layers = {name: t.double().numpy() for name, t in tensors.items() if not name.startswith((SUM, REST))}
-        return cls(layers, about, sums=sums)
-
-    def fits(self, job: Job, criterion: str | None) -> str:
-        """The criterion of these scores; BadInput when they are of another network or another criterion."""
-        if self.about["model"]["fingerprint"] != job.about["fingerprint"]:
-            raise BadInput("the scores are of another network: its parameters differ; score this model first")
-        if criterion not in (None, self.about["criterion"]):
-            raise BadInput(
-                f"criterion '{criterion}' was asked, the scores are of '{self.about['criterion']}'; leave it out or score anew"
-            )
-        return str(self.about["criterion"])
-
-    def resumed(self, job: Job, graph: Graph, how: dict[str, Any]) -> Importance:
-        """What `score` goes on from; BadInput when these scores were taken of something else."""
-        self.fits(job, how["criterion"])
-        for key, value in how.items():
-            if value is not None and self.about.get(key, value) != value:
-                raise BadInput(
-                    f"--resume: these scores were taken with {key} {self.about[key]}, not {value}; give the same"
-                )
-        values = self.in_order(graph, job)
-        if not self.sums:
-            raise BadInput("--resume: this file holds scores, but not their sums; score anew")
-        return Importance(values, self.about["batches"], [self.sums.get(layer.name) for layer in graph.layers])
-
-    def in_order(self, graph: Graph, job: Job) -> list[np.ndarray]:
-        """Scores by layer of `graph`; BadInput when they are of other weights or another network."""
-        if self.about["model"].get("weights") not in (None, job.weights_digest()):
-            raise BadInput(
-                "the scores are of other weights than the model now has; give the same --seed and --weights as to ranp score"
-            )
-        for layer in graph.layers:
-            values = self.layers.get(layer.name)
-            shape = graph.slots[layer.slot].shape if self.about["criterion"] == "snip" else (len(layer.neurons),)
-            if values is None or values.shape != shape:
-                have = "no such layer" if values is None else f"{len(values)} neurons"
-                raise BadInput(f"the scores are of another network: layer {layer.name} has {len(layer.neurons)} neurons, the scores have "
-                               f"{have}; score this model first")  # fmt: skip
-        return [self.layers[layer.name] for layer in graph.layers]
-
-
-@dataclass
-class Pruned:
-    """`model`: the slim `nn.Module`; `mask`: what was kept; `report`: the numbers."""
-
-    model: nn.Module
-    mask: Mask
-    report: Report
-    about: dict[str, Any]
-    rankings: dict[str, list[np.ndarray]] = field(default_factory=dict)  # what was ranked by, step by step
-
-    def plot(self, path: str | Path) -> None:
-        """Fig. 3 of the paper: the importance of every neuron by layer, and the share that stays (extra `plot`)."""
-        from .plots import importance
-
-        if not self.rankings:
-            raise BadInput("--plot: this method ranks no neurons by importance; take another --method")
-        kept = [len(layer["kept"]) for layer in self.mask.layers.values()]
-        importance(path, list(self.mask.layers), self.rankings, kept, self.about["model"]["spec"] or "")
-
-    def _save_script(self, path: str | Path) -> None:
-        if not isinstance(self.model, torch.jit.ScriptModule):
-            raise BadInput(f"{path}: a .pt file is written for a TorchScript model only; give a .safetensors name")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            _write(path, self.model.save_to_buffer(), self.report)
-
-    def save(self, path: str | Path) -> None:
-        """Write slim.safetensors: tensors, and in its metadata all that `load` and `profile` need.
-
-        A path that ends in `.onnx` takes a checked ONNX file, one in `.pt` the slim TorchScript, when the model was one.
-        """
-        if Path(path).suffix == ".pt":
-            self._save_script(path)
-            return
-        if Path(path).suffix == ".onnx":
-            from .export import to_onnx
-
-            example = Example.from_signature(self.about["model"]["input"])
-            self.report.parts.setdefault("outputs", {})[str(path)] = to_onnx(self.model, example, path)
-            return
-        tensors, aliases, unsaved = slim_tensors(self.model)
-        report = self.report.to_dict()
-        kept = {
-            k: report[k]
-            for k in ("before", "after", "reduction", "memory", "layers", "verified", "uncounted_ops", "not_pruned")
-            if k in report
-        }
-        document = {"format": SLIM, "version": VERSION, **self.about, "mask": self.mask.to_dict()}
-        document |= {"aliases": aliases, "buffers_outside_state": unsaved, "profile": kept}
-        _write(path, to_bytes(tensors, document), self.report)
-
-
-def _write(path: str | Path, data: bytes, report: Report) -> None:
-    write_atomic(path, data)
-    outputs = report.parts.setdefault("outputs", {})
-    outputs[str(path)] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 # -- the public functions

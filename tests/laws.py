@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ranp_cli as ranp
 from ranp_cli.example import Example
-from ranp_cli.pipeline import Pruned
+from ranp_cli.results import Pruned
 from ranp_cli.shadow import NoDropout, map_tensors, replicate, seeded, tensors_in
 from ranp_cli.units import Graph, analyse
 from ranp_cli.verify import WithoutStatistics, masked_model

@@ -52,7 +52,7 @@ FLOORS = [
         "plots",
         "html",
     },
-    {"steps", "pipeline", "comparison", "profiling"},
+    {"steps", "results", "pipeline", "comparison", "profiling"},
     {"__init__", "__main__", "options", "cli"},
 ]
 FLOOR = {name: k for k, names in enumerate(FLOORS) for name in names}

@@ -11,7 +11,7 @@ import zoo
 import ranp_cli as ranp
 from ranp_cli import steps
 from ranp_cli.example import Example
-from ranp_cli.pipeline import Pruned
+from ranp_cli.results import Pruned
 from ranp_cli.select import select
 from ranp_cli.shadow import replicate
 from ranp_cli.units import Graph, analyse

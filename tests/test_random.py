@@ -29,7 +29,7 @@ def loss(output: Any, target: torch.Tensor) -> torch.Tensor:
     return zoo.loss(tensors_in(output), target)
 
 
-def hold(model: nn.Module, shape: tuple[int, ...], how: dict[str, Any], statistics: bool) -> ranp.pipeline.Pruned:
+def hold(model: nn.Module, shape: tuple[int, ...], how: dict[str, Any], statistics: bool) -> ranp.Pruned:
     """All laws of DESIGN.md, part 5, on one network."""
     before = laws.snapshot(model)
     g = torch.Generator().manual_seed(3)
