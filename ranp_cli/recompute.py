@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -276,10 +277,9 @@ class Planner:
 
         Raises Infeasible, naming the closest, when none keeps to it.
         """
-        plain = self.measure(None)
-        if limit is not None and plain.peak <= limit:
+        if limit is not None and (plain := self.measure(None)).peak <= limit:
             return plain
-        plans = [plan for plan in map(self.measure, CHEAP) if plan.again <= TWICE]
+        plans = list(takewhile(lambda plan: plan.again <= TWICE, map(self.measure, CHEAP)))
         best = min(plan.peak for plan in plans)
         bound = int(best * NEAR) if limit is None else limit
         if best > bound:
