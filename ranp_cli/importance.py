@@ -15,7 +15,7 @@ from .budget import shown
 from .criteria import Criterion
 from .errors import USER_EXCEPTIONS, BadInput
 from .example import Example
-from .gathers import Gather, MaskGather, WeightGather, mean_of, rows_of
+from .gathers import Gather, MaskGather, WeightGather, add_up, mean_of, rows_of
 from .precision import AGREE, HALF, SCALE, Convolutions, autocast, cast, cast_batch, channels_last, has_fast_bf16, whole
 from .recompute import Plan, Recompute, plan
 from .shadow import NoDropout, copy_on, each, map_tensors, seeded
@@ -131,8 +131,8 @@ class Scorer:
         if of_activations:
             self.gathers.append(MaskGather(model, graph, of_activations))
         if way.resumed and way.spread.rank == 0:
-            (self.gathers[0].sums[criteria[0].name],) = ([None if s is None else Sum(s.high.to(device), s.low.to(device))
-                                                          for s in way.resumed.sums],)  # fmt: skip
+            sums = [s and Sum(s.high.to(device, copy=True), s.low.to(device, copy=True)) for s in way.resumed.sums]
+            add_up(self.gathers[0].sums[criteria[0].name], sums)
         for gather in self.gathers:
             gather.scale = SCALE if self.precision == "fp16" else 1.0
 
