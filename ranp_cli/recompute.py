@@ -38,10 +38,11 @@ from .units import Graph, named_tensors, user_line
 LARGE = 1 << 14  # bytes; smaller tensors are kept
 DEPTH = 8  # ops in a row that a recipe has at most
 CHEAP = (0, 32, 128, 512, 1024, 2048, 4096)  # multiply-adds an element, of what is computed twice
-TWICE = 0.5  # of the multiply-adds of a forward pass, at most so many are done again
+TWICE = 1.0  # of the multiply-adds of a forward pass, at most so many are done again
 COSTLY = 128  # multiply-adds an element: what costs more is kept while it is asked for again,
 CLOSE = 2  # if it lies at most so many ops before what was asked for
 NEAR = 1.02  # a peak within 2 % of the least is as good
+HALF = 0.5  # of the peak of a plain pass: what is asked for where nobody names a limit
 
 
 @dataclass(eq=False)
@@ -62,6 +63,7 @@ class Recipe:
     dtype: torch.dtype
     macs: int
     depth: int  # ops in a row, this one included
+    costly: int  # of these, costly ones
 
 
 @dataclass(eq=False)
@@ -125,14 +127,18 @@ class Recompute(TorchDispatchMode):
         if sources is not None:
             views = list(each(View, sources))
             depth = 1 + max((v.recipe.depth for v in views), default=0)
+            before = max((v.recipe.costly for v in views), default=0)
             for k, t in enumerate(out if isinstance(out, (tuple, list)) else (out,)):
                 index = k if isinstance(out, (tuple, list)) else None
                 if not isinstance(t, Tensor) or depth > DEPTH or macs > self.most * t.numel() or not fills(t):
                     continue
+                costly = before + (macs > COSTLY * t.numel())
+                if costly > 1:  # one of them would be run again for the other's sake
+                    continue
                 key = t.untyped_storage()._cdata
                 if key in ins and not (written and isinstance(sources[0][0], View) and t is written[0]):
                     continue  # a view, or written over what is not known
-                self._recipes[key] = Recipe(func, sources[0], sources[1], index, t.dtype, macs, depth)
+                self._recipes[key] = Recipe(func, sources[0], sources[1], index, t.dtype, macs, depth, costly)
                 self._watched[key] = weakref.ref(t.untyped_storage(), partial(self._gone, key))
         return out
 
@@ -244,8 +250,8 @@ class Planner:
     @labels_on_cpu
     def __init__(self, model: nn.Module, graph: Graph, example: Example, layout: bool = False):
         self.copy = shadow(model).train()
-        inputs = to_meta((example.args, example.kwargs))
-        self.inputs, self.layout = channels_last(inputs) if layout else inputs, layout
+        self.given = to_meta((example.args, example.kwargs))
+        self.inputs, self.layout = channels_last(self.given) if layout else self.given, layout
         tensors = dict(named_tensors(self.copy))
         self.held = list(tensors.values())
         for p in self.copy.parameters():
@@ -253,6 +259,19 @@ class Planner:
         self.weights = [tensors[layer.slot].requires_grad_(True) for layer in graph.layers]
         everything = {id(t): t for t in (*self.held, *tensors_in(self.inputs))}
         self.always = sum(t.numel() * t.element_size() for t in everything.values())
+
+    @labels_on_cpu
+    def plain(self) -> int:
+        """The peak of a forward and backward pass as anyone would write it: the gradients stay, no layout is chosen."""
+        meter = Meter()
+        for t in (*self.held, *tensors_in(self.given)):
+            meter.know(t)
+        args, kwargs = self.given
+        with seeded(), torch.enable_grad(), meter, NoDropout():
+            plain_loss(self.copy(*args, **kwargs)).backward()
+        for w in self.weights:
+            w.grad = None
+        return self.always + meter.peak
 
     @labels_on_cpu
     def measure(self, most: int | None) -> Plan:
@@ -273,21 +292,26 @@ class Planner:
         return Plan(most, self.always + meter.peak, again.macs_again / max(1, again.macs))
 
     def plan(self, limit: int | None) -> Plan:
-        """The plan that computes the least again among those that keep to `limit`, or (without one) are near the lowest.
+        """The plan that computes the least again among those that keep to `limit`.
 
-        Raises Infeasible, naming the closest, when none keeps to it.
+        Without a limit: to half of a plain pass' peak, or where none does, near the lowest. Raises Infeasible, naming the
+        closest, when none keeps to the limit.
         """
-        if limit is not None and (plain := self.measure(None)).peak <= limit:
-            return plain
-        plans = list(takewhile(lambda plan: plan.again <= TWICE, map(self.measure, CHEAP)))
+        if limit is not None and (nothing := self.measure(None)).peak <= limit:
+            return nothing
+        bound = int(HALF * self.plain()) if limit is None else limit
+        plans = []
+        for plan in takewhile(lambda plan: plan.again <= TWICE, map(self.measure, CHEAP)):
+            if plan.peak <= bound:
+                return plan
+            plans.append(plan)
         best = min(plan.peak for plan in plans)
-        bound = int(best * NEAR) if limit is None else limit
-        if best > bound:
+        if limit is not None:
             raise Infeasible(
-                f"a memory limit of {shown('train-mem', bound)} cannot be kept: scoring this mini-batch needs at least "
+                f"a memory limit of {shown('train-mem', limit)} cannot be kept: scoring this mini-batch needs at least "
                 f"{shown('train-mem', best)}; give that, or a smaller mini-batch"
             )
-        return next(plan for plan in plans if plan.peak <= bound)
+        return next(plan for plan in plans if plan.peak <= NEAR * best)
 
 
 def plan(model: nn.Module, graph: Graph, example: Example, limit: int | None, layout: bool = False) -> Plan:
