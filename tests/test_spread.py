@@ -59,7 +59,7 @@ def test_shares_are_all_and_none_twice():
         assert [len(share) for share in each] == [Spread(rank, size).share(4) for rank in range(size)]
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_many_processes_give_the_bytes_of_one(processes, folder):
     name = f"of{processes}.safetensors"
     code, out, err = done(
@@ -90,6 +90,7 @@ def test_many_processes_give_the_bytes_of_one(processes, folder):
     assert masks[0] == masks[1]
 
 
+@pytest.mark.slow
 def test_they_go_on_together(folder):
     some = ["--batches", "1", "-o", "some.safetensors", "-q"]
     assert done(start(["score", MODEL, "--batch", "loader.py:loader", *some], folder))[0] == 0
