@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from .units import Graph, Layer, named_tensors
 Sums = dict[str, list[Sum | None]]  # by criterion and layer; None: no gradient came
 
 
-class Gather:
+class Gather(ABC):
     """What one kind of criteria takes: parts of the mini-batch at hand, that `end_of_batch` adds to the sums."""
 
     def __init__(self, criteria: Sequence[Criterion], layers: int):
@@ -47,9 +48,9 @@ class Gather:
         """Whether all that came of the mini-batch at hand are numbers."""
         return all(bool(t.isfinite().all()) for parts in self.parts.values() for t in parts if t is not None)
 
+    @abstractmethod
     def nothing(self, criterion: Criterion, k: int) -> Tensor:
         """The part of a layer that no gradient reaches."""
-        raise NotImplementedError
 
     def end_of_batch(self) -> None:
         for name, parts in self.parts.items():
