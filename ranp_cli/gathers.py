@@ -62,6 +62,7 @@ class Gather(ABC):
                     self.sums[name][k] = Sum.of(part)
         self.drop_batch()
 
+    @abstractmethod
     def take(self) -> None:
         """Called after the backward pass, for what was not taken in hooks."""
 
@@ -111,6 +112,9 @@ class WeightGather(Gather):
             return zeros
         rows = rows_of(zeros, self.layers[k])
         return rows[:, 0].double() if criterion.is_linear else rows
+
+    def take(self) -> None:
+        """The hooks have taken everything."""
 
     def _take(self, p: Tensor, ks: list[int]) -> None:
         assert p.grad is not None
