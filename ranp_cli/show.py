@@ -153,9 +153,10 @@ _PAPER_MEASURES: list[tuple[str, str, Callable[[float], str]]] = [
 
 
 def _memory(report: Report, side: str) -> Report:
-    return {
-        k: v for k, v in report.get("memory", {}).get(side, {}).items() if k == "train_peak_bytes" and side in report
-    }
+    """The two peaks of a batch, workspaces included, in place of the one that is counted beside the multiply-adds."""
+    found = report.get("memory", {}).get(side, {}) if side in report else {}
+    names = {"forward_peak_bytes": "peak_forward_bytes", "train_peak_bytes": "train_peak_bytes"}
+    return {name: found[key] for key, name in names.items() if key in found}
 
 
 def _summary(report: Report, page: Page) -> list[Text]:
@@ -364,12 +365,6 @@ def _training(about: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     told = ", ".join(f"{name} {human_bytes(parts[key]).strip()}" for key, name in names.items() if parts[key])
     how = f"{about['optimizer']}, 16-bit autocast ({about['amp']['device']})" if "amp" in about else about["optimizer"]
     yield "training step:", "bold", f"batch of {batch}, {how}: {told}; peak at {about['train_peak_at']}"
-    if "amp" in about:
-        yield (
-            "forward pass:",
-            "bold",
-            f"at most {human_bytes(about['forward_peak_bytes']).strip()} in inference, likewise",
-        )
     if rows := about.get("by_module"):
         most = [
             f"{row['module'] or 'the model itself'} {human_bytes(row['bytes']).strip()}" for row in rows[:MOST_SAVED]
