@@ -110,7 +110,8 @@ def test_a_slim_file(case, tmp_path):
     assert report["before"]["flops"] == torchs(model, x)
     assert report["after"]["flops"] == torchs(slim, x) < report["before"]["flops"]
     assert report["after"]["params"] == sum(p.numel() for p in slim.parameters())
-    assert profiled(slim, x)["before"] == report["after"]
+    alone = profiled(slim, x)["before"]  # a single sample may be too few for a training step
+    assert {key: report["after"][key] for key in alone} == alone
 
 
 @pytest.mark.parametrize("case", WAYS)
