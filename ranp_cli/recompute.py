@@ -197,6 +197,8 @@ class Recompute(TorchDispatchMode):
 
         args, kwargs = map_leaves((recipe.args, recipe.kwargs), tensor)
         self.macs_again += recipe.macs
+        if recipe.func._schema.is_mutable:
+            self._last = None  # it may be what is written over
         out = recipe.func(*args, **kwargs)
         made = out if recipe.index is None else out[recipe.index]
         if recipe.macs > COSTLY * made.numel() and far <= CLOSE:

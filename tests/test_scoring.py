@@ -375,6 +375,15 @@ def test_gradients_are_the_same_whatever_is_computed_twice(most, monkeypatch):
     assert same(ranp.score(Zoo(), batches(size=16), precision="bf16"), double)
 
 
+def test_what_is_kept_for_a_while_is_not_written_over(monkeypatch):
+    """An activation in place, right behind a convolution that is dear enough to be kept while it is asked for."""
+    monkeypatch.setattr(recompute.Planner, "plan", lambda self, limit: self.measure(4096))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv3d(1, 16, 3, padding=1), nn.ELU(1.0, True), nn.Conv3d(16, 16, 3, padding=1),
+                          nn.ELU(1.0, True), nn.Conv3d(16, 3, 1))  # fmt: skip
+    assert same(ranp.score(model, batches(size=16)), ranp.score(model, batches(size=16), low_memory=True))
+
+
 def test_torchscript_is_served_alike():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch.jit as a whole
