@@ -30,7 +30,7 @@ from .schema import op_name
 from .shadow import labels_on_cpu, seeded, shadow, tensors_in, to_meta
 from .trace import batch_norm_on_meta
 from .units import named_tensors, user_line
-from .workspace import CONVOLUTIONS, convolution_workspace
+from .workspace import CONVOLUTIONS, workspace
 
 STATES = {
     "sgd": 0,
@@ -169,8 +169,9 @@ class Meter(TorchDispatchMode):
         if flops := flops_of(func, args, kwargs, out):
             self.flops[module] = self.flops.get(module, 0) + flops
         name = op_name(func)
-        inside = convolution_workspace(name, args, out) if name in CONVOLUTIONS else 0
-        self.workspace = max(self.workspace, inside)
+        inside = workspace(func, args, out)
+        if name in CONVOLUTIONS:
+            self.workspace = max(self.workspace, inside)
         self.note(name, module, self.live + (inside if self.on_cpu else 0))
         return out
 
