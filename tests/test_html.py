@@ -88,6 +88,45 @@ def test_names_are_escaped(pruned):
     assert "<script>alert(1)</script>.py:Net" in " ".join(found.words)
 
 
+SPEED = {
+    "device": "cpu", "threads": 1, "samples": 2, "repeats": 30, "before_s": 0.0503, "after_s": 0.0203, "speedup": 2.478,
+    "theoretical_speedup": 7.126, "train_repeats": 12, "train_before_s": 1.5, "train_after_s": 0.75, "train_speedup": 2.0,
+}  # fmt: skip
+
+
+def words_of(report) -> str:
+    found = Reader(page(report))
+    assert not found.open
+    return " | ".join(found.words)
+
+
+def test_the_measured_speed_stands_beside_the_promised_one(pruned):
+    report = whole(pruned.report)
+    assert "Measured speed" not in page(report)
+    text = words_of({**report, "speed": SPEED})
+    assert "speed-up | by multiply-adds" in text
+    forward, step = "50.3 ms → 20.3 ms", "1.50 s → 750 ms"
+    assert f"forward pass: {forward} | {forward} | 2.48 x | 7.13 x" in text
+    assert f"training step: {step} | {step} | 2.00 x | 7.13 x" in text
+    assert "Measured on cpu, 1 thread, batch of 2, medians of 30 and 12 runs." in text
+
+
+def test_the_time_of_one_network_and_a_step_that_failed(pruned):
+    report = whole(pruned.report)
+    place = {k: SPEED[k] for k in ("device", "threads", "samples", "repeats")}
+    for side in ("before", "after"):
+        text = words_of({**report, "speed": {**place, f"{side}_s": 0.25}})
+        assert f"Measured speed | {side} | forward pass | 250 ms" in text.replace(" | \n", "")
+        assert not {"training step", "speed-up", "by multiply-adds"} & set(text.split(" | "))
+    alone = {k: v for k, v in report.items() if k != "after"}
+    text = words_of({**alone, "speed": {**place, "before_s": 0.25}})
+    assert "Measured speed | forward pass | 250 ms" in text.replace(" | \n", "")
+    failed = {k: v for k, v in SPEED.items() if not k.startswith("train_")} | {"train_error": "no gradient for <x>"}
+    text = words_of({**whole(pruned.report), "speed": failed})
+    assert "Training step: no gradient for <x>" in text
+    assert "medians of 30 runs" in text
+
+
 def test_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = "profile ranp_cli.models.unet3d:unet3d --model-arg layers=7 --model-arg width=4 --input 1x1x16x16x16"
