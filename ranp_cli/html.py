@@ -9,7 +9,7 @@ from typing import Any
 
 from . import __version__
 from .checkpoint import write_atomic
-from .page import JOINED
+from .page import JOINED, model_name
 from .speed import Timing, conditions, duration, times_text, timings
 
 Report = Mapping[str, Any]
@@ -40,8 +40,7 @@ def write_html(report: Report, path: str | Path) -> None:
 
 def page(report: Report) -> str:
     """The page: before and after, the measured speed, the layers, the memory of a training step over its ops."""
-    model = str(report.get("model", {}).get("spec") or report.get("model", {}).get("file") or "model")
-    title = f"ranp {report.get('command', '')}: {model}"
+    title = f"ranp {report.get('command', '')}: {model_name(report) or 'model'}"
     blocks = (_numbers, _speed, _layers, _timeline, _remarks)
     parts = [_head(report, title), *(block(report) for block in blocks)]
     return (

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from html.parser import HTMLParser
 
 import pytest
 import torch
+from rich.console import Console
 
 import ranp_cli as ranp
 from ranp_cli.cli import run
 from ranp_cli.html import bytes_, human, page
 from ranp_cli.models.unet3d import unet3d
+from ranp_cli.show import show_report
 
 VOID = {"meta", "link"}
 
@@ -125,6 +128,32 @@ def test_the_time_of_one_network_and_a_step_that_failed(pruned):
     text = words_of({**whole(pruned.report), "speed": failed})
     assert "Training step: no gradient for <x>" in text
     assert "medians of 30 runs" in text
+
+
+def test_a_model_that_was_made_in_memory_has_no_name(pruned, tmp_path):
+    """Its spec is None: whatever the library returns of it is shown on a terminal and as a page."""
+    model, shape = pruned.model, (1, 1, 8, 8, 8)
+    batch = torch.linspace(-1, 1, 512).view(shape), torch.arange(512).view(1, 8, 8, 8) % 3
+    pruned.save(tmp_path / "slim.safetensors")
+    reports = [
+        pruned.report,
+        ranp.score(model, batch).report,
+        ranp.refine(model, ranp.prune(model, batch, sparsity=0.1).mask, full=True).report,
+        ranp.compare(model, batch, sparsity=0.2, methods=["random"]).report,
+        ranp.profile(model, shape),
+        ranp.profile(model, shape, tree=True),
+        ranp.profile(model, shape, other=model),
+        ranp.profile(tmp_path / "slim.safetensors"),
+    ]
+    for report in reports:
+        document = report.to_dict()
+        assert document.get("model", {}).get("spec") is None
+        name = document.get("model", {}).get("file", "")
+        out = io.StringIO()
+        show_report(document, Console(file=out, width=100))
+        head = f"ranp {report.command}  {name}".strip()
+        assert " ".join(out.getvalue().split()).startswith(" ".join(head.split()))
+        assert f"<title>ranp {report.command}: {name or 'model'}</title>" in page(document)
 
 
 def test_on_the_command_line(tmp_path, monkeypatch, capsys):
