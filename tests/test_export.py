@@ -161,6 +161,13 @@ def test_keyword_arguments(tmp_path):
     assert macs == 4 * 27 * 8**3 + 12
 
 
+def test_keyword_arguments_in_another_order_than_the_modules(tmp_path):
+    given = {"age": torch.empty((1, 3), device="meta"), "volume": torch.empty(SHAPE, device="meta")}
+    result = to_onnx(TwoInputs(), Example((), given), tmp_path / "a.onnx")
+    assert {k: len(v) for k, v in result["inputs"].items()} == {"volume": 5, "age": 2}
+    assert result["verified"]["max_rel_error"] < 1e-5
+
+
 def test_torchscript(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -42,6 +42,7 @@ FLOORS = [
         "config",
         "mask",
         "checkpoint",
+        "twin",
         "export",
         "onnxfile",
         "report",
