@@ -43,6 +43,7 @@ FLOORS = [
         "mask",
         "checkpoint",
         "twin",
+        "program",
         "export",
         "onnxfile",
         "report",
