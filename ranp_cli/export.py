@@ -16,7 +16,9 @@ import numpy as np
 
 from .checkpoint import check_output, write_atomic
 from .errors import BadInput, VerificationFailed
-from .onnxfile import KIND, NORMS, ONE_FILE, axes_in
+from .onnxcount import KIND, NORMS
+from .onnxfile import ONE_FILE
+from .onnxshapes import axes_in
 from .twin import (
     Refused,
     Twin,

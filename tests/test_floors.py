@@ -46,6 +46,8 @@ FLOORS = [
         "program",
         "export",
         "onnxfile",
+        "onnxcount",
+        "onnxshapes",
         "report",
         "page",
         "speed",
