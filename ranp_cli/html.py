@@ -127,12 +127,10 @@ def _layers(report: Report) -> str:
 
 
 def _bar(was: float, now: float | None, told: str) -> str:
-    """One bar in another: the whole, and what stays."""
-    shapes = f'<rect width="{100 * was:.2f}" height="10" fill="var(--was)"/>'
-    if now is None:
-        shapes = f'<rect width="{100 * was:.2f}" height="10" fill="var(--now)"/>'
-    else:
-        shapes += f'<rect width="{100 * now:.2f}" height="10" fill="var(--now)"/>'
+    """One bar in another: the whole, and what stays; the longer one lies behind."""
+    parts = [(was, "was"), (now, "now")] if now is not None else [(was, "now")]
+    shapes = "".join(f'<rect width="{100 * width:.2f}" height="10" fill="var(--{name})"/>'
+                     for width, name in sorted(parts, key=lambda part: -part[0]))  # fmt: skip
     return (f'<span class="bar"><svg viewBox="0 0 100 10" preserveAspectRatio="none" role="img"><title>{escape(told)}</title>'
             f"{shapes}</svg></span>")  # fmt: skip
 

@@ -114,6 +114,13 @@ def test_the_measured_speed_stands_beside_the_promised_one(pruned):
     assert "Measured on cpu, 1 thread, batch of 2, medians of 30 and 12 runs." in text
 
 
+def test_a_bar_that_grew_hides_nothing(pruned):
+    slower = {**SPEED, "train_before_s": 0.5, "train_after_s": 2.0, "train_speedup": 0.25}
+    found = re.search(r"training step: .*?</svg>", page({**whole(pruned.report), "speed": slower}))
+    assert found is not None
+    assert re.findall(r'width="([\d.]+)" .*?var\(--(\w+)\)', found[0]) == [("100.00", "now"), ("25.00", "was")]
+
+
 def test_the_time_of_one_network_and_a_step_that_failed(pruned):
     report = whole(pruned.report)
     place = {k: SPEED[k] for k in ("device", "threads", "samples", "repeats")}
