@@ -143,7 +143,7 @@ MemoryLimit = Annotated[
     str | None, typer.Option("--memory-limit", metavar="V", help="likewise, as little as keeps to it, as 6GiB")
 ]
 
-SUFFIXES = (".safetensors", ".onnx", ".pt")
+SUFFIXES = (".safetensors", ".onnx", ".pt", ".pt2")
 WAY = {"precision": "model", "low_memory": False}  # in which gradients are computed
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from . import __version__
 from .checkpoint import write_atomic
+from .page import JOINED, model_name
+from .speed import Timing, conditions, duration, times_text, timings
 
 Report = Mapping[str, Any]
 
@@ -23,7 +25,7 @@ h1 { font-size: 1.4rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 
 .dim, figcaption { color: var(--dim); } figure { margin: 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
 .scroll { overflow-x: auto; }
 .bar { display: inline-block; width: 8rem; height: .8rem; background: none; vertical-align: middle; }
 .bar svg { width: 100%; height: 100%; display: block; }
@@ -37,10 +39,10 @@ def write_html(report: Report, path: str | Path) -> None:
 
 
 def page(report: Report) -> str:
-    """The page: before and after, the layers, the memory of a training step over its ops."""
-    model = str(report.get("model", {}).get("spec") or report.get("model", {}).get("file") or "model")
-    title = f"ranp {report.get('command', '')}: {model}"
-    parts = [_head(report, title), _numbers(report), _layers(report), _timeline(report), _remarks(report)]
+    """The page: before and after, the measured speed, the layers, the memory of a training step over its ops."""
+    title = f"ranp {report.get('command', '')}: {model_name(report) or 'model'}"
+    blocks = (_numbers, _speed, _layers, _timeline, _remarks)
+    parts = [_head(report, title), *(block(report) for block in blocks)]
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
@@ -78,6 +80,31 @@ def _numbers(report: Report) -> str:
     return "<h2>Costs</h2>\n" + _table(heads, rows) if rows else ""
 
 
+def _speed(report: Report) -> str:
+    """What was timed, the speed-up beside the one that the multiply-adds promise, and the conditions."""
+    speed = report.get("speed")
+    if not speed:
+        return ""
+    rows = timings(speed)
+    if "speedup" in speed:
+        heads, cells = ["", "", "before and after", "speed-up", "by multiply-adds"], [_raced(row) for row in rows]
+    else:
+        side = "before" if "before_s" in speed else "after"
+        heads = ["", side if "after" in report else ""]
+        cells = [[row.name, duration(row.seconds[side]).strip()] for row in rows]
+    told = f'<p class="dim">Measured on {escape(conditions(speed).replace(JOINED, " "))}.</p>\n'
+    if "train_error" in speed:
+        told += f"<p>Training step: {escape(speed['train_error'])}</p>\n"
+    return "<h2>Measured speed</h2>\n" + _table(heads, cells, raw=True) + told
+
+
+def _raced(row: Timing) -> list[str]:
+    before, after = row.seconds["before"], row.seconds["after"]
+    told = f"{duration(before).strip()} \N{RIGHTWARDS ARROW} {duration(after).strip()}"
+    bar = _bar(before / max(before, after), after / max(before, after), f"{row.name}: {told}")
+    return [row.name, bar, told, times_text(row.measured), times_text(row.promised)]
+
+
 def _layers(report: Report) -> str:
     layers = report.get("layers", [])
     if not layers:
@@ -100,12 +127,10 @@ def _layers(report: Report) -> str:
 
 
 def _bar(was: float, now: float | None, told: str) -> str:
-    """One bar in another: the whole, and what stays."""
-    shapes = f'<rect width="{100 * was:.2f}" height="10" fill="var(--was)"/>'
-    if now is None:
-        shapes = f'<rect width="{100 * was:.2f}" height="10" fill="var(--now)"/>'
-    else:
-        shapes += f'<rect width="{100 * now:.2f}" height="10" fill="var(--now)"/>'
+    """One bar in another: the whole, and what stays; the longer one lies behind."""
+    parts = [(was, "was"), (now, "now")] if now is not None else [(was, "now")]
+    shapes = "".join(f'<rect width="{100 * width:.2f}" height="10" fill="var(--{name})"/>'
+                     for width, name in sorted(parts, key=lambda part: -part[0]))  # fmt: skip
     return (f'<span class="bar"><svg viewBox="0 0 100 10" preserveAspectRatio="none" role="img"><title>{escape(told)}</title>'
             f"{shapes}</svg></span>")  # fmt: skip
 

@@ -54,18 +54,17 @@ class Options:
     def check_outputs(self, suffixes: tuple[str, ...]) -> None:
         """Complain about what cannot be written before the long work begins."""
         for path in self["output"] or ():
-            if (
-                Path(path).suffix == ".pt"
-                and ".pt" in suffixes
-                and Path(self["model"]).suffix not in (".pt", ".pth", ".ts")
-            ):
-                raise BadInput(
-                    f"-o {path}: a .pt file is written for a TorchScript MODEL only; give a .safetensors name"
-                )
-            if Path(path).suffix not in suffixes:
+            suffix, script = Path(path).suffix, Path(self["model"]).suffix in (".pt", ".pth", ".ts")
+            if suffix not in suffixes:
                 raise BadInput(
                     f"-o {path}: ranp {self.command} writes {', '.join(suffixes)}; give a file of such a name"
                 )
+            if suffix == ".pt" and not script:
+                raise BadInput(
+                    f"-o {path}: a .pt file is written for a TorchScript MODEL only; give a .safetensors or .pt2 name"
+                )
+            if suffix == ".pt2" and script:
+                raise BadInput(f"-o {path}: torch.export takes no TorchScript MODEL; give a .pt name")
         if sum(self[name] == "-" for name in TEXTS) > 1:
             raise BadInput("stdout holds one document: give - to one of --json, --csv and --markdown")
         written = [*(self["output"] or ()), *([self["mask"]] if self.command == "prune" and self["mask"] else [])]

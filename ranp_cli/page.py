@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -178,3 +179,9 @@ def lay_out(columns: Sequence[Column], page: Page) -> tuple[list[Text], list[Tex
 
 def plain_text(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def model_name(report: Mapping[str, Any]) -> str:
+    """The model's spec; of one that was made in memory the slim file it lies in, or nothing."""
+    about = report.get("model", {})
+    return str(about.get("spec") or about.get("file") or "")

@@ -14,20 +14,20 @@ from torch import nn
 from .budget import costs_of, limits
 from .errors import BadInput, Infeasible, Interrupted
 from .example import Example, as_example
+from .findings import pruned_of, scores_of
 from .importance import Importance
 from .latency import Stand
 from .mask import Mask
 from .memory import check_optimizer, memory_of, with_training
-from .refining import INITS, SlimRun, initialise
-from .report import Report, layer_row, not_pruned, uncounted
+from .refining import INITS, SlimRun
+from .report import Report, not_pruned
 from .resources import reweighting
 from .results import Pruned, Scores
-from .select import Selection, check, select
-from .shadow import labels_on_cpu, seeded
+from .select import Selection, check
+from .shadow import labels_on_cpu
 from .spread import together
 from .steps import (
     LAMBDA,
-    Job,
     Progress,
     Ranking,
     agreement_of,
@@ -43,7 +43,6 @@ from .steps import (
     way_of,
 )
 from .units import Graph, cost_of, guess_example, measure, measure_all
-from .verify import verify
 
 MUCH_LESS = 0.5  # a pruning that reaches less than this share of the sparsity asked for is an error
 
@@ -105,7 +104,7 @@ def score(model: nn.Module | str, batches: Any, *, loss: Any = None, ignore_inde
     with together(distributed, job.device) as spread:
         way = replace(way, spread=spread, resumed=going_on, agreement=agreement_of(graph, ranking, sparsity))
         found = importances(report, job, graph, source, [criterion], loss, ignore_index, seed, progress, way)[criterion]
-    scores = _scores(report, job, graph, found, {**how, "seed": seed}, named, sparsity)
+    scores = scores_of(report, job, graph, found, {**how, "seed": seed}, named, sparsity)
     if way.facts.get("stopped"):
         raise Interrupted(scores, found.batches)
     return scores
@@ -251,7 +250,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     values = None if ranking.criterion is None else found.scores
     if not allow_less and not wanted:
         enough(graph, chosen, mask, values, method == "snip")
-    pruned = _finish(report, job, graph, mask, chosen.keep, slim, changed, ran, init, seed, at, large)
+    pruned = pruned_of(report, job, graph, mask, chosen.keep, slim, changed, ran, init, seed, at, large)
     with report.timing("memory"):
         pair = {"before": job.model, "after": slim}
         memory = {
@@ -345,87 +344,5 @@ def refine(model: nn.Module | str, mask: Mask | dict[str, Any] | str | Path, *, 
         graph, chosen.keep, model=job.about, method=mask.method, requested=mask.requested, floored=mask.floored
     )
     made.method = {**mask.method, "init": init} if init != "keep" else mask.method
-    pruned = _finish(report, job, graph, made, chosen.keep, slim, changed, ran, init, seed)
+    pruned = pruned_of(report, job, graph, made, chosen.keep, slim, changed, ran, init, seed)
     return pruned if full else pruned.model
-
-
-# -- the steps
-
-
-def _scores(report: Report, job: Job, graph: Graph, found: Importance, how: dict[str, Any], loss: str | None,
-            sparsity: float | None) -> Scores:  # fmt: skip
-    """The scores and their balance: the mean and the share of each layer, and how many of its neurons they alone keep."""
-    layers = {layer.name: values for layer, values in zip(graph.layers, found.scores, strict=True)}
-    whole = sum(float(v.sum()) for v in found.scores) or 1.0
-    rows = [
-        {**layer_row(layer), "importance_mean": float(v.mean()), "importance_share": float(v.sum()) / whole}
-        for layer, v in zip(graph.layers, found.scores, strict=True)
-    ]
-    if sparsity is not None:
-        plain = select(graph, found.scores, check(sparsity), min_neurons=1)
-        for row, kept in zip(rows, graph.by_layer(plain.keep[graph.unit]), strict=True):
-            row["kept"] = int(kept.sum())
-    report.parts |= {
-        "method": {**how, "batches": found.batches},
-        "neurons": {"total": graph.n},
-        "before": cost_of(job.model, graph.eval_run),
-        "layers": rows,
-        "uncounted_ops": uncounted(graph.eval_run.tracer.uncounted),
-    }
-    about = {
-        **how,
-        "batches": found.batches,
-        "model": {**job.about, "weights": job.weights_digest()},
-        "loss": loss,
-    }
-    sums = {layer.name: total for layer, total in zip(graph.layers, found.sums, strict=False) if total is not None}
-    return Scores(layers, about, report, sums)
-
-
-def _finish(report: Report, job: Job, graph: Graph, mask: Mask, keep: np.ndarray, slim: nn.Module, changed: dict[str, Any],
-            ran: SlimRun, init: str, seed: int, at: Example | None = None,
-            large: Any = None) -> Pruned:  # fmt: skip
-    stays = graph.flags(keep)
-    with report.timing("verify"):
-        verified = verify(job.model, slim, graph, stays)
-    if init != "keep":
-        with report.timing("refine"), seeded(seed):
-            initialise(slim, init, [layer.slot for layer in graph.layers])
-    about = dict(job.about)
-    about["parameters"] = {name: list(p.shape) for name, p in job.model.named_parameters()}
-    run, before, after = graph.eval_run, cost_of(job.model, graph.eval_run), cost_of(slim, ran.run)
-    was, now = {(layer.slot, layer.axis): layer for layer in graph.layers}, ran.layers
-    if at is not None:  # everything is counted at this size
-        about["profiled_input"] = at.signature
-        (run, was, before), (_, now, after) = large, measure_all(slim, at)
-    rows = []
-    fixed = {layer.name: {str(graph.reasons[u]) for u in units if graph.reasons[u]}
-             for layer, units in zip(graph.layers, graph.by_layer(graph.unit), strict=True)}  # fmt: skip
-    for layer in graph.layers:
-        where = layer.slot, layer.axis
-        first, later = (layer_row(side[where]) if where in side else {} for side in (was, now))  # {}: it does without
-        row = {**layer_row(layer), "kept": len(mask.layers[layer.name]["kept"])}
-        row |= {key: first.get(key, 0) for key in ("params", "macs", "output_elements")}
-        row |= {f"{key}_after": later.get(key, 0) for key in ("params", "macs", "output_elements")}
-        if layer.name in mask.floored:
-            row["floored"] = True
-        if fixed[layer.name]:
-            row["fixed"] = "; ".join(sorted(fixed[layer.name]))
-        rows.append(row)
-    report.parts |= {
-        "method": mask.method,
-        "sparsity": {"requested": mask.requested, "achieved": round(mask.achieved, 6)},
-        "neurons": {"total": mask.total, "kept": mask.kept},
-        "model": {**job.about, "profiled_input": at.signature} if at is not None else job.about,
-        "before": before,
-        "after": after,
-        "verified": verified,
-        "layers": rows,
-        "floored": mask.floored,
-        "fixed": mask.fixed,
-        "not_pruned": not_pruned(graph, keep),
-        "unruled_ops": [{"op": op, "module": module, "source": where} for op, module, where in
-                        dict.fromkeys(graph.eval_run.tracer.unruled + graph.train_run.tracer.unruled)],
-        "uncounted_ops": uncounted(run.tracer.uncounted),
-    }  # fmt: skip
-    return Pruned(slim, mask, report, {"model": about, "attributes": changed})

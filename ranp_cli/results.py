@@ -133,16 +133,20 @@ class Pruned:
     def save(self, path: str | Path) -> None:
         """Write slim.safetensors: tensors, and in its metadata all that `load` and `profile` need.
 
-        A path that ends in `.onnx` takes a checked ONNX file, one in `.pt` the slim TorchScript, when the model was one.
+        A path that ends in `.onnx` takes a checked ONNX file, one in `.pt2` torch.export's program, likewise checked, one in
+        `.pt` the slim TorchScript, when the model was one.
         """
-        if Path(path).suffix == ".pt":
+        suffix = Path(path).suffix
+        if suffix == ".pt":
             self._save_script(path)
             return
-        if Path(path).suffix == ".onnx":
+        if suffix in (".onnx", ".pt2"):
             from .export import to_onnx
+            from .program import to_pt2
 
             example = Example.from_signature(self.about["model"]["input"])
-            self.report.parts.setdefault("outputs", {})[str(path)] = to_onnx(self.model, example, path)
+            written = (to_onnx if suffix == ".onnx" else to_pt2)(self.model, example, path)
+            self.report.parts.setdefault("outputs", {})[str(path)] = written
             return
         tensors, aliases, unsaved = slim_tensors(self.model)
         report = self.report.to_dict()

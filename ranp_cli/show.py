@@ -28,6 +28,7 @@ from .page import (
     human,
     human_bytes,
     lay_out,
+    model_name,
     plain_text,
     seconds_text,
     side_by_side,
@@ -114,13 +115,12 @@ def _headline(report: Report, page: Page) -> list[Text]:
     details = [str(method[key]) for key in ("name", "criterion") if method.get(key) is not None]
     terms = [(key, method.get(key)) for key in ("resource", "lambda", "seed")]
     details += [f"{key}{JOINED}{plain_text(value)}" for key, value in terms if value is not None]
-    spec = report.get("model", {}).get("spec", "")
-    text = " " + spec
-    text += f"  {page.glyphs.arrow}  {', '.join(outputs)}" if outputs else ""
+    name = model_name(report)
+    text = f" {name}" * bool(name) + f"  {page.glyphs.arrow}  {', '.join(outputs)}" * bool(outputs)
     text += f"   ({', '.join(details)})" if details else ""
     lines = page.paragraph(" ".join(["ranp", report.get("command", "")]).strip(), "bold", text)
     for line in lines:
-        line.highlight_words([name for name in (spec, *outputs) if name], "cyan")
+        line.highlight_words([word for word in (name, *outputs) if word], "cyan")
 
     neurons, sparsity = report.get("neurons", {}), report.get("sparsity", {})
     if "kept" in neurons:

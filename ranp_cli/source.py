@@ -70,6 +70,11 @@ def load_model(spec: str, args: dict[str, Any] | None = None) -> LoadedModel:
             f"{what}: a {suffix} file can only be profiled; here give the source, file.py:Name"
             + (f" --weights {spec}" if suffix == ".safetensors" else "")
         )
+    if suffix == ".pt2":
+        raise BadInput(
+            f"{what}: ranp writes .pt2 files, but reads none (pickle may run code); give the source, file.py:Name, or, to "
+            "profile it, the slim .safetensors"
+        )
     raise BadInput(f"{what}: wants file.py:Name, package.module:Name or a TorchScript file ({', '.join(TORCHSCRIPT)})")
 
 

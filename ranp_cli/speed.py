@@ -1,10 +1,41 @@
-"""Measured speed on a page: a small table of times, and what they were measured on."""
+"""Measured speed, on a terminal and on the page: the times, the gain that was promised, and what they were measured on."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from .page import JOINED, Column, Page, column_cells, lay_out
+
+SIDES = ("before", "after")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was timed, the seconds of the networks that were run ("before", "after"), the gain by clock and by count."""
+
+    name: str
+    seconds: dict[str, float]
+    measured: float | None
+    promised: float | None
+
+
+def timings(speed: Mapping[str, Any]) -> list[Timing]:
+    """The rows of the report's part `speed`."""
+    rows = []
+    for name, key in (("forward pass", ""), ("training step", "train_")):
+        seconds = {side: speed[f"{key}{side}_s"] for side in SIDES if f"{key}{side}_s" in speed}
+        if seconds:
+            rows.append(Timing(name, seconds, speed.get(f"{key}speedup"), speed.get("theoretical_speedup")))
+    return rows
+
+
+def conditions(speed: Mapping[str, Any]) -> str:
+    """`cpu, 2 threads, batch of 1, medians of 30 and 12 runs`."""
+    runs = dict.fromkeys(str(speed[key]) for key in ("repeats", "train_repeats") if key in speed)
+    threads = f"{speed['threads']}{JOINED}thread{'s' * (speed['threads'] != 1)}"
+    return f"{speed['device']}, {threads}, batch of {speed['samples']}, medians of {' and '.join(runs)} runs"
 
 
 def duration(value: float) -> str:
@@ -14,32 +45,27 @@ def duration(value: float) -> str:
     return f"{number:.{2 if number < 9.995 else 1 if number < 99.95 else 0}f} {unit}"
 
 
+def times_text(gain: float | None) -> str:
+    """`2.35 x`; nothing where it is not known."""
+    return "" if gain is None else f"{gain:.2f} x"
+
+
 def speed_block(report: dict[str, Any], page: Page) -> list:
     """Forward pass and training step before and after, and the speed-up beside what the multiply-adds promise."""
     speed = report.get("speed")
     if not speed:
         return []
-    rows = [("forward pass", ""), ("training step", "train_")]
-    rows = [(label, key) for label, key in rows if any(f"{key}{side}_s" in speed for side in ("before", "after"))]
-    both = "speedup" in speed
-
-    def cells(side: str) -> list[str]:
-        return [duration(speed[f"{key}{side}_s"]) if f"{key}{side}_s" in speed else "" for _, key in rows]
-
-    gains = [f"{speed[f'{key}speedup']:.2f} x" if both else "" for _, key in rows]
-    promised = [f"{speed['theoretical_speedup']:.2f} x" if "theoretical_speedup" in speed else "" for _ in rows]
-    columns = [
-        Column("measured time", column_cells(label for label, _ in rows)),
-        Column("before" if "after" in report else "", column_cells(cells("before"))),
-        Column("after" if "after" in report else "", column_cells(cells("after"))),
-        Column("speed-up", column_cells(gains, "green")),
-        Column("by multiply-adds", column_cells(promised, "dim")),
+    rows = timings(speed)
+    columns = [Column("measured time", column_cells(t.name for t in rows))]
+    for side in SIDES:
+        texts = [duration(t.seconds[side]) if side in t.seconds else "" for t in rows]
+        columns.append(Column(side if "after" in report else "", column_cells(texts)))
+    columns += [
+        Column("speed-up", column_cells((times_text(t.measured) for t in rows), "green")),
+        Column("by multiply-adds", column_cells((times_text(t.promised) for t in rows), "dim")),
     ]
     head, body, rule = lay_out(columns, page)
-    runs = dict.fromkeys(str(speed[key]) for key in ("repeats", "train_repeats") if key in speed)
-    threads = f"{speed['threads']}{JOINED}thread{'s' * (speed['threads'] != 1)}"
-    text = f"{speed['device']}, {threads}, batch of {speed['samples']}, medians of {' and '.join(runs)} runs"
-    lines = [*head, rule, *body, *page.paragraph("on", "", text)]
+    lines = [*head, rule, *body, *page.paragraph("on", "", conditions(speed))]
     if "train_error" in speed:
         lines += page.paragraph("training step:", "yellow", speed["train_error"])
     return lines

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from html.parser import HTMLParser
 
 import pytest
 import torch
+from rich.console import Console
 
 import ranp_cli as ranp
 from ranp_cli.cli import run
 from ranp_cli.html import bytes_, human, page
 from ranp_cli.models.unet3d import unet3d
+from ranp_cli.show import show_report
 
 VOID = {"meta", "link"}
 
@@ -86,6 +89,78 @@ def test_names_are_escaped(pruned):
     found = Reader(page(report))
     assert not {"script", "b"} & set(found.tags)
     assert "<script>alert(1)</script>.py:Net" in " ".join(found.words)
+
+
+SPEED = {
+    "device": "cpu", "threads": 1, "samples": 2, "repeats": 30, "before_s": 0.0503, "after_s": 0.0203, "speedup": 2.478,
+    "theoretical_speedup": 7.126, "train_repeats": 12, "train_before_s": 1.5, "train_after_s": 0.75, "train_speedup": 2.0,
+}  # fmt: skip
+
+
+def words_of(report) -> str:
+    found = Reader(page(report))
+    assert not found.open
+    return " | ".join(found.words)
+
+
+def test_the_measured_speed_stands_beside_the_promised_one(pruned):
+    report = whole(pruned.report)
+    assert "Measured speed" not in page(report)
+    text = words_of({**report, "speed": SPEED})
+    assert "speed-up | by multiply-adds" in text
+    forward, step = "50.3 ms → 20.3 ms", "1.50 s → 750 ms"
+    assert f"forward pass: {forward} | {forward} | 2.48 x | 7.13 x" in text
+    assert f"training step: {step} | {step} | 2.00 x | 7.13 x" in text
+    assert "Measured on cpu, 1 thread, batch of 2, medians of 30 and 12 runs." in text
+
+
+def test_a_bar_that_grew_hides_nothing(pruned):
+    slower = {**SPEED, "train_before_s": 0.5, "train_after_s": 2.0, "train_speedup": 0.25}
+    found = re.search(r"training step: .*?</svg>", page({**whole(pruned.report), "speed": slower}))
+    assert found is not None
+    assert re.findall(r'width="([\d.]+)" .*?var\(--(\w+)\)', found[0]) == [("100.00", "now"), ("25.00", "was")]
+
+
+def test_the_time_of_one_network_and_a_step_that_failed(pruned):
+    report = whole(pruned.report)
+    place = {k: SPEED[k] for k in ("device", "threads", "samples", "repeats")}
+    for side in ("before", "after"):
+        text = words_of({**report, "speed": {**place, f"{side}_s": 0.25}})
+        assert f"Measured speed | {side} | forward pass | 250 ms" in text.replace(" | \n", "")
+        assert not {"training step", "speed-up", "by multiply-adds"} & set(text.split(" | "))
+    alone = {k: v for k, v in report.items() if k != "after"}
+    text = words_of({**alone, "speed": {**place, "before_s": 0.25}})
+    assert "Measured speed | forward pass | 250 ms" in text.replace(" | \n", "")
+    failed = {k: v for k, v in SPEED.items() if not k.startswith("train_")} | {"train_error": "no gradient for <x>"}
+    text = words_of({**whole(pruned.report), "speed": failed})
+    assert "Training step: no gradient for <x>" in text
+    assert "medians of 30 runs" in text
+
+
+def test_a_model_that_was_made_in_memory_has_no_name(pruned, tmp_path):
+    """Its spec is None: whatever the library returns of it is shown on a terminal and as a page."""
+    model, shape = pruned.model, (1, 1, 8, 8, 8)
+    batch = torch.linspace(-1, 1, 512).view(shape), torch.arange(512).view(1, 8, 8, 8) % 3
+    pruned.save(tmp_path / "slim.safetensors")
+    reports = [
+        pruned.report,
+        ranp.score(model, batch).report,
+        ranp.refine(model, ranp.prune(model, batch, sparsity=0.1).mask, full=True).report,
+        ranp.compare(model, batch, sparsity=0.2, methods=["random"]).report,
+        ranp.profile(model, shape),
+        ranp.profile(model, shape, tree=True),
+        ranp.profile(model, shape, other=model),
+        ranp.profile(tmp_path / "slim.safetensors"),
+    ]
+    for report in reports:
+        document = report.to_dict()
+        assert document.get("model", {}).get("spec") is None
+        name = document.get("model", {}).get("file", "")
+        out = io.StringIO()
+        show_report(document, Console(file=out, width=100))
+        head = f"ranp {report.command}  {name}".strip()
+        assert " ".join(out.getvalue().split()).startswith(" ".join(head.split()))
+        assert f"<title>ranp {report.command}: {name or 'model'}</title>" in page(document)
 
 
 def test_on_the_command_line(tmp_path, monkeypatch, capsys):

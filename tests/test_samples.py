@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from ranp_cli import samples
 from ranp_cli.batches import load_batches
+from ranp_cli.samples import clips, stereo, voxels
 
 SMALL_VIEWS = {"size": (64, 128), "max_disparity": 48}
 
@@ -89,16 +90,16 @@ def test_voxels_are_labelled_surfaces(size):
         assert torch.equal(~occupied, x[:, 0] == 0)
         assert 0.003 < occupied.float().mean() < 0.25
         parts = set(y[occupied].tolist())
-        assert any(parts <= set(range(first, first + count)) for first, count, _ in samples._CATEGORIES)
+        assert any(parts <= set(range(first, first + count)) for first, count, _ in voxels._CATEGORIES)
         seen |= parts
         assert not (F.avg_pool3d(x, 3, 1) == 1).any()  # no voxel is buried
         edges = [occupied.select(axis, end).any() for axis in (1, 2, 3) for end in (0, -1)]
         assert size < 32 or not any(edges)  # nothing is cut off
         whole = next(
-            set(range(k, k + count)) for k, count, _ in samples._CATEGORIES if min(parts) in range(k, k + count)
+            set(range(k, k + count)) for k, count, _ in voxels._CATEGORIES if min(parts) in range(k, k + count)
         )
         assert len(whole - parts) <= (1 if 12 in whole else 0)  # some chairs have no arms; nothing else is missing
-    assert seen == {first + part for first, count, _ in samples._CATEGORIES for part in range(count)}
+    assert seen == {first + part for first, count, _ in voxels._CATEGORIES for part in range(count)}
 
 
 def test_voxels_of_fewer_classes():
@@ -169,7 +170,7 @@ def places(mask):
 
 
 def clip(label, seed=0, size=64, frames=16):
-    return torch.from_numpy(samples._clip(np.random.default_rng(seed), label, size, frames))
+    return torch.from_numpy(clips._clip(np.random.default_rng(seed), label, size, frames))
 
 
 MOVES = {"right": (0, 0, 1), "left": (1, 0, -1), "down": (2, 1, 1), "up": (3, 1, -1)}  # motion, axis, sign
@@ -274,7 +275,7 @@ def test_the_right_view_is_the_left_one_shifted(options, seed):
 def test_surfaces_of_the_scene_are_smooth():
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        disparity, surface = samples._disparity(rng, 256, 512, 192)
+        disparity, surface = stereo._disparity(rng, 256, 512, 192)
         inside = surface[:, 1:] == surface[:, :-1]
         assert abs(np.diff(disparity, axis=1))[inside].max() < 0.5
         assert len(np.unique(surface)) > 3

@@ -348,6 +348,16 @@ def test_progress_shows_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> 
     assert "3/3" in text
 
 
+@pytest.mark.parametrize(
+    ("about", "shown"),
+    [({"spec": None}, ""), ({}, ""), ({"spec": None, "file": "slim.safetensors"}, "  slim.safetensors")],
+)
+def test_a_model_that_was_made_in_memory_has_no_name(about: Row, shown: str) -> None:
+    for report in (PRUNE, {**PRUNE, "modules": [{"module": "", "params": 3}]}):
+        head = page({**report, "model": about}).splitlines()[0]
+        assert re.match(rf"ranp prune{shown} +->", head), head
+
+
 def test_an_empty_report_prints_little() -> None:
     assert page({}) == "ranp\n"
 

@@ -88,6 +88,7 @@ BAD_MODELS = [
     ("folder.py:Net", {}, "cannot be read (Is a directory); give a readable file"),
     ("slim.safetensors", {}, "can only be profiled; here give the source, file.py:Name --weights slim.safetensors"),
     ("net.onnx", {}, "can only be profiled; here give the source, file.py:Name"),
+    ("slim.pt2", {}, "ranp writes .pt2 files, but reads none (pickle may run code); give the source, file.py:Name, or"),
     ("net.ts", {"classes": 2}, "a TorchScript file takes no arguments; leave out --model-arg"),
     ("absent.ts", {}, "no such file"),
     (

@@ -1,6 +1,6 @@
 """The paper's Table 2 beside ours: `python -m tests.benchmarks.paper_rows [--json FILE] [--write README.md] [NETWORK ...]`.
 
-Each network is the paper's, at its full size, scored on the procedural data of ranp_cli/samples.py (the paper scored on
+Each network is the paper's, at its full size, scored on the procedural data of ranp_cli/samples (the paper scored on
 ShapeNet, BraTS'18 and UCF101), cut at the paper's sparsity with the paper's lambda, and counted as the paper counts: MB of
 parameters, GFLOPs, MB of memory. The BraTS network is scored at 96^3, as the authors' scripts do, and counted at 128^3.
 Layer-wise does not depend on data. `--init` draws the weights first, as the paper does.
