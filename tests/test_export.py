@@ -488,6 +488,12 @@ def test_attention_by_hand(inputs, heads, macs, tmp_path):
     assert found["uncounted_ops"] == []
 
 
+def test_a_sampling_is_listed_as_in_torch(tmp_path):
+    node = onnx.helper.make_node("GridSample", ["x", "grid"], ["y"], name="/warp/GridSample")
+    path = save(tmp_path / "a.onnx", [node], {"x": [1, 2, 4, 4], "grid": [1, 4, 4, 2]}, {"y": [1, 2, 4, 4]})
+    assert profile_onnx(path)["uncounted_ops"] == [{"op": "GridSample", "module": "warp", "count": 1}]
+
+
 def test_shapes_that_the_graph_computes(tmp_path):
     """A reshape to a shape worked out from another tensor's, as exporters write it."""
     node = onnx.helper.make_node
