@@ -16,7 +16,7 @@ from .criteria import Criterion
 from .errors import USER_EXCEPTIONS, BadInput
 from .example import Example
 from .gathers import Gather, MaskGather, WeightGather, add_up, mean_of, rows_of
-from .precision import AGREE, HALF, SCALE, Convolutions, autocast, cast, cast_batch, channels_last, has_fast_bf16, whole
+from .precision import AGREE, HALF, SCALE, Kernels, autocast, cast, cast_batch, channels_last, has_fast_bf16, whole
 from .recompute import Plan, Recompute, plan
 from .shadow import NoDropout, copy_on, each, map_tensors, seeded
 from .spread import Spread
@@ -201,7 +201,7 @@ class Scorer:
             during.enter_context(torch.enable_grad())
             if again:
                 during.enter_context(again.packing())
-            during.enter_context(Convolutions(self.layout, self.precision in HALF and self.device.type == "cpu"))
+            during.enter_context(Kernels(self.layout, self.precision in HALF and self.device.type == "cpu"))
             during.enter_context(NoDropout())
             for gather in self.gathers:
                 during.enter_context(gather.forward())

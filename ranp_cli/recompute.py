@@ -30,7 +30,7 @@ from .errors import USER_EXCEPTIONS, BadInput, Infeasible
 from .example import Example
 from .flops import flops_of, formula_of
 from .memory import Meter, plain_loss
-from .precision import Convolutions, channels_last
+from .precision import Kernels, channels_last
 from .schema import costs_nothing, op_name
 from .shadow import NoDropout, each, labels_on_cpu, map_tensors, seeded, shadow, tensors_in, to_meta
 from .units import Graph, named_tensors, user_line
@@ -285,7 +285,7 @@ class Planner:
         again = Recompute(most or 0, self.copy.buffers())
         try:
             with seeded(), torch.enable_grad(), meter, nullcontext() if most is None else again:
-                with nullcontext() if most is None else again.packing(), Convolutions(self.layout), NoDropout():
+                with nullcontext() if most is None else again.packing(), Kernels(self.layout), NoDropout():
                     value = plain_loss(self.copy(*args, **kwargs))
                 value.backward()
         finally:

@@ -228,6 +228,27 @@ def test_code_that_needs_the_plain_layout_gets_it():
     np.testing.assert_allclose(found, wanted.detach().numpy(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("affine", [False, True])
+def test_instance_norms_are_computed_another_way_with_the_same_numbers(affine):
+    def scores(precision: str) -> list[np.ndarray]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv3d(1, 6, 3), nn.InstanceNorm3d(6, affine=affine), nn.ReLU(), nn.Conv3d(6, 2, 1))
+        g = torch.Generator().manual_seed(0)
+        batch = torch.randn(2, 1, 10, 10, 10, generator=g) + 50, torch.randint(2, (2, 8, 8, 8), generator=g)
+        return list(ranp.score(model, [batch], precision=precision).layers.values())
+
+    for found, wanted in zip(scores("fp32"), scores("fp64"), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-3)
+
+
+def test_an_instance_norm_with_statistics_of_its_own_keeps_them():
+    norm, x = nn.InstanceNorm3d(2, track_running_stats=True).eval(), torch.randn(1, 2, 4, 4, 4)
+    with precision.Kernels(True):
+        assert torch.equal(norm(x), x / (1 + 1e-5) ** 0.5)
+        with pytest.raises(ValueError, match="more than 1 spatial"):
+            nn.InstanceNorm3d(2)(torch.ones(1, 2, 1, 1, 1))
+
+
 # -- recomputation
 
 
@@ -273,7 +294,7 @@ def measured(model, x, most):
     def once():
         again = recompute.Recompute(most, model.buffers()) if most is not None else None
         with again or nullcontext():
-            with again.packing() if again else nullcontext(), precision.Convolutions(True):
+            with again.packing() if again else nullcontext(), precision.Kernels(True):
                 value = recompute.plain_loss(model(precision.channels_last(x)))
             value.backward()
 
