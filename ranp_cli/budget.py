@@ -111,6 +111,11 @@ def met(limits: Sequence[Limit], before: Mapping[str, float], after: Mapping[str
     return all(after[each.kind] <= each.of(before[each.kind]) for each in limits)
 
 
+def used(limits: Sequence[Limit], before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    """How full the fullest of the budgets is; 1: to the brim."""
+    return max(after[each.kind] / each.of(before[each.kind]) for each in limits)
+
+
 def infeasible(limits: Sequence[Limit], before: Mapping[str, float], least: Mapping[str, float]) -> Infeasible:
     """What to say when even the smallest network exceeds a limit."""
     over = [each for each in limits if least[each.kind] > each.of(before[each.kind])]

@@ -15,6 +15,7 @@ from .budget import costs_of, limits
 from .errors import BadInput, Infeasible, Interrupted
 from .example import Example, as_example
 from .findings import pruned_of, scores_of
+from .fitting import fit
 from .importance import Importance
 from .latency import Stand
 from .mask import Mask
@@ -33,7 +34,6 @@ from .steps import (
     agreement_of,
     check_choices,
     first_batch,
-    fit,
     importances,
     layer_seconds,
     open_job,

@@ -165,6 +165,15 @@ def rounded(graph: Graph, value: np.ndarray, keep: np.ndarray, multiple: int) ->
     return keep
 
 
+def raised(graph: Graph, value: np.ndarray, keep: np.ndarray, unit: int, multiple: int) -> np.ndarray:
+    """Flags with which the layers of a unit keep a multiple of `multiple` neurons more, the best dropped ones."""
+    keep = keep.copy()
+    for units in _layer_units(graph):
+        if unit in units:
+            _fill(units, value, keep, min(int(keep[units].sum()) // multiple * multiple + multiple, len(units)))
+    return rounded(graph, value, keep, multiple)
+
+
 def unit_values(graph: Graph, scores: Sequence[np.ndarray]) -> np.ndarray:
     """The mean score of the neurons of each unit."""
     units = len(graph.unit_roots)

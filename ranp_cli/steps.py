@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 from .batches import Batches, load_batches
-from .budget import Limit, infeasible, limit, met
+from .budget import limit
 from .criteria import criterion
 from .errors import BadInput, VerificationFailed, nearest
 from .example import Example
 from .importance import Importance, Way, norms, score
-from .latency import Race, Stand, largest_within, place, time_layers, use_latencies
+from .latency import place, time_layers, use_latencies
 from .losses import load_loss
 from .mask import Mask
 from .precision import PRECISIONS
@@ -121,17 +121,23 @@ class Ranking:
             found[name] = weigh(scores, self.method, self.tau(graph), self.lam, self.seed)
         return found
 
+    def values(self, graph: Graph, scores: Sequence[np.ndarray]) -> np.ndarray:
+        """What each unit is worth: the higher, the sooner it stays."""
+        if self.method == "snip":
+            return strength_of(graph, [links_of(graph, k, g) for k, g in enumerate(scores)])
+        return unit_values(graph, weigh(scores, self.method, self.tau(graph), self.lam, self.seed))
+
     def select(self, graph: Graph, scores: Sequence[np.ndarray], sparsity: float | str) -> Selection:
         """The units that stay."""
         if self.method == "snip":
             chosen = select_snip(graph, scores, sparsity, self.min_neurons)
-            value = strength_of(graph, [links_of(graph, k, g) for k, g in enumerate(scores)])
         else:
             weighted = weigh(scores, self.method, self.tau(graph), self.lam, self.seed)
             layerwise = self.method == "layerwise"
             chosen = select(graph, weighted, sparsity, layerwise=layerwise, min_neurons=self.min_neurons)
-            value = unit_values(graph, weighted)
-        return chosen if self.round_to == 1 else replace(chosen, keep=rounded(graph, value, chosen.keep, self.round_to))
+        if self.round_to == 1:
+            return chosen
+        return replace(chosen, keep=rounded(graph, self.values(graph, scores), chosen.keep, self.round_to))
 
 
 @dataclass
@@ -335,55 +341,3 @@ def layer_seconds(
     with report.timing("time"):
         time_layers(graph.layers, job.device, progress)
     return {**place(job.device), "seconds": {layer.name: layer.seconds for layer in graph.layers}}
-
-
-def fit(report: Report, job: Job, graph: Graph, ranking: Ranking, scores: Sequence[np.ndarray], limits: Sequence[Limit],
-        cost: Callable[[nn.Module, SlimRun | None], dict[str, float]], stand: Stand | None,
-        progress: Progress) -> tuple[Settled, Race | None]:  # fmt: skip
-    """The largest network that meets all limits, by bisection over the sparsity: no gradient is taken again.
-
-    What can be counted is met exactly; a latency in the race of the dense and the slim network that is returned.
-    Raises Infeasible, naming the closest, when the smallest network does not meet them.
-    """
-
-    def at(kept: int) -> tuple[Settled, dict[str, float]]:
-        level = max(0.0, 1 - (kept + 0.5) / cells)  # such that just `kept` are ranked in
-        found = settle(report, job, graph, lambda: ranking.select(graph, scores, level))
-        return found, cost(found[1], found[3])
-
-    cells = 2**16 if ranking.method == "snip" else graph.n  # of neurons; for SNIP the share is one of weights
-    counted, timed = ([each for each in limits if (each.kind == "latency") == is_time] for is_time in (False, True))
-    before = cost(job.model, None)
-    low, high = 0, cells  # the least, which must do, and too many
-    with progress("fitting", None) as advance:
-        best, least = at(low)
-        if not met(counted, before, least):
-            raise infeasible(counted, before, least)
-        found, after = at(cells)
-        if met(counted, before, after):
-            low, high, best = cells, cells, found
-        while high - low > 1:
-            middle = (low + high) // 2
-            found, after = at(middle)
-            advance()
-            if met(counted, before, after):
-                low, best = middle, found
-            else:
-                high = middle
-        if not timed or stand is None:
-            return best, None
-
-        def allowed(kept: int) -> Settled | None:
-            found, after = at(kept)
-            if kept == 0 and not met(counted, before, after):
-                raise infeasible(counted, before, after)
-            return found if met(counted, before, after) else None
-
-        def times(found: Settled, sure: bool) -> Race:
-            with report.timing("time"):
-                if found[0].keep.all():  # nothing went: it is the dense network
-                    alone = stand.forward(job.model, sure=sure)
-                    return Race(alone.seconds * 2, alone.repeats)
-                return stand.forward(job.model, found[1], sure=sure)
-
-        return largest_within(timed[0], low, allowed, times, advance)

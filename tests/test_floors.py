@@ -56,7 +56,7 @@ FLOORS = [
         "plots",
         "html",
     },
-    {"steps", "results", "findings", "pipeline", "comparison", "profiling"},
+    {"steps", "fitting", "results", "findings", "pipeline", "comparison", "profiling"},
     {"__init__", "__main__", "options", "cli"},
 ]
 FLOOR = {name: k for k, names in enumerate(FLOORS) for name in names}

@@ -1,0 +1,145 @@
+"""The largest network within a budget, from one scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+from torch import nn
+
+from .budget import Limit, infeasible, met, used
+from .latency import Race, Stand, largest_within
+from .refining import SlimRun
+from .report import Report
+from .select import Selection, raised
+from .steps import Job, Progress, Ranking, Settled, settle
+from .units import Graph
+
+FULL = 0.995  # of a budget: nothing more is looked for
+TRIES = 100  # networks that are looked at to fill it
+
+
+def fit(report: Report, job: Job, graph: Graph, ranking: Ranking, scores: Sequence[np.ndarray], limits: Sequence[Limit],
+        cost: Callable[[nn.Module, SlimRun | None], dict[str, float]], stand: Stand | None,
+        progress: Progress) -> tuple[Settled, Race | None]:  # fmt: skip
+    """The largest network that meets all limits, by bisection over the sparsity: no gradient is taken again.
+
+    One neuron may cost so much that it ends the search while others would still fit: these are added then, best first.
+    What can be counted is met exactly; a latency in the race of the dense and the slim network that is returned.
+    Raises Infeasible, naming the closest, when the smallest network does not meet them.
+    """
+
+    def at(kept: int) -> tuple[Settled, dict[str, float]]:
+        level = max(0.0, 1 - (kept + 0.5) / cells)  # such that just `kept` are ranked in
+        found = settle(report, job, graph, lambda: ranking.select(graph, scores, level))
+        return found, cost(found[1], found[3])
+
+    cells = 2**16 if ranking.method == "snip" else graph.n  # of neurons; for SNIP the share is one of weights
+    counted, timed = ([each for each in limits if (each.kind == "latency") == is_time] for is_time in (False, True))
+    before = cost(job.model, None)
+    low, high = 0, cells  # the least, which must do, and too many
+    with progress("fitting", None) as advance:
+        best, least = at(low)
+        if not met(counted, before, least):
+            raise infeasible(counted, before, least)
+        found, after = at(cells)
+        if met(counted, before, after):
+            low, high, best = cells, cells, found
+        while high - low > 1:
+            middle = (low + high) // 2
+            found, after = at(middle)
+            advance()
+            if met(counted, before, after):
+                low, best = middle, found
+            else:
+                high = middle
+        if not timed or stand is None:
+            full = used(counted, before, cost(best[1], best[3]))
+            fill = Fill(graph, ranking.values(graph, scores), ranking.round_to, ranking.min_neurons)
+            while full < FULL and ranking.method != "layerwise" and (more := fill.candidate(best[0])) is not None:
+                found = settle(report, job, graph, partial(fill.kept, more))
+                after = cost(found[1], found[3])
+                advance()
+                if fill.tried(met(counted, before, after)):
+                    best, full = found, used(counted, before, after)
+            return best, None
+
+        def allowed(kept: int) -> Settled | None:
+            found, after = at(kept)
+            if kept == 0 and not met(counted, before, after):
+                raise infeasible(counted, before, after)
+            return found if met(counted, before, after) else None
+
+        def times(found: Settled, sure: bool) -> Race:
+            with report.timing("time"):
+                if found[0].keep.all():  # nothing went: it is the dense network
+                    alone = stand.forward(job.model, sure=sure)
+                    return Race(alone.seconds * 2, alone.repeats)
+                return stand.forward(job.model, found[1], sure=sure)
+
+        return largest_within(timed[0], low, allowed, times, advance)
+
+
+@dataclass
+class Fill:
+    """Proposes networks that keep more than one that fits, until nothing more does.
+
+    Units are added best first, as many at once as fit. One that alone is too much stays out, and so do all that belong
+    to the same layers: they cost as much.
+    """
+
+    graph: Graph
+    value: np.ndarray  # of each unit
+    round_to: int
+    min_neurons: int
+    closed: np.ndarray = field(init=False)  # units that do not fit
+    many: int = 1
+    tries: int = 0
+    _block: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        units = len(self.value)
+        member = np.zeros((units, len(self.graph.layers)), dtype=bool)
+        for k, own in enumerate(self.graph.by_layer(self.graph.unit)):
+            member[own, k] = True
+        self.kind = np.unique(member, axis=0, return_inverse=True)[1].reshape(-1)  # units of the same layers
+        self.closed = self.graph.fixed_units.copy()
+
+    def candidate(self, kept: Selection) -> Selection | None:
+        """What is to be tried next, in place of `kept`; None when all was tried."""
+        while self.tries < TRIES:
+            free = np.flatnonzero(~(kept.keep | self.closed))
+            if not len(free):
+                return None
+            self._block = free[np.lexsort((free, -self.value[free]))][: self.many if self.round_to == 1 else 1]
+            keep = kept.keep.copy()
+            if self.round_to == 1:
+                keep[self._block] = True
+            else:
+                keep = raised(self.graph, self.value, keep, int(self._block[0]), self.round_to)
+            if (keep & ~kept.keep).any() and not (kept.keep & ~keep).any():
+                self.tries += 1
+                few = {layer.name for layer, own in zip(self.graph.layers, self.graph.by_layer(self.graph.unit), strict=True)
+                       if keep[own].sum() <= self.min_neurons}  # fmt: skip
+                return replace(kept, keep=keep, floored=[name for name in kept.floored if name in few])
+            self._close()
+        return None
+
+    def kept(self, chosen: Selection) -> Selection:
+        """With what has turned out to be fixed since."""
+        return replace(chosen, keep=chosen.keep | self.graph.fixed_units)
+
+    def tried(self, fits: bool) -> bool:
+        if fits:
+            self.many *= 2
+        elif len(self._block) > 1:
+            self.many = len(self._block) // 2
+        else:
+            self._close()
+        return fits
+
+    def _close(self) -> None:
+        self.closed = self.closed | np.isin(self.kind, self.kind[self._block])
+        self.many = 1
