@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 
 from . import rules
 from .criteria import Criterion
 from .errors import BadInput
 from .example import Example
 from .labels import LayerUse
-from .shadow import NoDropout, each, seeded, shadow, to_meta
+from .shadow import NoDropout, each, map_tensors, seeded, shadow, to_meta, to_real
 from .sums import Sum
 from .trace import Tracer
 from .units import Graph, Layer, named_tensors
 
+HALVES = (torch.float16, torch.bfloat16)  # in which nothing is added up
 Sums = dict[str, list[Sum | None]]  # by criterion and layer; None: no gradient came
 
 
@@ -107,7 +112,8 @@ class WeightGather(Gather):
                 handle.remove()
 
     def nothing(self, criterion: Criterion, k: int) -> Tensor:
-        zeros = torch.zeros_like(self.weights[k], requires_grad=False)
+        weight = self.weights[k]
+        zeros = torch.zeros_like(weight, dtype=torch.float32 if weight.dtype in HALVES else None, requires_grad=False)
         if criterion.reduce == "nothing":
             return zeros
         rows = rows_of(zeros, self.layers[k])
@@ -119,7 +125,7 @@ class WeightGather(Gather):
     def _take(self, p: Tensor, ks: list[int]) -> None:
         assert p.grad is not None
         g, p.grad = p.grad, None
-        g = g.mul_(p.detach())
+        g = (g.float() if g.dtype in HALVES else g).mul_(p.detach())
         if self.scale != 1:
             g = g.div_(self.scale)
         # |g| is taken in place, after all that want the sign
@@ -185,22 +191,42 @@ class MaskGather(Gather):
         self.masks = []
 
 
+Places = dict[tuple[str, int], list[tuple[int, int]]]
+
+
+def is_checkpointed() -> bool:
+    """Does the caller run under torch's checkpointing, which will run it again?"""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename == checkpoint.__file__:
+            return True
+        frame = frame.f_back
+    return False
+
+
 class MaskMode(TorchFunctionMode):
     """Multiplies the outputs of chosen calls by masks of ones, one value an example and neuron.
 
-    `at`: number of the call -> (layer, axis of its neurons, name of the function called). Appends each mask (B, N) to
-    `masks[layer]`, with the number of positions that each of its values multiplies.
+    `at`: (name of the function called, number of the call by that name) -> (layer, axis of its neurons). Appends each mask
+    (B, N) to `masks[layer]`, with the number of positions that each of its values multiplies.
     """
 
-    def __init__(self, at: dict[int, list[tuple[int, int, str]]], masks: list[list[tuple[Tensor, int]]]):
+    def __init__(self, at: Places, masks: list[list[tuple[Tensor, int]]]):
         super().__init__()
-        self.at, self.masks, self.calls = at, masks, -1
+        self.at, self.masks = at, masks
+        self.calls: Counter[str] = Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls += 1
+        name = getattr(func, "__name__", "")
+        call = name, self.calls[name]
+        self.calls[name] += 1
         out = func(*args, **(kwargs or {}))
-        for layer, axis, name in self.at.get(self.calls, ()):
-            assert name == getattr(func, "__name__", ""), f"call {self.calls} was {name}, is {func}"
+        for layer, axis in self.at.get(call, ()):
+            if is_checkpointed():
+                raise BadInput(
+                    "the criterion multiplies activations by masks, and the model checkpoints them; "
+                    "use an mpmg or mnmg criterion, or turn the model's checkpointing off (--low-memory does the same for it)"
+                )
             size = out.shape[0], out.shape[axis]
             mask = torch.ones(size, dtype=out.dtype, device=out.device, requires_grad=True)
             self.masks[layer].append((mask, out.numel() // (size[0] * size[1])))
@@ -234,19 +260,21 @@ class CallMode(TorchFunctionMode):
         return out
 
 
-def post_activations(model: nn.Module, graph: Graph) -> dict[int, list[tuple[int, int, str]]]:
-    """Number of the torch call whose result is the post-activation of a layer -> (layer, axis of its neurons, function).
+def post_activations(model: nn.Module, graph: Graph) -> Places:
+    """The torch call whose result is the post-activation of a layer (see MaskMode) -> (layer, axis of its neurons).
 
     From the layer's own call on, follow the only consumer as long as it has no other input and keeps the shape: a
     norm, an activation, a dropout.
     """
-    copy = shadow(model).train()
+    real = graph.train_run.real
+    copy = shadow(model, real).train()
     tracer = Tracer(type(graph.ties)(), rules.find, rules.is_free)
     tracer.ties.size = graph.ties.size
     for name, t in named_tensors(copy):
         tracer.put(t, graph.slots[name].labels)
     example: Example = graph.example.with_batch(2)
-    args, kwargs = to_meta((example.args, example.kwargs))
+    given, place = (example.args, example.kwargs), next(model.parameters()).device
+    args, kwargs = map_tensors(given, lambda t: to_real(t, place)) if real else to_meta(given)
     for t in each(Tensor, args, kwargs):
         tracer.put(t, tracer.labels(t).__class__(tuple(t.shape), (), None))
     mode = CallMode(tracer)
@@ -258,7 +286,12 @@ def post_activations(model: nn.Module, graph: Graph) -> dict[int, list[tuple[int
             if isinstance(call.out, (Tensor, tuple, list)):
                 users.setdefault(id(t), []).append(i)
     first = {int(layer.neurons[0]): k for k, layer in enumerate(graph.layers)}
-    found: dict[int, list[tuple[int, int, str]]] = {}
+    by_name: Counter[str] = Counter()
+    numbers = []
+    for call in mode.calls:
+        numbers.append((call.name, by_name[call.name]))
+        by_name[call.name] += 1
+    found: Places = {}
     for i, call in enumerate(mode.calls):
         for use in call.uses:
             if use.neurons is None or not isinstance(call.out, Tensor):
@@ -279,7 +312,7 @@ def post_activations(model: nn.Module, graph: Graph) -> dict[int, list[tuple[int
                         or after.out.shape != out.shape or (len(later) > 1 and not in_place):  # fmt: skip
                     break
                 at, out = later[0], after.out
-            found.setdefault(at, []).append((k, axis, mode.calls[at].name))
+            found.setdefault(numbers[at], []).append((k, axis))
     return found
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+import traceback
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,10 @@ from .example import Example
 from .gathers import Gather, MaskGather, WeightGather, add_up, mean_of, rows_of
 from .precision import AGREE, HALF, SCALE, Kernels, autocast, cast, cast_batch, channels_last, has_fast_bf16, whole
 from .recompute import Plan, Recompute, plan
-from .shadow import NoDropout, copy_on, each, map_tensors, seeded
+from .shadow import NoDropout, copy_on, each, in_checkpoints, map_tensors, seeded
 from .spread import Spread
-from .sums import Sum
+from .state import State
+from .sums import Sum, undivided
 from .units import Graph, Layer, named_tensors, user_line
 
 
@@ -76,7 +79,9 @@ def score(model: nn.Module, graph: Graph, batches: Any, loss: Callable[[Any, Any
         try:
             for index, batch in way.spread.mine(batches, first):
                 scorer.run(index, batch)
-                count += 1
+                with undivided():
+                    scorer.end_of_batch()
+                    count += 1
                 advance()
         except KeyboardInterrupt:
             if not way.keep_partial or count == start or way.spread.size > 1:
@@ -108,7 +113,8 @@ class Scorer:
     def __init__(self, model: nn.Module, graph: Graph, loss: Callable[[Any, Any], Tensor], criteria: Sequence[Criterion],
                  device: torch.device, seed: int, way: Way) -> None:  # fmt: skip
         self.model, self.graph, self.loss, self.device, self.seed, self.way = model, graph, loss, device, seed, way
-        self.twin = cast(training_twin(model, device), way.precision)
+        self.twin = cast(training_twin(model, device, graph.written), way.precision)
+        self.state = State(self.twin, model, graph.written)
         if (
             way.precision in ("bf16", "fp16", "auto")
             and device.type == "cpu"
@@ -119,10 +125,14 @@ class Scorer:
         self.precision = "model" if way.precision == "auto" else way.precision
         self.doubt: tuple[int, Any] | None = None  # the mini-batch on which `auto` is to compare bf16 with fp32
         self.undecided = way.precision == "auto"
+        if self.undecided and (others := {p.dtype for p in self.twin.parameters()} - {torch.float32}):
+            self.undecided = False
+            way.note(f"--precision auto: the model has weights in {others.pop()}, which stay as they are")
         # convolutions are then the faster for it; instance norms give everything back in the order of its axes
         instance_norms = any(isinstance(m, nn.modules.instancenorm._InstanceNorm) for m in self.twin.modules())
         self.layout = not instance_norms and (device.type == "cpu" or self.precision in HALF)
         self.plan: Plan | None = None
+        self.planned = 0  # elements of the largest mini-batch that the plan is for
         of_weights = [c for c in criteria if c.of_weights]
         of_activations = [c for c in criteria if c.of_activations]
         self.gathers: list[Gather] = []
@@ -140,7 +150,7 @@ class Scorer:
         """Add the gradients of one mini-batch."""
         if self.undecided and self.doubt is not None:
             self._decide()
-        if self.way.low_memory and self.plan is None:
+        if self.way.low_memory and elements(batch) > self.planned:
             self._plan(batch)
         try:
             self._pass(index, batch)
@@ -163,6 +173,8 @@ class Scorer:
             self._pass(index, batch)
         if self.undecided and self.doubt is None:
             self.doubt = index, batch
+
+    def end_of_batch(self) -> None:
         for gather in self.gathers:
             gather.end_of_batch()
 
@@ -190,24 +202,30 @@ class Scorer:
                 value = self._forward(index, args, kwargs, target, again)
             check_finite(value, index, self.graph.layers, self.weights)
             scale = self.gathers[0].scale
-            (value if scale == 1 else value * scale).backward()
+            with in_checkpoints(self._as_it_runs):
+                run_backward(value if scale == 1 else value * scale, index)
             del value
         for gather in self.gathers:
             gather.take()
 
     def _forward(self, index: int, args: Any, kwargs: Any, target: Any, again: Recompute | None) -> Tensor:
+        self.state.restore()
         with ExitStack() as during:
             during.enter_context(seeded((self.seed + index) % 2**63))
             during.enter_context(torch.enable_grad())
             if again:
                 during.enter_context(again.packing())
-            during.enter_context(Kernels(self.layout, self.precision in HALF and self.device.type == "cpu"))
-            during.enter_context(NoDropout())
+            during.enter_context(self._as_it_runs())
             for gather in self.gathers:
                 during.enter_context(gather.forward())
             with autocast(self.precision, self.device):
-                output = run_model(self.twin, args, kwargs)
+                output = run_model(self.twin, args, kwargs, index)
             return self.loss(whole(output), target)
+
+    @contextmanager
+    def _as_it_runs(self) -> Iterator[None]:
+        with Kernels(self.layout, self.precision in HALF and self.device.type == "cpu"), NoDropout():
+            yield
 
     def _send(self, t: Tensor) -> Tensor:
         if self.device.type == "cuda" and t.device.type == "cpu":
@@ -215,8 +233,10 @@ class Scorer:
         return t.to(self.device)
 
     def _plan(self, batch: Any) -> None:
+        before, self.planned = self.plan, elements(batch)
         self.plan = plan(self.model, self.graph, Example(batch.args, batch.kwargs), self.way.memory_limit, self.layout)
-        self._say()
+        if before is None or self.plan.peak > before.peak:
+            self._say()
 
     def _say(self) -> None:
         assert self.plan is not None
@@ -257,17 +277,22 @@ class Scorer:
             gather = self.gathers[0]
             c = gather.criteria[0]
             places = score_shapes(self.graph, c)
-            fp32 = mean_of(c, gather.sums[c.name], places, 1)
+            fp32, layout = mean_of(c, gather.sums[c.name], places, 1), self.layout
             self.precision = "bf16"
-            self._pass(index, batch)
-            bf16 = mean_of(c, [None if t is None else Sum.of(t) for t in gather.parts[c.name]], places, 1)
+            try:
+                self._pass(index, batch)
+            except BadInput:  # it ran in fp32
+                self.precision, self.layout = "model", layout
+                self.way.note("--precision auto: the model does not run in bf16: fp32")
+            else:
+                bf16 = mean_of(c, [None if t is None else Sum.of(t) for t in gather.parts[c.name]], places, 1)
+                agreed = self.way.agreement(fp32, bf16) if self.way.agreement else 0.0
+                self.precision = "bf16" if agreed >= AGREE else "model"
+                self.way.facts["agreement"] = agreed
+                self.way.note(f"--precision auto: on the first mini-batch bf16 keeps {agreed:.1%} of the neurons that fp32 keeps: "
+                              f"{'bf16 from the second on' if agreed >= AGREE else 'fp32'}")  # fmt: skip
             for each_gather in self.gathers:
                 each_gather.drop_batch()
-            agreed = self.way.agreement(fp32, bf16) if self.way.agreement else 0.0
-            self.precision = "bf16" if agreed >= AGREE else "model"
-            self.way.facts["agreement"] = agreed
-            self.way.note(f"--precision auto: on the first mini-batch bf16 keeps {agreed:.1%} of the neurons that fp32 keeps: "
-                          f"{'bf16 from the second on' if agreed >= AGREE else 'fp32'}")  # fmt: skip
         self.way.facts["precision"] = "bf16" if self.precision == "bf16" else "fp32"
 
 
@@ -280,24 +305,46 @@ def norms(model: nn.Module, graph: Graph, criterion: Criterion) -> list[np.ndarr
         ]
 
 
-def run_model(model: nn.Module, args: Any, kwargs: Any) -> Any:
+def elements(batch: Any) -> int:
+    """How many numbers the inputs of a mini-batch have."""
+    return sum(t.numel() for t in each(Tensor, batch.args, batch.kwargs))
+
+
+def run_model(model: nn.Module, args: Any, kwargs: Any, index: int) -> Any:
     try:
         return model(*args, **kwargs)
-    except torch.OutOfMemoryError:
-        raise  # mended where it is known how
+    except (torch.OutOfMemoryError, BadInput):
+        raise  # mended where it is known how, or told
     except USER_EXCEPTIONS as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in each(Tensor, args, kwargs))
         where = user_line(error)
         text = " ".join(str(error).split())[:300]
         raise BadInput(
-            f"the model fails on a mini-batch of shape {shapes}: {type(error).__name__}: {text}"
+            f"the model fails on mini-batch {index}, of shape {shapes}: {type(error).__name__}: {text}"
             f"{f' (at {where})' if where else ''}; every mini-batch must be of a shape and dtype that the model takes"
         ) from error
 
 
-def training_twin(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model in training mode on `device`, its weights shared where they are there already, its buffers copied."""
-    twin = copy_on(model, device)
+def run_backward(value: Tensor, index: int) -> None:
+    """BadInput where code of the model's own fails: a function's backward, an op in place on what autograd saved."""
+    try:
+        value.backward()
+    except (torch.OutOfMemoryError, BadInput):
+        raise
+    except USER_EXCEPTIONS as error:
+        last = traceback.extract_tb(error.__traceback__)[-1].filename
+        if Path(last).parent == Path(__file__).parent:
+            raise  # a defect of ours
+        where = user_line(error)
+        raise BadInput(
+            f"the backward pass of the model fails on mini-batch {index}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}{f' (at {where})' if where else ''}; it must be one that can be trained"
+        ) from error
+
+
+def training_twin(model: nn.Module, device: torch.device, own: Container[str] = ()) -> nn.Module:
+    """The model in training mode on `device`: its weights are shared where they are there, its buffers and `own` copied."""
+    twin = copy_on(model, device, own)
     twin.train()
     for module in twin.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):

@@ -222,10 +222,17 @@ class Stand:
         self.example = Example(*map_tensors((example.args, example.kwargs), real))
 
     def forward(self, *models: nn.Module, sure: bool = True) -> Race:
-        return race([Forward(copy_on(m, self.device).eval(), self.example) for m in models], self.device, sure)
+        return race(
+            [Forward(copy_on(m, self.device, dict(m.named_parameters())).eval(), self.example) for m in models],
+            self.device,
+            sure,
+        )
 
     def step(self, *models: nn.Module) -> Race:
-        return race([Step(copy_on(m, self.device).train(), self.example) for m in models], self.device)
+        return race(
+            [Step(copy_on(m, self.device, dict(m.named_parameters())).train(), self.example) for m in models],
+            self.device,
+        )
 
     def speed(self, found: Race, *sides: str) -> dict[str, Any]:
         """The `speed` of the report; `sides` names the networks "before" or "after"."""

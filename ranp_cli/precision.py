@@ -94,11 +94,7 @@ class Kernels(TorchFunctionMode):
         if getattr(func, "__name__", "") not in CONVOLUTIONS or len(args) < 2:
             return func(*args, **kwargs)
         x, weight = args[:2]
-        if (
-            self.half
-            and "transpose" not in func.__name__
-            and any(n < k for n, k in zip(x.shape[2:], weight.shape[2:], strict=False))
-        ):
+        if self.half and any(n < k for n, k in zip(x.shape[2:], weight.shape[2:], strict=False)):
             with torch.autocast(x.device.type, enabled=False):
                 whole_args, whole_kwargs = map_tensors((tuple(args), kwargs), lambda t: t.float())
                 return func(*whole_args, **whole_kwargs)

@@ -148,7 +148,7 @@ class Recompute(TorchDispatchMode):
     def _source(self, t: Tensor) -> Kept | View:
         key = t.untyped_storage()._cdata
         recipe = self._recipes.get(key)
-        if recipe is not None and recipe.dtype == t.dtype:
+        if recipe is not None and recipe.dtype == t.dtype and not is_lazy(t):
             return View(recipe, tuple(t.shape), t.stride(), int(t.storage_offset()))
         kept = Kept(t.detach())
         self._kept.setdefault(key, []).append(weakref.ref(kept))
@@ -165,7 +165,7 @@ class Recompute(TorchDispatchMode):
         if t.numel() * t.element_size() < LARGE or (t.is_leaf and t.requires_grad):
             return t
         source = self._recipes.get(t.untyped_storage()._cdata)
-        if source is None or source.dtype != t.dtype:
+        if source is None or source.dtype != t.dtype or is_lazy(t):
             return t
         return View(source, tuple(t.shape), t.stride(), int(t.storage_offset()))
 
@@ -204,6 +204,11 @@ class Recompute(TorchDispatchMode):
         if recipe.macs > COSTLY * made.numel() and far <= CLOSE:
             self._last = recipe, made
         return made
+
+
+def is_lazy(t: Tensor) -> bool:
+    """Is it a view whose numbers are yet to be conjugated or negated? Size and strides do not say so."""
+    return t.is_conj() or t.is_neg()
 
 
 def fills(t: Tensor) -> bool:
@@ -311,7 +316,7 @@ class Planner:
         if limit is not None:
             raise Infeasible(
                 f"a memory limit of {shown('train-mem', limit)} cannot be kept: scoring this mini-batch needs at least "
-                f"{shown('train-mem', best)}; give that, or a smaller mini-batch"
+                f"{shown('train-mem', best * 1.001)}; give that, or a smaller mini-batch"
             )
         return next(plan for plan in plans if plan.peak <= NEAR * best)
 

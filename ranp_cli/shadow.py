@@ -6,8 +6,8 @@ import copy
 import io
 import random
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Container, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,11 +30,11 @@ def shadow(model: nn.Module, real: bool = False) -> nn.Module:
     )
 
 
-def copy_on(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy to run on `device`; its weights are shared where they are there already, its buffers copied."""
+def copy_on(model: nn.Module, device: torch.device, own: Container[str] = ()) -> nn.Module:
+    """A copy to run on `device`; its weights are shared where they are there already, its buffers and `own` are copied."""
     if isinstance(model, torch.jit.ScriptModule):
         return shadow(model, real=True).to(device)
-    return replicate(model, lambda _, t: t.to(device))
+    return replicate(model, lambda name, t: t.to(device, copy=name in own))
 
 
 def script_copy(model: torch.jit.ScriptModule, device: str | None) -> nn.Module:
@@ -186,6 +187,34 @@ class NoDropout(TorchFunctionMode):
         if getattr(func, "__name__", "") in self.NAMES:
             return args[0] if args else kwargs["input"]
         return func(*args, **kwargs)
+
+
+@contextmanager
+def in_checkpoints(during: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """What torch.utils.checkpoint runs again in the backward pass runs under `during`: torch's function modes do not get there."""
+    hook, again = checkpoint._recomputation_hook, checkpoint.CheckpointFunction.backward
+
+    class Recomputation(hook):  # type: ignore[misc, valid-type]
+        def __enter__(self) -> Any:
+            self.stack = ExitStack()
+            self.stack.enter_context(during())
+            return super().__enter__()
+
+        def __exit__(self, *error: Any) -> Any:
+            with self.stack:
+                return super().__exit__(*error)
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        with during():
+            return again(ctx, *grads)
+
+    checkpoint._recomputation_hook = Recomputation  # type: ignore[misc]
+    checkpoint.CheckpointFunction.backward = staticmethod(backward)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        checkpoint._recomputation_hook = hook  # type: ignore[misc]
+        checkpoint.CheckpointFunction.backward = staticmethod(again)  # type: ignore[method-assign]
 
 
 def labels_on_cpu(function: Callable[P, R]) -> Callable[P, R]:

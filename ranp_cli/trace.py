@@ -71,6 +71,8 @@ class Tracer(TorchDispatchMode):
     unruled: list[tuple[str, str, str]] = field(default_factory=list)  # op, module, file:line
     uncounted: list[tuple[str, str]] = field(default_factory=list)  # op, module
     names: Mapping[int, str] = field(default_factory=dict)  # id(module) -> its path
+    owned: Mapping[int, str] = field(default_factory=dict)  # storage of a parameter -> its name
+    written: set[str] = field(default_factory=set)  # parameters that the code writes to
     inside: bool = False  # an op is running: it is the one that raised
     live_bytes: int = 0
     peak_bytes: int = 0
@@ -144,6 +146,8 @@ class Tracer(TorchDispatchMode):
             if not all(fits(p, shapes[k]) for p in lab.planes):
                 raise ValueError(f"planes {[tuple(p.shape) for p in lab.planes]} for an output of shape {shapes[k]}")
             labelled.append(lab)
+            if writes(func, k) and t.untyped_storage()._cdata in self.owned:
+                self.written.add(self.owned[t.untyped_storage()._cdata])
             self.put(t, lab, write=writes(func, k))
         op = Op(name, ins, tuple(labelled), new_bytes=self.live_bytes - before, uses=tuple(self.ties.uses[seen:]))
         if op.uses:

@@ -108,6 +108,11 @@ class Graph:
             self.reasons.append(fixed.get(root) or unused)
 
     @property
+    def written(self) -> set[str]:
+        """Parameters that the forward writes: a copy that runs must have them to itself."""
+        return self.eval_run.tracer.written | self.train_run.tracer.written
+
+    @property
     def sizes(self) -> list[int]:
         return [len(layer.neurons) for layer in self.layers]
 
@@ -229,6 +234,7 @@ def attempt(tracer: Tracer, model: nn.Module, example: Example, slots: dict[str,
     for p in copy.parameters():
         p.requires_grad_(False)
     tracer.names = {id(m): name for name, m in copy.named_modules()}
+    tracer.owned = {p.untyped_storage()._cdata: name for name, p in copy.named_parameters()}
     for name, t in named_tensors(copy):
         tracer.put(t, slots[name].labels if name in slots else Labels(tuple(t.shape), (), frozenset([name])))
     tracer.live_bytes = tracer.peak_bytes = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +33,7 @@ def masked_model(model: nn.Module, graph: Graph, stays: np.ndarray, dtype: torch
 
     def mask(name: str, t: Tensor) -> Tensor:
         given = t
+        t = t.clone() if name in graph.written else t
         t = t.to(dtype) if dtype is not None and t.is_floating_point() else t
         for axis, ids in enumerate(graph.slots[name].ids if name in graph.slots else ()):
             if ids is not None:
@@ -95,7 +96,7 @@ def verify(model: nn.Module, slim: nn.Module, graph: Graph, stays: np.ndarray) -
     exact: list[Tensor] | None = None  # the masked network's output in fp64: what fp32 loses by rounding is no fault
     for dtype in LIMITS:
         bits = torch.finfo(dtype).bits
-        pair = masked_model(model, graph, stays, dtype), replicate(slim, partial(_cast_named, dtype))
+        pair = masked_model(model, graph, stays, dtype), _cast_model(slim, dtype, graph.written)
         run = partial(_outputs, dtype=dtype, without=any(r.what in NORMS for r in changed))
         for training in (False, True) if dtype is torch.float64 else (False,):
             try:
@@ -232,8 +233,8 @@ def _nudged(t: Tensor) -> Tensor:
     return t * (1 + torch.finfo(t.dtype).eps * torch.sign(t)) if t.is_floating_point() else t
 
 
-def _cast_named(dtype: torch.dtype, name: str, t: Tensor) -> Tensor:
-    return _cast(t, dtype)
+def _cast_model(model: nn.Module, dtype: torch.dtype, own: Container[str]) -> nn.Module:
+    return replicate(model, lambda name, t: _cast(t.clone() if name in own else t, dtype))
 
 
 def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:

@@ -22,6 +22,7 @@ FLOORS = [
         "latency",
         "criteria",
         "sums",
+        "state",
         "gathers",
         "precision",
         "recompute",
