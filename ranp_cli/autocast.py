@@ -19,15 +19,15 @@ DTYPE = torch.bfloat16  # of the same size as float16, and cast by the same list
 
 
 class Autocast:
-    """`with amp.mode:` runs on fake tensors, `with amp.casting():` in mixed precision.
+    """`with amp.mode:` runs on fake tensors, `with amp.casting():` in mixed precision (or, without `half`, as it is).
 
     `device` must be one that torch has here: its autograd asks it for a stream.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, half: bool = True) -> None:
         from torch._subclasses.fake_tensor import FakeTensorMode
 
-        self.device = torch.device(device)
+        self.device, self.half = torch.device(device), half
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def place(self, t: Tensor) -> Tensor:
@@ -45,4 +45,4 @@ class Autocast:
         return map_tensors(to_meta(value), self.place)
 
     def casting(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, DTYPE)
+        return torch.autocast(self.device.type, DTYPE, enabled=self.half)

@@ -147,6 +147,12 @@ def attention(q: Shape, k: Shape, v: Shape, *how: Any, out: Any, **options: Any)
     return math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
 
+@formula("aten._scaled_dot_product_flash_attention_for_cpu_backward")
+def attention_backward(grad: Shape, q: Shape, k: Shape, v: Shape, *how: Any, out: Any, **options: Any) -> int:
+    """b h n m (3 d + 2 e): the scores once more, then the gradients of weights, values, queries and keys"""
+    return q[0] * q[1] * q[2] * k[2] * (3 * q[3] + 2 * v[3])
+
+
 @formula("aten._native_multi_head_attention")
 def multi_head_attention(q: Shape, k: Shape, v: Shape, embed_dim: int, num_head: int, qkv_weight: Shape, qkv_bias: Shape,
                          proj_weight: Shape, *how: Any, out: Any, **options: Any) -> int:  # fmt: skip

@@ -41,6 +41,7 @@ STATES = {
 STEPPING = {"sgd": 0, "sgd-momentum": 0, "adam": 2, "adamw": 2}  # of the largest parameter's size, while it steps (CPU)
 STEPPING_AT_ONCE = {"sgd": 0, "sgd-momentum": 0, "adam": 1, "adamw": 1}  # of all parameters' (CUDA: `foreach`)
 LOSS = "(loss)"  # what is born outside of the model's code
+Loss = Callable[[Any], Tensor]
 
 
 @dataclass
@@ -221,6 +222,7 @@ class Memory:
     fixed: int  # the most that the outputs and the loss over them held at once: pruning does not touch it
     by_module: dict[str, int]  # `saved`, by the module in whose code it was born
     flops: dict[str, int]  # of all samples, by module
+    fake: bool  # told on fake tensors of the device, for meta tensors tell another story
 
 
 @labels_on_cpu
@@ -230,6 +232,7 @@ def training_memory(
     optimizer: str = "sgd",
     loss: Callable[[Any], Tensor] | None = None,
     amp: str | None = None,
+    fake: bool | None = None,
 ) -> Memory:
     """The peak of a training step with the batch of `example`.
 
@@ -238,11 +241,12 @@ def training_memory(
         loss: from what the model returns to a scalar; by default cross-entropy where an output has several channels,
             the mean of squares elsewhere.
         amp: the device under whose autocast (16 bits) forward and loss run, `cpu` or `cuda`; None: without.
+        fake: see `forward_memory`.
 
     Raises: BadInput.
     """
     check_optimizer(optimizer)
-    return _measured(model, example, loss or plain_loss, optimizer, amp)
+    return _either(model, example, loss or plain_loss, optimizer, amp, fake)
 
 
 def check_optimizer(name: str) -> None:
@@ -252,22 +256,43 @@ def check_optimizer(name: str) -> None:
 
 
 @labels_on_cpu
-def forward_memory(model: nn.Module, example: Example, amp: str | None = None) -> Memory:
-    """The peak of a forward pass in inference with the batch of `example`. Raises BadInput."""
-    return _measured(model, example, None, "sgd", amp)
+def forward_memory(model: nn.Module, example: Example, amp: str | None = None, fake: bool | None = None) -> Memory:
+    """The peak of a forward pass in inference with the batch of `example`. Raises BadInput.
+
+    Some ops (attention, recurrent cells) fall apart on meta tensors and not on a CPU, and some code takes tensors of a CPU
+    only. Fake tensors stand for such, at several times the time. `fake` says which to take; None tries both.
+    """
+    return _either(model, example, None, "sgd", amp, fake)
+
+
+def _either(
+    model: nn.Module, example: Example, loss: Loss | None, optimizer: str, amp: str | None, fake: bool | None
+) -> Memory:
+    if amp is not None or fake is not None:
+        return _measured(model, example, loss, optimizer, amp, amp is not None or bool(fake))
+    told: list[Memory] = []
+    errors: list[BadInput] = []
+    for on_fake in (False, True):
+        try:
+            told.append(_measured(model, example, loss, optimizer, None, on_fake))
+        except BadInput as error:
+            errors.append(error)
+    if not told:
+        raise errors[0]
+    return told[0] if told[0].timeline == told[-1].timeline else told[-1]
 
 
 def _measured(
-    model: nn.Module, example: Example, loss: Callable[[Any], Tensor] | None, optimizer: str, amp: str | None
+    model: nn.Module, example: Example, loss: Loss | None, optimizer: str, amp: str | None, fake: bool
 ) -> Memory:
     training = loss is not None
-    cast = None if amp is None else Autocast(amp)
+    cast = Autocast(amp or "cpu", amp is not None) if fake else None
     try:
         copy = (shadow(model, False) if cast is None else cast.model(model)).train(training)
     except USER_EXCEPTIONS as error:  # a TorchScript file with constants that meta tensors cannot hold
         raise not_foretold(error, training, example) from error
     for (_, new), (_, old) in zip(copy.named_parameters(), model.named_parameters(), strict=True):
-        wanted = training or cast is not None  # autocast caches its casts of what wants a gradient
+        wanted = training or amp is not None  # autocast caches its casts of what wants a gradient
         new.requires_grad_(wanted and new.is_floating_point() and old.requires_grad)
     args, kwargs = (to_meta if cast is None else cast.inputs)((example.args, example.kwargs))
     owners = {id(p): name for name, m in copy.named_modules() for p in m.parameters(False)}
@@ -310,7 +335,7 @@ def _measured(
         samples=example.samples, peak=always + meter.peak, parameters=parameters, buffers=buffers, inputs=inputs,
         optimizer=state, gradients=sum(trained), saved=sum(by_module.values()), outputs=outputs, working=meter.peak,
         allowance=meter.workspace, at=place(op, module), timeline=meter.timeline, forward_ops=forward_ops, stepping=stepping,
-        fixed=meter.most_fixed(), by_module=by_module, flops=meter.flops,
+        fixed=meter.most_fixed(), by_module=by_module, flops=meter.flops, fake=fake,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .attention import FLASH, HEADS, LAYER, attention_workspace
 from .schema import op_name
 
 BLOCK = 16
@@ -83,6 +84,8 @@ def workspace(func: Any, args: Any, out: Any) -> int:
     """Bytes alive inside an op besides its operands and results."""
     if (name := op_name(func)) in CONVOLUTIONS:
         return convolution_workspace(name, args, out)
+    if name.startswith(FLASH) or name in (HEADS, LAYER):
+        return attention_workspace(name, args)
     return casts(args, out) if torch.Tag.pointwise in func.tags and isinstance(out, Tensor) else 0
 
 

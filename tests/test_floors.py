@@ -15,6 +15,7 @@ FLOORS = [
         "costs",
         "autocast",
         "units",
+        "attention",
         "workspace",
         "memory",
         "modules",
