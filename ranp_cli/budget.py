@@ -79,6 +79,16 @@ def costs_of(report: Mapping[str, Any], side: str) -> dict[str, float]:
     return found
 
 
+def costs_for(limits: Iterable[Limit], report: Mapping[str, Any], side: str, option: str) -> dict[str, float]:
+    """`costs_of`, where all that `limits` are on must be known; else BadInput names the option and says why it is not."""
+    costs, memory = costs_of(report, side), report.get("memory", {}).get(side, {})
+    for each in limits:
+        if each.kind not in costs:
+            error = "train_error" if each.kind == "train-mem" else "error"
+            raise BadInput(f"{option}{each.kind}: {memory.get(error, 'not known of this file; give the model itself')}")
+    return costs
+
+
 def shown(kind: str, value: float) -> str:
     """`41.2 G`, `8.3 GiB`, `20.3 ms`."""
     if KINDS[kind] == "s":
@@ -93,12 +103,9 @@ def shown(kind: str, value: float) -> str:
 
 def gate(report: Mapping[str, Any], gates: Iterable[Limit]) -> None:
     """Raise GateExceeded, a line for each limit that the network of a profile exceeds, by how much."""
-    side = "after" if "after" in report else "before"
-    costs, lines = costs_of(report, side), []
+    gates, side = list(gates), "after" if "after" in report else "before"
+    costs, lines = costs_for(gates, report, side, "--max-"), []
     for each in gates:
-        if each.kind not in costs:
-            why = report.get("memory", {}).get(side, {}).get("error", "not known of this file; give the model itself")
-            raise BadInput(f"--max-{each.kind}: {why}")
         over = costs[each.kind] - each.value
         if over > 0:
             lines.append(f"{each.kind} {shown(each.kind, costs[each.kind])} exceeds {each.text} by {shown(each.kind, over)} "

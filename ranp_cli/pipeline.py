@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from .budget import costs_of, limits
+from .budget import costs_for, costs_of, limits
 from .errors import BadInput, Infeasible, Interrupted
 from .example import Example, as_example
 from .findings import pruned_of, scores_of
@@ -224,9 +224,8 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         counts = cost_of(net, ran.run if ran else graph.eval_run) if at is None else measure(net, at)[2]
         needed = any(each.kind.endswith("-mem") for each in wanted)
         memory = {"before": memory_of(net, sample, optimizer, job.device.type if amp else None)} if needed else {}
-        if "error" in memory.get("before", {}):
-            raise BadInput(f"--budget: {memory['before']['error']}")
-        return costs_of({"before": counts, "memory": memory}, "before")
+        counted = [each for each in wanted if each.kind != "latency"]
+        return costs_for(counted, {"before": counts, "memory": memory}, "before", "--budget ")
 
     if sparsity is None:
         settled, final = fit(report, job, graph, ranking, found.scores, wanted, cost, stand, progress)

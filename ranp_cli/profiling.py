@@ -188,7 +188,7 @@ def _measured(
         running.append((module, example))
     with report.timing("memory"):
         memory = memory_of(module, example.with_batch(batch_size or example.samples), optimizer, step[3])
-    saved = None if "error" in memory else {row["module"]: row["bytes"] for row in memory["by_module"]}
+    saved = {row["module"]: row["bytes"] for row in memory["by_module"]} if "by_module" in memory else None
     modules = module_rows(module, example, layers, costs["macs"], saved) if step[2] else []
     return {
         "model": {**about, "fingerprint": fingerprint(module), "input": example.signature},

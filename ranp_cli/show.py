@@ -352,8 +352,9 @@ def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
 
 def _training(about: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """What a training step needs its memory for, and which modules save the most of it."""
-    if "error" in about:
-        yield "memory:", "yellow", about["error"]
+    for error in [about[key] for key in ("error", "train_error") if key in about]:
+        yield "memory:", "yellow", error
+    if "train_parts" not in about:
         return
     parts, batch = about["train_parts"], about["samples"]
     names = {
