@@ -123,5 +123,28 @@ def infeasible(limits: Sequence[Limit], before: Mapping[str, float], least: Mapp
     over = [each for each in limits if least[each.kind] > each.of(before[each.kind])]
     parts = [f"{each.kind}={each.text} ({shown(each.kind, each.of(before[each.kind]))})" for each in over]
     closest = ", ".join(f"{each.kind} {shown(each.kind, least[each.kind])}" for each in over)
-    return Infeasible(f"no network meets {', '.join(parts)}: the smallest, with every layer at its floor, has {closest}; "
-                      "raise the budget, or lower --min-neurons or --batch-size")  # fmt: skip
+    return Infeasible(
+        f"no network meets {', '.join(parts)}: the smallest, with every layer at its floor, has {closest}",
+        [each.kind for each in over],
+    )
+
+
+def advised(
+    error: Infeasible, samples: int, stateful: bool, lowered: Iterable[str], dropped: Iterable[str]
+) -> Infeasible:
+    """What to say to someone whom `error` meets: all that can help.
+
+    Args:
+        samples: of the batch.
+        stateful: the optimiser keeps a state.
+        lowered, dropped: options that keep neurons and were given; a lower value, or none, keeps fewer.
+    """
+    of_batch = [kind for kind in error.kinds if kind == "latency" or kind.endswith("-mem")]
+    ways = [
+        "raise the budget",
+        *(f"lower {option}" for option in lowered),
+        *(f"leave out {option}" for option in dropped),
+    ]
+    ways += ["lower --batch-size"] * bool(samples > 1 and of_batch)
+    ways += ["give --optimizer sgd"] * bool(stateful and "train-mem" in of_batch)
+    return Infeasible(f"{error}; {', '.join(ways[:-1])}{', or ' * (len(ways) > 1)}{ways[-1]}", error.kinds)

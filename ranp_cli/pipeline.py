@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from .budget import costs_for, costs_of, limits
+from .budget import advised, costs_for, costs_of, limits
 from .errors import BadInput, Infeasible, Interrupted
 from .example import Example, as_example
 from .findings import pruned_of, scores_of
 from .importance import Importance
 from .latency import Stand
 from .mask import Mask
-from .memory import check_optimizer, memory_of, with_training
+from .memory import STATES, check_optimizer, memory_of, with_training
 from .refining import INITS, SlimRun
 from .report import Report, not_pruned
 from .resources import reweighting
@@ -228,7 +228,12 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         return costs_for(counted, {"before": counts, "memory": memory}, "before", "--budget ")
 
     if sparsity is None:
-        settled, final = fit(report, job, graph, ranking, found.scores, wanted, cost, stand, progress)
+        try:
+            settled, final = fit(report, job, graph, ranking, found.scores, wanted, cost, stand, progress)
+        except Infeasible as error:
+            lowered = [name for name, n in (("--round-to", round_to), ("--min-neurons", min_neurons)) if n > 1]
+            dropped = [name for name, globs in (("--keep", keep), ("--only", only)) if globs]
+            raise advised(error, sample.samples, STATES[optimizer] > 0, lowered, dropped) from None
         chosen, slim, changed, ran = settled
         chosen = replace(chosen, requested=round(float(chosen.requested), 6))
     else:

@@ -59,6 +59,28 @@ def test_what_cannot_be_met_names_the_closest():
 
 
 @pytest.mark.parametrize(
+    ("budget", "given", "advice"),
+    [
+        ("macs=0.001%", {}, "raise the budget"),
+        ("macs=0.5%", {"round_to": 8}, "raise the budget, or lower --round-to"),
+        ("params=0.1%", {"min_neurons": 4, "batch_size": 8}, "raise the budget, or lower --min-neurons"),
+        ("macs=1%", {"keep": "encoders.1.*"}, "raise the budget, or leave out --keep"),
+        ("forward-mem=1KiB", {"optimizer": "adam"}, "raise the budget, or lower --batch-size"),
+        (
+            ["macs=1%", "train-mem=1KiB"],
+            {"optimizer": "adam", "min_neurons": 2},
+            "raise the budget, lower --min-neurons, lower --batch-size, or give --optimizer sgd",
+        ),
+        ("train-mem=1KiB", {"batch_size": 1}, "raise the budget"),
+    ],
+)
+def test_what_cannot_be_met_names_what_can_help(budget, given, advice):
+    with pytest.raises(ranp.Infeasible) as error:
+        ranp.prune(net(), batch(), budget=budget, method="random", **given)
+    assert str(error.value).endswith(f"; {advice}")
+
+
+@pytest.mark.parametrize(
     ("budget", "says"),
     [
         ("macs=many", "give a size such as 40G or 1.5M"),
