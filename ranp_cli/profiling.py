@@ -134,9 +134,10 @@ def _one(
         mask = document["mask"]
         told = {k: mask[k] for k in ("method", "sparsity", "neurons", "floored", "fixed")}
         return {"model": about, **told, **document["profile"]}
+    from .shadow import seeded, uncompiled
+
     if not isinstance(model, str):
-        return _measured(report, model, {"spec": None, "args": {}}, inputs, step, running)
-    from .shadow import seeded
+        return _measured(report, uncompiled(model), {"spec": None, "args": {}}, inputs, step, running)
 
     if model.lower().endswith(".onnx"):
         from .onnxfile import profile_onnx

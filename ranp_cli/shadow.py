@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 P = ParamSpec("P")
 R = TypeVar("R")
+COMPILED = "_orig_mod"  # where torch.compile keeps the module that it was given
 
 
 def shadow(model: nn.Module, real: bool = False) -> nn.Module:
@@ -98,6 +99,17 @@ def outermost_scripts(model: nn.Module) -> dict[str, torch.jit.ScriptModule]:
         if isinstance(module, torch.jit.ScriptModule) and not any(name.startswith(f"{other}.") for other in found):
             found[name] = module
     return found
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """`model` as it was before `torch.compile`; with compiled parts, a copy of it that shares its weights."""
+    model = getattr(model, COMPILED, model)
+    if any(hasattr(module, COMPILED) for module in model.modules()):
+        model = replicate(model, lambda _, t: t)
+        for module in list(model.modules()):
+            for name, part in module.named_children():
+                module._modules[name] = getattr(part, COMPILED, part)
+    return model
 
 
 def plain_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

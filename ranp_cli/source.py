@@ -81,6 +81,8 @@ def load_model(spec: str, args: dict[str, Any] | None = None) -> LoadedModel:
 def _build(spec: str, args: dict[str, Any], what: str) -> nn.Module:
     from torch import nn
 
+    from .shadow import uncompiled
+
     module, name = import_named(spec, what)
     offers = {k: v for k, v in offered(module).items() if not isinstance(v, type) or issubclass(v, nn.Module)}
     if not name:
@@ -94,7 +96,7 @@ def _build(spec: str, args: dict[str, Any], what: str) -> nn.Module:
     if isinstance(factory, nn.Module):
         if args:
             raise BadInput(f"{what}: is a ready module and takes no arguments; name its class to use --model-arg")
-        return factory
+        return uncompiled(factory)
     if not callable(factory):
         raise BadInput(f"{what}: is {found_instead(factory)}; wants a class or function that returns an nn.Module")
     check_args(factory, args, what)
@@ -104,7 +106,7 @@ def _build(spec: str, args: dict[str, Any], what: str) -> nn.Module:
         raise user_error(what, error) from error
     if not isinstance(built, nn.Module):
         raise BadInput(f"{what}: returned {found_instead(built)}; wants an nn.Module, so return one")
-    return built
+    return uncompiled(built)
 
 
 def parse_model_args(pairs: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
