@@ -138,7 +138,7 @@ def parse_model_args(pairs: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]
 def load_weights(module: nn.Module, path: str, key: str | None = None) -> None:
     """Load a state dict into `module`, in place; every parameter and buffer must be there and fit.
 
-    The prefix `module.` (DataParallel) or `_orig_mod.` (torch.compile) is dropped where all names carry it. A tensor
+    The prefix `module.` (DataParallel) is dropped where all names carry it, `_orig_mod.` (torch.compile) anywhere. A tensor
     that is tied to a loaded one may be absent, as in files by `safetensors.torch.save_model`.
 
     Args:
@@ -197,11 +197,10 @@ def _states(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _bare(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """`state` without a prefix that all its names carry and the model's names do not."""
-    bare = dict(state)
-    for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # compiled outside or inside
-        if all(name.startswith(prefix) for name in bare) and not all(name.startswith(prefix) for name in own):
-            bare = {name.removeprefix(prefix): value for name, value in bare.items()}
+    """`state` without `_orig_mod.` in its names, and without `module.` where all carry it and the model's names do not."""
+    bare = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+    if all(name.startswith("module.") for name in bare) and not all(name.startswith("module.") for name in own):
+        bare = {name.removeprefix("module."): value for name, value in bare.items()}
     return bare
 
 

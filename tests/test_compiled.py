@@ -63,12 +63,14 @@ def test_a_compiled_model_is_the_one_that_was_compiled(make, tmp_path):
         model(X)
 
 
-@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module."])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module.", "module._orig_mod."])
 @pytest.mark.parametrize("make", ["plain", "whole", "partly"])
 def test_a_compiled_factory_takes_the_weights_of_a_plain_one(make, prefix, tmp_path):
     dense = plain()
     nn.init.ones_(dense.head.weight)
-    torch.save({prefix + name: t for name, t in dense.state_dict().items()}, tmp_path / "weights.pt")
+    given = dense if prefix else partly()
+    given.load_state_dict(dict(zip(given.state_dict(), dense.state_dict().values(), strict=True)))
+    torch.save({prefix + name: t for name, t in given.state_dict().items()}, tmp_path / "weights.pt")
     model = load_model(f"{__name__}:{make}").module
     load_weights(model, str(tmp_path / "weights.pt"))
     assert torch.equal(model.head.weight, dense.head.weight)
