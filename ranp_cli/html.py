@@ -9,7 +9,7 @@ from typing import Any
 
 from . import __version__
 from .checkpoint import write_atomic
-from .page import JOINED, model_name
+from .page import JOINED, counted_on, model_name
 from .speed import Timing, conditions, duration, times_text, timings
 
 Report = Mapping[str, Any]
@@ -77,7 +77,8 @@ def _numbers(report: Report) -> str:
                 cells.append(f"{100 * (values[1] / values[0] - 1):+.1f} %")
             rows.append([label, *cells])
     heads = ["", "before", "after", "change"] if len(both) == 2 else ["", ""]
-    return "<h2>Costs</h2>\n" + _table(heads, rows) if rows else ""
+    told = "".join(f'<p class="dim">{escape(f"{label} {text}")}</p>\n' for label, text in counted_on(report))
+    return "<h2>Costs</h2>\n" + _table(heads, rows) + told if rows else ""
 
 
 def _speed(report: Report) -> str:

@@ -329,12 +329,13 @@ def refine(model: nn.Module | str, mask: Mask | dict[str, Any] | str | Path, *, 
             f"the mask is of another network: {mask.difference(job.model)}; give the mask that was made for this model, "
             "or --transfer for the same architecture with other input channels or classes"
         )
+    guessed: dict[str, bool] = {}
     if inputs is not None:
         example = as_example(inputs)
     elif mask.model.get("input") and not transfer:
         example = Example.from_signature(mask.model["input"])
     else:
-        example = guess_example(job.model)
+        example, guessed = guess_example(job.model), {"input_guessed": True}
     graph = job.analyse(report, example)
     job.draw(graph, mask.method.get("score_init", "keep"), seed)
     if transfer:
@@ -349,4 +350,5 @@ def refine(model: nn.Module | str, mask: Mask | dict[str, Any] | str | Path, *, 
     )
     made.method = {**mask.method, "init": init} if init != "keep" else mask.method
     pruned = pruned_of(report, job, graph, made, chosen.keep, slim, changed, ran, init, seed)
+    report.parts["model"] = {**report.parts["model"], **guessed}
     return pruned if full else pruned.model

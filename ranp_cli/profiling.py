@@ -182,6 +182,7 @@ def _measured(
     check_optimizer(optimizer)
     if batch_size is not None and batch_size < 1:
         raise BadInput(f"batch-size {batch_size}: give 1 or more samples")
+    guessed = {"input_guessed": True} if inputs is None else {}
     with report.timing("trace"):
         example: Example = guess_example(module) if inputs is None else as_example(inputs)
         run, layers, costs = measure(module, example)
@@ -192,7 +193,7 @@ def _measured(
     saved = {row["module"]: row["bytes"] for row in memory["by_module"]} if "by_module" in memory else None
     modules = module_rows(module, example, layers, costs["macs"], saved) if step[2] else []
     return {
-        "model": {**about, "fingerprint": fingerprint(module), "input": example.signature},
+        "model": {**about, "fingerprint": fingerprint(module), "input": example.signature, **guessed},
         "before": with_training(costs, memory),
         "memory": {"before": memory},
         "layers": [layer_row(layer) for layer in layers],
