@@ -110,20 +110,19 @@ def _layers(report: Report) -> str:
     layers = report.get("layers", [])
     if not layers:
         return ""
-    most = {
-        key: max((row.get(key) or 0 for row in layers), default=0) or 1
-        for key in ("neurons", "macs", "output_elements")
-    }
+    columns = [("neurons", "kept", "neurons", human), ("macs", "macs_after", "multiply-adds", human),
+               ("output_bytes", "output_bytes_after", "memory of the output", bytes_)]  # fmt: skip
+    columns = [column for column in columns if any(column[0] in row for row in layers)]
+    most = {key: max((row.get(key) or 0 for row in layers), default=0) or 1 for key, *_ in columns}
     rows = []
     for row in layers:
         cells = [escape(str(row["name"]))]
-        for key, later, write in (("neurons", "kept", human), ("macs", "macs_after", human),
-                                  ("output_elements", "output_elements_after", human)):  # fmt: skip
+        for key, later, _, write in columns:
             was, now = row.get(key) or 0, row.get(later)
             told = write(was) if now is None else f"{write(was)} \N{RIGHTWARDS ARROW} {write(now)}"
             cells += [_bar(was / most[key], None if now is None else now / most[key], f"{row['name']}: {told}"), told]
         rows.append(cells)
-    heads = ["layer", "", "neurons", "", "multiply-adds", "", "output elements"]
+    heads = ["layer", *(head for _, _, name, _ in columns for head in ("", name))]
     return "<h2>Layers</h2>\n" + _table(heads, rows, raw=True)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .checkpoint import SLIM, load, read_document
 from .errors import BadInput
-from .report import Report, layer_row, merge_rows, uncounted
+from .report import LAYER_COSTS, Report, layer_row, merge_rows, uncounted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -232,4 +232,4 @@ def _after(row: dict[str, Any]) -> dict[str, Any]:
     """The row of a slim network, from one that has it beside the dense one."""
     if "kept" not in row:
         return row
-    return {**row, "neurons": row["kept"], **{k: row[f"{k}_after"] for k in ("params", "macs", "output_elements")}}
+    return {**row, "neurons": row["kept"], **{k: row[f"{k}_after"] for k in LAYER_COSTS if f"{k}_after" in row}}
