@@ -27,12 +27,13 @@ class Limit:
         return self.value * before if self.share else self.value
 
 
-def limit(kind: str, text: Any, relative: bool = True) -> Limit:
-    """A Limit from `40G`, `8GiB`, `300 MiB`, `1e9` or (with `relative`) `10%`; BadInput for anything else."""
+def limit(kind: str, text: Any, relative: bool = True, given: str = "") -> Limit:
+    """A Limit from `40G`, `8GiB`, `300 MiB`, `1e9` or (with `relative`) `10%`; BadInput, naming what was `given`, else."""
+    given = given or f"{kind}={text}"
     if kind not in KINDS:
         raise BadInput(f"no budget '{kind}'{nearest(kind, KINDS)}")
     if KINDS[kind] == "s":
-        return _time(kind, str(text))
+        return _time(kind, str(text), given)
     found = re.fullmatch(r"\s*(\d+\.?\d*(?:[eE]\d+)?)\s*(%|[KMGT]i?)?(B)?\s*", str(text), re.IGNORECASE)
     number, scale, unit = found.groups() if found else ("0", None, None)
     sound = (
@@ -40,18 +41,18 @@ def limit(kind: str, text: Any, relative: bool = True) -> Limit:
     )
     if not sound or (scale == "%" and (not relative or float(number) > 100)):
         example = "8GiB or 300MiB" if KINDS[kind] else "40G or 1.5M"
-        raise BadInput(f"{kind}={text}: give a size such as {example}{', or a share such as 50%' if relative else ''}")
+        raise BadInput(f"{given}: give a size such as {example}{', or a share such as 50%' if relative else ''}")
     if scale == "%":
         return Limit(kind, float(number) / 100, True, str(text))
     return Limit(kind, float(number) * POWERS[(scale or "").upper()], False, str(text))
 
 
-def _time(kind: str, text: str) -> Limit:
+def _time(kind: str, text: str, given: str) -> Limit:
     """A Limit from `20ms`, `0.5s`, `300us` or `50%`."""
     found = re.fullmatch(r"\s*(\d+\.?\d*(?:e-?\d+)?)\s*(%|us|ms|s)\s*", text, re.IGNORECASE)
     number, unit = (float(found[1]), found[2].lower()) if found else (0.0, "")
     if number <= 0 or (unit == "%" and number > 100):
-        raise BadInput(f"{kind}={text}: give a time such as 20ms, 0.5s or 300us, or a share such as 50%")
+        raise BadInput(f"{given}: give a time such as 20ms, 0.5s or 300us, or a share such as 50%")
     return Limit(kind, number / 100 if unit == "%" else number * TIMES[unit], unit == "%", text)
 
 

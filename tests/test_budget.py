@@ -186,7 +186,17 @@ def test_gates_of_another_step(slim, capsys):
     assert document["memory"]["before"]["samples"] == 8
 
 
-@pytest.mark.parametrize("given", ["--max-macs 50%", "--max-train-mem abc", "--optimizer lbfgs", "--batch-size 0"])
-def test_bad_gates(given, slim, capsys):
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("--max-macs 50%", "--max-macs 50%: give a size such as 40G or 1.5M"),
+        ("--max-train-mem abc", "--max-train-mem abc: give a size such as 8GiB"),
+        ("--optimizer lbfgs", "unknown optimizer 'lbfgs'"),
+        ("--batch-size 0", "batch-size 0: give 1 or more samples"),
+        ("--html page.txt", "--html page.txt: writes a page; give a .html name"),
+    ],
+)
+def test_bad_gates(given, says, slim, capsys):
     assert run(["profile", slim, *given.split()]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"ranp: error: {says}")
