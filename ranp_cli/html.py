@@ -78,6 +78,8 @@ def _numbers(report: Report) -> str:
             rows.append([label, *cells])
     heads = ["", "before", "after", "change"] if len(both) == 2 else ["", ""]
     told = "".join(f'<p class="dim">{escape(f"{label} {text}")}</p>\n' for label, text in counted_on(report))
+    errors = dict.fromkeys(side[key] for side in both for key in ("error", "train_error") if key in side)
+    told += "".join(f"<p>{escape(text)}</p>\n" for text in errors)
     return "<h2>Costs</h2>\n" + _table(heads, rows) + told if rows else ""
 
 
