@@ -27,12 +27,13 @@ class Limit:
         return self.value * before if self.share else self.value
 
 
-def limit(kind: str, text: Any, relative: bool = True) -> Limit:
-    """A Limit from `40G`, `8GiB`, `300 MiB`, `1e9` or (with `relative`) `10%`; BadInput for anything else."""
+def limit(kind: str, text: Any, relative: bool = True, given: str = "") -> Limit:
+    """A Limit from `40G`, `8GiB`, `300 MiB`, `1e9` or (with `relative`) `10%`; BadInput, naming what was `given`, else."""
+    given = given or f"{kind}={text}"
     if kind not in KINDS:
         raise BadInput(f"no budget '{kind}'{nearest(kind, KINDS)}")
     if KINDS[kind] == "s":
-        return _time(kind, str(text))
+        return _time(kind, str(text), given)
     found = re.fullmatch(r"\s*(\d+\.?\d*(?:[eE]\d+)?)\s*(%|[KMGT]i?)?(B)?\s*", str(text), re.IGNORECASE)
     number, scale, unit = found.groups() if found else ("0", None, None)
     sound = (
@@ -40,18 +41,18 @@ def limit(kind: str, text: Any, relative: bool = True) -> Limit:
     )
     if not sound or (scale == "%" and (not relative or float(number) > 100)):
         example = "8GiB or 300MiB" if KINDS[kind] else "40G or 1.5M"
-        raise BadInput(f"{kind}={text}: give a size such as {example}{', or a share such as 50%' if relative else ''}")
+        raise BadInput(f"{given}: give a size such as {example}{', or a share such as 50%' if relative else ''}")
     if scale == "%":
         return Limit(kind, float(number) / 100, True, str(text))
     return Limit(kind, float(number) * POWERS[(scale or "").upper()], False, str(text))
 
 
-def _time(kind: str, text: str) -> Limit:
+def _time(kind: str, text: str, given: str) -> Limit:
     """A Limit from `20ms`, `0.5s`, `300us` or `50%`."""
     found = re.fullmatch(r"\s*(\d+\.?\d*(?:e-?\d+)?)\s*(%|us|ms|s)\s*", text, re.IGNORECASE)
     number, unit = (float(found[1]), found[2].lower()) if found else (0.0, "")
     if number <= 0 or (unit == "%" and number > 100):
-        raise BadInput(f"{kind}={text}: give a time such as 20ms, 0.5s or 300us, or a share such as 50%")
+        raise BadInput(f"{given}: give a time such as 20ms, 0.5s or 300us, or a share such as 50%")
     return Limit(kind, number / 100 if unit == "%" else number * TIMES[unit], unit == "%", text)
 
 
@@ -79,6 +80,16 @@ def costs_of(report: Mapping[str, Any], side: str) -> dict[str, float]:
     return found
 
 
+def costs_for(limits: Iterable[Limit], report: Mapping[str, Any], side: str, option: str) -> dict[str, float]:
+    """`costs_of`, where all that `limits` are on must be known; else BadInput names the option and says why it is not."""
+    costs, memory = costs_of(report, side), report.get("memory", {}).get(side, {})
+    for each in limits:
+        if each.kind not in costs:
+            error = "train_error" if each.kind == "train-mem" else "error"
+            raise BadInput(f"{option}{each.kind}: {memory.get(error, 'not known of this file; give the model itself')}")
+    return costs
+
+
 def shown(kind: str, value: float) -> str:
     """`41.2 G`, `8.3 GiB`, `20.3 ms`."""
     if KINDS[kind] == "s":
@@ -93,12 +104,9 @@ def shown(kind: str, value: float) -> str:
 
 def gate(report: Mapping[str, Any], gates: Iterable[Limit]) -> None:
     """Raise GateExceeded, a line for each limit that the network of a profile exceeds, by how much."""
-    side = "after" if "after" in report else "before"
-    costs, lines = costs_of(report, side), []
+    gates, side = list(gates), "after" if "after" in report else "before"
+    costs, lines = costs_for(gates, report, side, "--max-"), []
     for each in gates:
-        if each.kind not in costs:
-            why = report.get("memory", {}).get(side, {}).get("error", "not known of this file; give the model itself")
-            raise BadInput(f"--max-{each.kind}: {why}")
         over = costs[each.kind] - each.value
         if over > 0:
             lines.append(f"{each.kind} {shown(each.kind, costs[each.kind])} exceeds {each.text} by {shown(each.kind, over)} "
@@ -121,5 +129,28 @@ def infeasible(limits: Sequence[Limit], before: Mapping[str, float], least: Mapp
     over = [each for each in limits if least[each.kind] > each.of(before[each.kind])]
     parts = [f"{each.kind}={each.text} ({shown(each.kind, each.of(before[each.kind]))})" for each in over]
     closest = ", ".join(f"{each.kind} {shown(each.kind, least[each.kind])}" for each in over)
-    return Infeasible(f"no network meets {', '.join(parts)}: the smallest, with every layer at its floor, has {closest}; "
-                      "raise the budget, or lower --min-neurons or --batch-size")  # fmt: skip
+    return Infeasible(
+        f"no network meets {', '.join(parts)}: the smallest, with every layer at its floor, has {closest}",
+        [each.kind for each in over],
+    )
+
+
+def advised(
+    error: Infeasible, samples: int, stateful: bool, lowered: Iterable[str], dropped: Iterable[str]
+) -> Infeasible:
+    """What to say to someone whom `error` meets: all that can help.
+
+    Args:
+        samples: of the batch.
+        stateful: the optimiser keeps a state.
+        lowered, dropped: options that keep neurons and were given; a lower value, or none, keeps fewer.
+    """
+    of_batch = [kind for kind in error.kinds if kind == "latency" or kind.endswith("-mem")]
+    ways = [
+        "raise the budget",
+        *(f"lower {option}" for option in lowered),
+        *(f"leave out {option}" for option in dropped),
+    ]
+    ways += ["lower --batch-size"] * bool(samples > 1 and of_batch)
+    ways += ["give --optimizer sgd"] * bool(stateful and "train-mem" in of_batch)
+    return Infeasible(f"{error}; {', '.join(ways[:-1])}{', or ' * (len(ways) > 1)}{ways[-1]}", error.kinds)

@@ -185,7 +185,7 @@ def load(path: str | Path, model: nn.Module | str | None = None) -> nn.Module:
         slim = ranp_cli.load("slim.safetensors", UNet3D())
     """
     from .refining import apply_attributes
-    from .shadow import replicate, seeded
+    from .shadow import replicate, seeded, uncompiled
     from .source import load_model
     from .units import fingerprint
 
@@ -200,6 +200,7 @@ def load(path: str | Path, model: nn.Module | str | None = None) -> nn.Module:
     if isinstance(model, str):
         with seeded():
             model = load_model(model, about.get("args") or {}).module
+    model = uncompiled(model)
     if fingerprint(model) != about["fingerprint"]:
         raise BadInput(
             f"{path} was made from another network: {_difference(model, document)}; give the dense model it was made from"

@@ -341,7 +341,7 @@ def profile(
     o.check_outputs(())
     kinds = ("macs", "params", "forward-mem", "train-mem")
     given = {kind: o[f"max_{kind.replace('-', '_')}"] for kind in kinds}
-    gates = [limit(kind, text, relative=False) for kind, text in given.items() if text is not None]
+    gates = [limit(k, text, False, f"--max-{k} {text}") for k, text in given.items() if text is not None]
     import ranp_cli as ranp
 
     same = {k: o[k] for k in ("seed", "weights", "optimizer", "batch_size", "time", "device")}

@@ -127,6 +127,7 @@ def compare(model: nn.Module | str, batches: Any, *, sparsity: Any, methods: Ite
                     rows.append(one_row(report, job, graph, e, level, found, before, at))
             advance()
     report.parts |= {
+        "model": job.about if at is None else {**job.about, "profiled_input": at.signature},
         "neurons": {"total": graph.n},
         "before": before,
         "layers": [layer_row(layer) for layer in graph.layers],

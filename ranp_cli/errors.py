@@ -37,9 +37,13 @@ class BadInput(RanpError, ValueError):
 
 
 class Infeasible(RanpError):
-    """The request is well-formed, but no network meets it."""
+    """The request is well-formed, but no network meets it; `kinds`: the budgets that none meets."""
 
     exit_code = 3
+
+    def __init__(self, message: str, kinds: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.kinds = tuple(kinds)
 
 
 class VerificationFailed(RanpError):

@@ -11,7 +11,7 @@ from .example import Example
 from .importance import Importance
 from .mask import Mask
 from .refining import SlimRun, initialise
-from .report import Report, layer_row, not_pruned, uncounted
+from .report import LAYER_COSTS, Report, layer_row, not_pruned, uncounted
 from .results import Pruned, Scores
 from .select import check, select
 from .shadow import seeded
@@ -82,8 +82,8 @@ def pruned_of(report: Report, job: Job, graph: Graph, mask: Mask, keep: np.ndarr
         where = layer.slot, layer.axis
         first, later = (layer_row(side[where]) if where in side else {} for side in (was, now))  # {}: it does without
         row = {**layer_row(layer), "kept": len(mask.layers[layer.name]["kept"])}
-        row |= {key: first.get(key, 0) for key in ("params", "macs", "output_elements")}
-        row |= {f"{key}_after": later.get(key, 0) for key in ("params", "macs", "output_elements")}
+        row |= {key: first.get(key, 0) for key in LAYER_COSTS}
+        row |= {f"{key}_after": later.get(key, 0) for key in LAYER_COSTS}
         if layer.name in mask.floored:
             row["floored"] = True
         if fixed[layer.name]:

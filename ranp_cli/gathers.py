@@ -162,7 +162,7 @@ class MaskGather(Gather):
     """
 
     def __init__(self, model: nn.Module, graph: Graph, criteria: Sequence[Criterion]):
-        if isinstance(model, torch.jit.ScriptModule):
+        if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
             raise BadInput(
                 f"criterion '{criteria[0].name}' needs the Python model: TorchScript hides where activations are; "
                 "use an mpmg one"

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import __version__
 from .checkpoint import write_atomic
-from .page import JOINED, model_name
+from .page import JOINED, counted_on, model_name
 from .speed import Timing, conditions, duration, times_text, timings
 
 Report = Mapping[str, Any]
@@ -77,7 +77,10 @@ def _numbers(report: Report) -> str:
                 cells.append(f"{100 * (values[1] / values[0] - 1):+.1f} %")
             rows.append([label, *cells])
     heads = ["", "before", "after", "change"] if len(both) == 2 else ["", ""]
-    return "<h2>Costs</h2>\n" + _table(heads, rows) if rows else ""
+    told = "".join(f'<p class="dim">{escape(f"{label} {text}")}</p>\n' for label, text in counted_on(report))
+    errors = dict.fromkeys(side[key] for side in both for key in ("error", "train_error") if key in side)
+    told += "".join(f"<p>{escape(text)}</p>\n" for text in errors)
+    return "<h2>Costs</h2>\n" + _table(heads, rows) + told if rows else ""
 
 
 def _speed(report: Report) -> str:
@@ -109,20 +112,19 @@ def _layers(report: Report) -> str:
     layers = report.get("layers", [])
     if not layers:
         return ""
-    most = {
-        key: max((row.get(key) or 0 for row in layers), default=0) or 1
-        for key in ("neurons", "macs", "output_elements")
-    }
+    columns = [("neurons", "kept", "neurons", human), ("macs", "macs_after", "multiply-adds", human),
+               ("output_bytes", "output_bytes_after", "memory of the output", bytes_)]  # fmt: skip
+    columns = [column for column in columns if any(column[0] in row for row in layers)]
+    most = {key: max((row.get(key) or 0 for row in layers), default=0) or 1 for key, *_ in columns}
     rows = []
     for row in layers:
         cells = [escape(str(row["name"]))]
-        for key, later, write in (("neurons", "kept", human), ("macs", "macs_after", human),
-                                  ("output_elements", "output_elements_after", human)):  # fmt: skip
+        for key, later, _, write in columns:
             was, now = row.get(key) or 0, row.get(later)
             told = write(was) if now is None else f"{write(was)} \N{RIGHTWARDS ARROW} {write(now)}"
             cells += [_bar(was / most[key], None if now is None else now / most[key], f"{row['name']}: {told}"), told]
         rows.append(cells)
-    heads = ["layer", "", "neurons", "", "multiply-adds", "", "output elements"]
+    heads = ["layer", *(head for _, _, name, _ in columns for head in ("", name))]
     return "<h2>Layers</h2>\n" + _table(heads, rows, raw=True)
 
 

@@ -40,6 +40,7 @@ STATES = {
 }  # tensors of the parameters' size that the optimiser keeps
 STEPPING = {"sgd": 0, "sgd-momentum": 0, "adam": 2, "adamw": 2}  # of the largest parameter's size, while it steps (CPU)
 STEPPING_AT_ONCE = {"sgd": 0, "sgd-momentum": 0, "adam": 1, "adamw": 1}  # of all parameters' (CUDA: `foreach`)
+ONE_VALUE = "Expected more than 1 value per channel"  # what torch says of a batch norm over one
 LOSS = "(loss)"  # what is born outside of the model's code
 Loss = Callable[[Any], Tensor]
 
@@ -340,10 +341,11 @@ def _measured(
 
 
 def not_foretold(error: BaseException, training: bool, example: Example) -> BadInput:
-    where = user_line(error)
+    where, text = user_line(error), " ".join(str(error).split())
     return BadInput(
         f"the memory of {'a training step' if training else 'a forward pass'} cannot be foretold on {example}: "
-        f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{f' (at {where})' if where else ''}"
+        f"{type(error).__name__}: {text[:200]}{f' (at {where})' if where else ''}"
+        + ("; a batch norm needs more samples: give --batch-size 2" if ONE_VALUE in text else "")
     )
 
 
@@ -372,7 +374,7 @@ def plain_loss(output: Any) -> Tensor:
 
 
 def memory_of(model: nn.Module, example: Example, optimizer: str = "sgd", amp: str | None = None) -> dict[str, Any]:
-    """Both peaks as the report has them; `error` in their place where the code cannot be run on meta tensors.
+    """Both peaks as the report has them; `error` or `train_error` in the place of one that cannot be foretold.
 
     `train_macs` and `train_flops` are of one sample of the step: `with_training` lays them beside the other counts.
     """
@@ -381,17 +383,19 @@ def memory_of(model: nn.Module, example: Example, optimizer: str = "sgd", amp: s
         about["amp"] = {"dtype": str(DTYPE).removeprefix("torch."), "device": amp}
     try:
         forward = forward_memory(model, example, amp)
+        about |= {"forward_peak_bytes": forward.peak, "forward_peak_at": forward.at}
+    except BadInput as error:
+        about["error"] = str(error)
+    try:
         step = training_memory(model, example, optimizer, amp=amp)
     except BadInput as error:
-        return {**about, "error": str(error)}
+        return {**about, "train_error": str(error)}
     parts = {
         k: getattr(step, k) for k in ("parameters", "buffers", "inputs", "optimizer", "gradients", "saved", "outputs")
     }
     flops = sum(step.flops.values()) // example.samples
     return {
         **about,
-        "forward_peak_bytes": forward.peak,
-        "forward_peak_at": forward.at,
         "train_peak_bytes": step.peak,
         "train_peak_at": step.at,
         "train_parts": {**parts, "stepping": step.stepping, "working": step.working},

@@ -51,6 +51,7 @@ class Row:
     params: int
     macs: int = 0
     output_elements: int = 0
+    output_bytes: int = 0
 
 
 @dataclass
@@ -245,6 +246,7 @@ class Count:
             row = self.layers[name] = Row(name, op, kernel, neurons, params + (bias.size if bias is not None else 0))
         row.macs += macs
         row.output_elements += elements
+        row.output_bytes += elements * weight.bytes // max(1, weight.size)
 
     def _added(self, node: NodeProto, neurons: int) -> Value | None:
         """The bias that an Add gives to the output of a MatMul."""
@@ -288,7 +290,8 @@ class Count:
     def rows(self, samples: int) -> list[dict[str, Any]]:
         return [
             {"name": r.name, "op": r.op, "kernel": list(r.kernel), "neurons": r.neurons, "params": r.params,
-             "macs": r.macs // samples, "output_elements": r.output_elements // samples}
+             "macs": r.macs // samples, "output_elements": r.output_elements // samples,
+             "output_bytes": r.output_bytes // samples}
             for r in self.layers.values()
         ]  # fmt: skip
 

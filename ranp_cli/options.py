@@ -69,7 +69,10 @@ class Options:
             raise BadInput("stdout holds one document: give - to one of --json, --csv and --markdown")
         written = [*(self["output"] or ()), *([self["mask"]] if self.command == "prune" and self["mask"] else [])]
         written += [self[name] for name in TEXTS if self[name] and self[name] != "-"]
-        written += [self["html"]] if self["html"] else []
+        if self["html"]:
+            if Path(self["html"]).suffix.lower() not in (".html", ".htm"):
+                raise BadInput(f"--html {self['html']}: writes a page; give a .html name")
+            written.append(self["html"])
         for path in self["plot"] or ():
             from .plots import check_plot
 

@@ -185,3 +185,23 @@ def model_name(report: Mapping[str, Any]) -> str:
     """The model's spec; of one that was made in memory the slim file it lies in, or nothing."""
     about = report.get("model", {})
     return str(about.get("spec") or about.get("file") or "")
+
+
+def counted_on(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Which input the numbers are of, and which of them are of one sample and which of the batch: labels and texts."""
+    about = report.get("model", {})
+    shapes = ["x".join(map(str, shape)) for shape in _shapes(about.get("profiled_input") or about.get("input"))]
+    if not shapes:
+        return []
+    guessed = ", guessed: give --input for another" if about.get("input_guessed") else ""
+    samples = max((side.get("samples", 1) for side in report.get("memory", {}).values()), default=1)
+    which = "multiply-adds and activations" if samples > 1 or "rows" in report else "all"
+    batch = f", peaks of a batch of {samples}" if samples > 1 else ""
+    return [("input:", f"{', '.join(shapes)}{guessed}"), ("counted:", f"{which} of one sample{batch}")]
+
+
+def _shapes(signature: Any) -> list[list[int]]:
+    """The shapes of the tensors in the signature of an input."""
+    if isinstance(signature, Mapping):
+        return [signature["shape"]] if "shape" in signature else _shapes(list(signature.values()))
+    return [shape for part in signature for shape in _shapes(part)] if isinstance(signature, list) else []

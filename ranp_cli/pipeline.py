@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from .budget import costs_of, limits
+from .budget import advised, costs_for, costs_of, limits
 from .errors import BadInput, Infeasible, Interrupted
 from .example import Example, as_example
 from .findings import pruned_of, scores_of
@@ -19,7 +19,7 @@ from .fitting import fit
 from .importance import Importance
 from .latency import Stand
 from .mask import Mask
-from .memory import check_optimizer, memory_of, with_training
+from .memory import STATES, check_optimizer, memory_of, with_training
 from .refining import INITS, SlimRun
 from .report import Report, not_pruned
 from .resources import reweighting
@@ -224,12 +224,16 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         counts = cost_of(net, ran.run if ran else graph.eval_run) if at is None else measure(net, at)[2]
         needed = any(each.kind.endswith("-mem") for each in wanted)
         memory = {"before": memory_of(net, sample, optimizer, job.device.type if amp else None)} if needed else {}
-        if "error" in memory.get("before", {}):
-            raise BadInput(f"--budget: {memory['before']['error']}")
-        return costs_of({"before": counts, "memory": memory}, "before")
+        counted = [each for each in wanted if each.kind != "latency"]
+        return costs_for(counted, {"before": counts, "memory": memory}, "before", "--budget ")
 
     if sparsity is None:
-        settled, final = fit(report, job, graph, ranking, found.scores, wanted, cost, stand, progress)
+        try:
+            settled, final = fit(report, job, graph, ranking, found.scores, wanted, cost, stand, progress)
+        except Infeasible as error:
+            lowered = [name for name, n in (("--round-to", round_to), ("--min-neurons", min_neurons)) if n > 1]
+            dropped = [name for name, globs in (("--keep", keep), ("--only", only)) if globs]
+            raise advised(error, sample.samples, STATES[optimizer] > 0, lowered, dropped) from None
         chosen, slim, changed, ran = settled
         chosen = replace(chosen, requested=round(float(chosen.requested), 6))
     else:
@@ -325,12 +329,13 @@ def refine(model: nn.Module | str, mask: Mask | dict[str, Any] | str | Path, *, 
             f"the mask is of another network: {mask.difference(job.model)}; give the mask that was made for this model, "
             "or --transfer for the same architecture with other input channels or classes"
         )
+    guessed: dict[str, bool] = {}
     if inputs is not None:
         example = as_example(inputs)
     elif mask.model.get("input") and not transfer:
         example = Example.from_signature(mask.model["input"])
     else:
-        example = guess_example(job.model)
+        example, guessed = guess_example(job.model), {"input_guessed": True}
     graph = job.analyse(report, example)
     job.draw(graph, mask.method.get("score_init", "keep"), seed)
     if transfer:
@@ -345,4 +350,5 @@ def refine(model: nn.Module | str, mask: Mask | dict[str, Any] | str | Path, *, 
     )
     made.method = {**mask.method, "init": init} if init != "keep" else mask.method
     pruned = pruned_of(report, job, graph, made, chosen.keep, slim, changed, ran, init, seed)
+    report.parts["model"] = {**report.parts["model"], **guessed}
     return pruned if full else pruned.model

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .checkpoint import SLIM, load, read_document
 from .errors import BadInput
-from .report import Report, layer_row, merge_rows, uncounted
+from .report import LAYER_COSTS, Report, layer_row, merge_rows, uncounted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -134,9 +134,10 @@ def _one(
         mask = document["mask"]
         told = {k: mask[k] for k in ("method", "sparsity", "neurons", "floored", "fixed")}
         return {"model": about, **told, **document["profile"]}
+    from .shadow import seeded, uncompiled
+
     if not isinstance(model, str):
-        return _measured(report, model, {"spec": None, "args": {}}, inputs, step, running)
-    from .shadow import seeded
+        return _measured(report, uncompiled(model), {"spec": None, "args": {}}, inputs, step, running)
 
     if model.lower().endswith(".onnx"):
         from .onnxfile import profile_onnx
@@ -181,6 +182,7 @@ def _measured(
     check_optimizer(optimizer)
     if batch_size is not None and batch_size < 1:
         raise BadInput(f"batch-size {batch_size}: give 1 or more samples")
+    guessed = {"input_guessed": True} if inputs is None else {}
     with report.timing("trace"):
         example: Example = guess_example(module) if inputs is None else as_example(inputs)
         run, layers, costs = measure(module, example)
@@ -188,10 +190,10 @@ def _measured(
         running.append((module, example))
     with report.timing("memory"):
         memory = memory_of(module, example.with_batch(batch_size or example.samples), optimizer, step[3])
-    saved = None if "error" in memory else {row["module"]: row["bytes"] for row in memory["by_module"]}
+    saved = {row["module"]: row["bytes"] for row in memory["by_module"]} if "by_module" in memory else None
     modules = module_rows(module, example, layers, costs["macs"], saved) if step[2] else []
     return {
-        "model": {**about, "fingerprint": fingerprint(module), "input": example.signature},
+        "model": {**about, "fingerprint": fingerprint(module), "input": example.signature, **guessed},
         "before": with_training(costs, memory),
         "memory": {"before": memory},
         "layers": [layer_row(layer) for layer in layers],
@@ -230,4 +232,4 @@ def _after(row: dict[str, Any]) -> dict[str, Any]:
     """The row of a slim network, from one that has it beside the dense one."""
     if "kept" not in row:
         return row
-    return {**row, "neurons": row["kept"], **{k: row[f"{k}_after"] for k in ("params", "macs", "output_elements")}}
+    return {**row, "neurons": row["kept"], **{k: row[f"{k}_after"] for k in LAYER_COSTS if f"{k}_after" in row}}

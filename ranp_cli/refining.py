@@ -44,8 +44,6 @@ def slim_model(model: nn.Module, graph: Graph, stays: np.ndarray) -> tuple[nn.Mo
 
 def attributes(slim: nn.Module, graph: Graph, stays: np.ndarray) -> dict[str, dict[str, Any]]:
     """The channel counts that modules keep as attributes and that are no longer true: {module: {attribute: value}}."""
-    if isinstance(slim, torch.jit.ScriptModule):
-        return {}  # compiled in: what its code insists on is found when it runs
     wanted: dict[str, dict[str, Any]] = {}
     shapes = {name: tuple(t.shape) for name, t in named_tensors(slim)}
     for layer in graph.layers:
@@ -55,14 +53,16 @@ def attributes(slim: nn.Module, graph: Graph, stays: np.ndarray) -> dict[str, di
         wanted.setdefault(module, {}).update(layer_attributes(layer, graph.slots[slot].shape, shapes[slot]))
     features = {**graph.train_run.features, **graph.eval_run.features}
     modules = dict(slim.named_modules(remove_duplicate=False))
+    for name in [name for name, module in modules.items() if isinstance(module, torch.jit.ScriptModule)]:
+        del modules[name]  # compiled in: what its code insists on is found when it runs
     for name, module in modules.items():
         seen = features.get(name)
         entering = None if seen is None else kept_shape(seen.shape, seen.planes, stays)
         wanted.setdefault(name, {}).update(module_attributes(module, entering))
     changed = {}
     for name, values in wanted.items():
-        module = modules[name]
-        found = {k: v for k, v in values.items() if hasattr(module, k) and getattr(module, k) != v}
+        here = modules.get(name)
+        found = {k: v for k, v in values.items() if hasattr(here, k) and getattr(here, k) != v}
         if found:
             changed[name] = found
     return changed

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .units import Graph, Layer
 
 FORMAT, VERSION = "ranp-report", 1
+# of one sample; with `_after` those of the slim network
+LAYER_COSTS = ("params", "macs", "output_elements", "output_bytes")
 FIXED_SHARE = 0.5  # of a training step's peak: where input, outputs and loss alone hold more, the report says so
 
 
@@ -72,7 +74,11 @@ def memory_notes(memory: dict[str, Any]) -> list[str]:
 
 def layer_row(layer: Layer) -> dict[str, Any]:
     """One layer of one network, costs of one sample."""
+    from .shadow import tensors_in
+
     measured = {"latency_ms": 1000 * layer.seconds} if layer.seconds else {}
+    call, _ = layer.calls[0]
+    element = tensors_in(call[1:])[0].element_size()  # of what goes in, and so of what comes out
     return {
         "name": layer.name,
         "op": layer.op,
@@ -81,6 +87,7 @@ def layer_row(layer: Layer) -> dict[str, Any]:
         "params": layer.weights + (len(layer.neurons) if layer.bias else 0),
         "macs": layer.macs,
         "output_elements": layer.output_elements,
+        "output_bytes": layer.output_elements * element,
         **measured,
     }
 
@@ -100,7 +107,7 @@ def merge_rows(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> lis
 
 
 def _renamed(row: dict[str, Any]) -> dict[str, Any]:
-    return {f"{key}_after": row[key] for key in ("params", "macs", "output_elements")}
+    return {f"{key}_after": row[key] for key in LAYER_COSTS if key in row}
 
 
 def not_pruned(graph: Graph, keep: Any, scores: Sequence[Any] | None = None) -> list[dict[str, str]]:

@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 
-MOVES = set(  # without a rule; they move, pick or add up numbers and multiply none
-    "aten.bincount aten.bucketize aten.embedding_bag aten._embedding_bag aten._embedding_bag_forward_only aten.histc "
-    "aten.index_add aten.index_copy aten.masked_scatter aten.put aten.scatter aten.scatter_add aten.scatter_reduce "
-    "aten.searchsorted aten._linalg_check_errors".split()
+MOVES = set(  # without a rule; they move, pick, compare or add up numbers and multiply none
+    "aten.allclose aten.bincount aten.block_diag aten.bucketize aten.cummax aten.cummin aten.diagonal_scatter "
+    "aten.embedding_bag aten._embedding_bag aten._embedding_bag_forward_only aten.gather aten.histc aten.index_add "
+    "aten.index_copy aten.index_fill aten.index_put aten.index_reduce aten.isin aten._linalg_check_errors "
+    "aten.masked_scatter aten.masked_select aten.multinomial aten.nonzero aten.put aten.rot90 aten.scatter "
+    "aten.scatter_add aten.scatter_reduce aten.searchsorted aten.select_scatter aten.slice_scatter aten.take aten.trace "
+    "aten._unique2 aten.unique_consecutive aten.unique_dim".split()
 )
 
 

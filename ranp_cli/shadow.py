@@ -19,6 +19,7 @@ from torch.utils import checkpoint
 
 P = ParamSpec("P")
 R = TypeVar("R")
+COMPILED = "_orig_mod"  # where torch.compile keeps the module that it was given
 
 
 def shadow(model: nn.Module, real: bool = False) -> nn.Module:
@@ -55,9 +56,13 @@ def replicate(model: nn.Module, make: Callable[[str, Tensor], Tensor]) -> nn.Mod
     """
     if isinstance(model, torch.jit.ScriptModule):
         return _replicate_script(model, make)
-    memo: dict[int, Any] = {}
+    scripts = outermost_scripts(model)
+    inside = {id(module) for script in scripts.values() for module in script.modules()}
+    memo: dict[int, Any] = {id(script): _replicate_script(script, make, name) for name, script in scripts.items()}
     with torch.no_grad():
         for prefix, module in model.named_modules():
+            if id(module) in inside:
+                continue
             tensors = [*module._parameters.items(), *module._buffers.items(), *plain_tensors(module)]
             for key, t in tensors:
                 if t is None or id(t) in memo:
@@ -71,17 +76,41 @@ def replicate(model: nn.Module, make: Callable[[str, Tensor], Tensor]) -> nn.Mod
     return copy.deepcopy(model, memo)
 
 
-def _replicate_script(model: torch.jit.ScriptModule, make: Callable[[str, Tensor], Tensor]) -> nn.Module:
+def _replicate_script(
+    model: torch.jit.ScriptModule, make: Callable[[str, Tensor], Tensor], name: str = ""
+) -> nn.Module:
+    """`replicate` for TorchScript, called `name`. What is a parameter its module knows: in a file they are plain tensors."""
     copy = script_copy(model, None)
     made: dict[int, Tensor] = {}
     with torch.no_grad():
-        for prefix, module in copy.named_modules():
-            for key, t in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+        for prefix, module in copy.named_modules(prefix=name):
+            parameters = dict(module.named_parameters(recurse=False))
+            for key, t in [*parameters.items(), *module.named_buffers(recurse=False)]:
                 if t.data_ptr() not in made:
                     new = make(f"{prefix}.{key}" if prefix else key, t.detach())
-                    made[t.data_ptr()] = nn.Parameter(new, t.requires_grad) if isinstance(t, nn.Parameter) else new
+                    made[t.data_ptr()] = nn.Parameter(new, t.requires_grad) if key in parameters else new
                 module._c.setattr(key, made[t.data_ptr()])
     return copy
+
+
+def outermost_scripts(model: nn.Module) -> dict[str, torch.jit.ScriptModule]:
+    """The TorchScript modules in a model of Python, but for those inside of other ones."""
+    found: dict[str, torch.jit.ScriptModule] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and not any(name.startswith(f"{other}.") for other in found):
+            found[name] = module
+    return found
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """`model` as it was before `torch.compile`; with compiled parts, a copy of it that shares its weights."""
+    model = getattr(model, COMPILED, model)
+    if any(hasattr(module, COMPILED) for module in model.modules()):
+        model = replicate(model, lambda _, t: t)
+        for module in list(model.modules()):
+            for name, part in module.named_children():
+                module._modules[name] = getattr(part, COMPILED, part)
+    return model
 
 
 def plain_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -25,6 +25,7 @@ from .page import (
     adding_up,
     change_text,
     column_cells,
+    counted_on,
     human,
     human_bytes,
     lay_out,
@@ -182,7 +183,12 @@ def _summary(report: Report, page: Page) -> list[Text]:
         ]
     head, body, rule = lay_out(columns, page)
     paper = [Text(), Text("paper's counting", "bold"), rule, *body[split:]] if len(rows) > split else []
-    return [*([*head, rule] if after else []), *body[:split], *paper]
+    return [*([*head, rule] if after else []), *body[:split], *_counted(report, page), *paper]
+
+
+def _counted(report: Report, page: Page) -> list[Text]:
+    told = [page.paragraph(label, "bold", text) for label, text in counted_on(report)]
+    return sum(told, [Text()]) if told else []
 
 
 _COMPARED: list[tuple[str, str, Callable[[float], str]]] = [
@@ -213,7 +219,7 @@ def _comparison(report: Report, page: Page) -> list[Text]:
     for k, line in enumerate(body):
         several = sum(row["method"] == rows[k]["method"] for row in rows) > 1
         lines += [Text()] * (k > 0 and several and rows[k]["method"] != rows[k - 1]["method"]) + [line]
-    return lines
+    return lines + _counted(report, page)
 
 
 _SUMMED = ("neurons", "kept", "macs", "macs_after", "output_elements", "output_elements_after")
@@ -330,11 +336,8 @@ def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
     if skipped := report.get("not_pruned"):
         yield "not pruned:", "yellow", _by_reason((entry["layer"], entry["reason"]) for entry in skipped)
     if unruled := report.get("unruled_ops"):
-        yield (
-            "no rule, so fixed:",
-            "yellow",
-            ", ".join(f"{u['op']} in {u['module'] or 'the model'} ({u['source']})" for u in unruled),
-        )
+        places = (f"{u['op']} in {u['module'] or 'the model'} ({u['source']})" for u in unruled)
+        yield "no rule, so fixed:", "yellow", ", ".join(places)
     if uncounted := report.get("uncounted_ops"):
         yield "uncounted ops:", "yellow", ", ".join(entry["op"] + _where(entry) for entry in uncounted)
     if verified := report.get("verified"):
@@ -352,16 +355,13 @@ def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
 
 def _training(about: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """What a training step needs its memory for, and which modules save the most of it."""
-    if "error" in about:
-        yield "memory:", "yellow", about["error"]
+    for error in [about[key] for key in ("error", "train_error") if key in about]:
+        yield "memory:", "yellow", error
+    if "train_parts" not in about:
         return
     parts, batch = about["train_parts"], about["samples"]
-    names = {
-        "parameters": "parameters",
-        "gradients": "gradients",
-        "optimizer": "optimiser state",
-        "saved": "saved activations",
-    }
+    names = {"parameters": "parameters", "gradients": "gradients", "optimizer": "optimiser state",
+             "saved": "saved activations"}  # fmt: skip
     told = ", ".join(f"{name} {human_bytes(parts[key]).strip()}" for key, name in names.items() if parts[key])
     how = f"{about['optimizer']}, 16-bit autocast ({about['amp']['device']})" if "amp" in about else about["optimizer"]
     yield "training step:", "bold", f"batch of {batch}, {how}: {told}; peak at {about['train_peak_at']}"

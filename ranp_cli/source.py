@@ -81,6 +81,8 @@ def load_model(spec: str, args: dict[str, Any] | None = None) -> LoadedModel:
 def _build(spec: str, args: dict[str, Any], what: str) -> nn.Module:
     from torch import nn
 
+    from .shadow import uncompiled
+
     module, name = import_named(spec, what)
     offers = {k: v for k, v in offered(module).items() if not isinstance(v, type) or issubclass(v, nn.Module)}
     if not name:
@@ -94,7 +96,7 @@ def _build(spec: str, args: dict[str, Any], what: str) -> nn.Module:
     if isinstance(factory, nn.Module):
         if args:
             raise BadInput(f"{what}: is a ready module and takes no arguments; name its class to use --model-arg")
-        return factory
+        return uncompiled(factory)
     if not callable(factory):
         raise BadInput(f"{what}: is {found_instead(factory)}; wants a class or function that returns an nn.Module")
     check_args(factory, args, what)
@@ -104,7 +106,7 @@ def _build(spec: str, args: dict[str, Any], what: str) -> nn.Module:
         raise user_error(what, error) from error
     if not isinstance(built, nn.Module):
         raise BadInput(f"{what}: returned {found_instead(built)}; wants an nn.Module, so return one")
-    return built
+    return uncompiled(built)
 
 
 def parse_model_args(pairs: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
@@ -136,7 +138,7 @@ def parse_model_args(pairs: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]
 def load_weights(module: nn.Module, path: str, key: str | None = None) -> None:
     """Load a state dict into `module`, in place; every parameter and buffer must be there and fit.
 
-    The prefix `module.` (DataParallel) or `_orig_mod.` (torch.compile) is dropped where all names carry it. A tensor
+    The prefix `module.` (DataParallel) is dropped where all names carry it, `_orig_mod.` (torch.compile) anywhere. A tensor
     that is tied to a loaded one may be absent, as in files by `safetensors.torch.save_model`.
 
     Args:
@@ -195,11 +197,10 @@ def _states(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _bare(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """`state` without a prefix that all its names carry and the model's names do not."""
-    bare = dict(state)
-    for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # compiled outside or inside
-        if all(name.startswith(prefix) for name in bare) and not all(name.startswith(prefix) for name in own):
-            bare = {name.removeprefix(prefix): value for name, value in bare.items()}
+    """`state` without `_orig_mod.` in its names, and without `module.` where all carry it and the model's names do not."""
+    bare = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+    if all(name.startswith("module.") for name in bare) and not all(name.startswith("module.") for name in own):
+        bare = {name.removeprefix("module."): value for name, value in bare.items()}
     return bare
 
 

@@ -31,7 +31,7 @@ from .report import Report
 from .resources import NAMES as RESOURCES
 from .resources import tau
 from .select import METHODS, Selection, rounded, select, unit_values, weigh
-from .shadow import replicate, seeded
+from .shadow import replicate, seeded, uncompiled
 from .snip import links_of, select_snip, strength_of
 from .source import TORCHSCRIPT_NOTE, load_model, load_weights
 from .units import Graph, analyse, fingerprint
@@ -194,8 +194,9 @@ def open_job(report: Report, model: nn.Module | str, seed: int, args: dict[str, 
             raise BadInput(
                 f"the model is a {type(model).__name__}; give an nn.Module, or a spec such as model.py:UNet3D"
             )
+        own, model = model is given, uncompiled(model)
         if weights is not None:
-            if model is given:
+            if own:
                 model = replicate(model, lambda _, t: t.clone())  # the caller's own is not changed
             load_weights(model, weights, key)
         about["fingerprint"] = fingerprint(model)

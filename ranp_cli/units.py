@@ -73,7 +73,7 @@ class Run:
     samples: int
     real: bool
     features: dict[str, Labels]  # the input of modules that count channels without owning a parameter
-    paper: Paper | None  # None for TorchScript, whose modules cannot be watched
+    paper: Paper | None  # None with TorchScript, whose modules cannot be watched
 
 
 @dataclass
@@ -246,8 +246,8 @@ def attempt(tracer: Tracer, model: nn.Module, example: Example, slots: dict[str,
         tracer.put(t, Labels(tuple(t.shape), planes, None))
     features: dict[str, Labels] = {}
     paper: Paper | None = None
-    if not isinstance(copy, torch.jit.ScriptModule):
-        watch_features(copy, tracer, features)
+    watch_features(copy, tracer, features)
+    if not any(isinstance(m, torch.jit.ScriptModule) for m in copy.modules()):
         paper = Paper.watching(copy)
     with seeded(), torch.no_grad(), tracer:
         output = copy(*args, **kwargs)
@@ -257,9 +257,9 @@ def attempt(tracer: Tracer, model: nn.Module, example: Example, slots: dict[str,
 def watch_features(model: nn.Module, tracer: Tracer, found: dict[str, Labels]) -> None:
     """Note what enters the modules that know a channel count but own no parameter (an instance norm, say)."""
     for name, module in model.named_modules():
-        if any(hasattr(module, a) for a in ("num_features", "num_channels", "normalized_shape")) and not [
-            *module.parameters(False)
-        ]:
+        counts = any(hasattr(module, a) for a in ("num_features", "num_channels", "normalized_shape"))
+        watched = not isinstance(module, torch.jit.ScriptModule)  # it takes no hooks
+        if counts and watched and not [*module.parameters(False)]:
 
             def hook(_: nn.Module, args: tuple, name: str = name) -> None:
                 if args and isinstance(args[0], Tensor) and args[0].ndim > 1:

@@ -105,6 +105,28 @@ def test_what_cannot_be_met_names_the_closest():
 
 
 @pytest.mark.parametrize(
+    ("budget", "given", "advice"),
+    [
+        ("macs=0.001%", {}, "raise the budget"),
+        ("macs=0.5%", {"round_to": 8}, "raise the budget, or lower --round-to"),
+        ("params=0.1%", {"min_neurons": 4, "batch_size": 8}, "raise the budget, or lower --min-neurons"),
+        ("macs=1%", {"keep": "encoders.1.*"}, "raise the budget, or leave out --keep"),
+        ("forward-mem=1KiB", {"optimizer": "adam"}, "raise the budget, or lower --batch-size"),
+        (
+            ["macs=1%", "train-mem=1KiB"],
+            {"optimizer": "adam", "min_neurons": 2},
+            "raise the budget, lower --min-neurons, lower --batch-size, or give --optimizer sgd",
+        ),
+        ("train-mem=1KiB", {"batch_size": 1}, "raise the budget"),
+    ],
+)
+def test_what_cannot_be_met_names_what_can_help(budget, given, advice):
+    with pytest.raises(ranp.Infeasible) as error:
+        ranp.prune(net(), batch(), budget=budget, method="random", **given)
+    assert str(error.value).endswith(f"; {advice}")
+
+
+@pytest.mark.parametrize(
     ("budget", "says"),
     [
         ("macs=many", "give a size such as 40G or 1.5M"),
@@ -210,7 +232,17 @@ def test_gates_of_another_step(slim, capsys):
     assert document["memory"]["before"]["samples"] == 8
 
 
-@pytest.mark.parametrize("given", ["--max-macs 50%", "--max-train-mem abc", "--optimizer lbfgs", "--batch-size 0"])
-def test_bad_gates(given, slim, capsys):
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("--max-macs 50%", "--max-macs 50%: give a size such as 40G or 1.5M"),
+        ("--max-train-mem abc", "--max-train-mem abc: give a size such as 8GiB"),
+        ("--optimizer lbfgs", "unknown optimizer 'lbfgs'"),
+        ("--batch-size 0", "batch-size 0: give 1 or more samples"),
+        ("--html page.txt", "--html page.txt: writes a page; give a .html name"),
+    ],
+)
+def test_bad_gates(given, says, slim, capsys):
     assert run(["profile", slim, *given.split()]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"ranp: error: {says}")

@@ -702,6 +702,8 @@ def test_torchscript_is_pruned(kind: str, here: Path, tmp_path: Path, capsys: py
     loaded = ranp_cli.load(tmp_path / "s.safetensors", torch.jit.load(here / kind)).eval()
     script = torch.jit.load(slim).eval()
     assert torch.equal(loaded(x), script(x))
+    assert all(p.requires_grad for p in (*script.parameters(), *loaded.parameters()))
+    assert ranp_cli.profile(script, x).to_dict()["memory"]["before"]["train_peak_bytes"] > 0
     assert sum(p.numel() for p in script.parameters()) < sum(p.numel() for p in net(here).parameters())
 
 

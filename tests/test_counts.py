@@ -290,3 +290,41 @@ def test_einsum(equation, shapes, macs):
 def test_a_second_formula_for_an_op_is_refused():
     with pytest.raises(ValueError, match=r"aten\.mv has a formula already: mv"):
         counts.formula("aten.mv")(lambda a, x, out: 0)
+
+
+INDEX = torch.tensor([0, 2, 1])
+ALONG = torch.zeros(1, 3, 4, 4, dtype=torch.int64)
+MOVED = {  # what picks, places or compares numbers multiplies none
+    "assigned by index": lambda y: (y.__setitem__((slice(None), INDEX), 0.0), y)[1],
+    "assigned by mask": lambda y: (y.__setitem__(y > 0, 0.0), y)[1],
+    "added by index": lambda y: y.index_put((INDEX * 0, INDEX), y[0, :3], accumulate=True),
+    "index_fill": lambda y: y.index_fill(1, INDEX, 0.0),
+    "gather": lambda y: y.gather(1, ALONG),
+    "take": lambda y: y.take(INDEX),
+    "take_along_dim": lambda y: torch.take_along_dim(y, ALONG, 1),
+    "select_scatter": lambda y: y.select_scatter(y[:, 0], 1, 2),
+    "slice_scatter": lambda y: y.slice_scatter(y[:, :2], 1, 2, 4),
+    "diagonal_scatter": lambda y: y.diagonal_scatter(y[..., 0], 0, 2, 3),
+    "masked_select": lambda y: y.masked_select(y > 0),
+    "nonzero": lambda y: y.nonzero().float(),
+    "where": lambda y: torch.where(y > 0)[0].float(),
+    "unique": lambda y: y.unique(),
+    "cummax": lambda y: y.cummax(2)[0],
+    "isin": lambda y: torch.isin(y, INDEX).float(),
+    "rot90": lambda y: y.rot90(1, (2, 3)),
+    "trace": lambda y: y[0, 0].trace(),
+    "repeated by counts": lambda y: y.repeat_interleave(torch.tensor([1, 2, 1, 1]), 1),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_what_moves_numbers_is_not_listed_as_uncounted(name):
+    net = Net(lambda m, x: MOVED[name](m.a(x)), a=nn.Conv2d(2, 4, 1))
+    report = profiled(net, torch.rand(1, 2, 4, 4))
+    assert report["before"]["macs"] == 2 * 4 * 16
+    assert not report.get("uncounted_ops")
+
+
+def test_what_multiplies_and_has_no_formula_is_listed():
+    net = Net(lambda m, x: torch.cdist(m.a(x), m.a(x)) + torch.linalg.cross(m.a(x)[:, :3], m.a(x)[:, :3], dim=1).sum(), a=nn.Conv2d(2, 4, 1))  # fmt: skip
+    assert "aten.linalg_cross" in {row["op"] for row in profiled(net, torch.rand(1, 2, 4, 4))["uncounted_ops"]}

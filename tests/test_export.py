@@ -405,7 +405,7 @@ def test_the_counts_are_those_of_the_module(parts):
     mine, theirs = profile_onnx(path, SHAPE), ranp.profile(model, SHAPE).to_dict()
     for key in ("params", "params_bytes", "macs", "flops"):
         assert mine["before"][key] == theirs["before"][key], key
-    same = ("name", "op", "kernel", "neurons", "macs", "output_elements")
+    same = ("name", "op", "kernel", "neurons", "macs", "output_elements", "output_bytes")
     assert [[row[k] for k in same] for row in mine["layers"]] == [[row[k] for k in same] for row in theirs["layers"]]
     assert mine["neurons"] == theirs["neurons"]
     assert mine["uncounted_ops"] == []
@@ -460,8 +460,10 @@ def test_costs_by_hand(tmp_path):
         "activation_bytes": activations, "peak_forward_bytes": held + 4 * (128 + 64 + 320),
     }  # fmt: skip
     assert found["layers"] == [
-        {"name": "c", "op": "conv2d", "kernel": [3, 3], "neurons": 4, "params": 72, "macs": conv, "output_elements": 64},
-        {"name": "up", "op": "conv_transpose2d", "kernel": [2, 2], "neurons": 5, "params": 80, "macs": up, "output_elements": 320},
+        {"name": "c", "op": "conv2d", "kernel": [3, 3], "neurons": 4, "params": 72, "macs": conv, "output_elements": 64,
+         "output_bytes": 256},
+        {"name": "up", "op": "conv_transpose2d", "kernel": [2, 2], "neurons": 5, "params": 80, "macs": up, "output_elements": 320,
+         "output_bytes": 1280},
     ]  # fmt: skip
     assert found["uncounted_ops"] == [{"op": "Det", "module": "mix", "count": 1}]
 

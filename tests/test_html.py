@@ -74,12 +74,34 @@ def test_the_numbers_are_those_of_the_report(pruned):
     for row in report["layers"]:
         assert f"{row['name']}: {human(row['neurons'])} → {human(row['kept'])}" in text  # on hovering
         assert f"{human(row['macs'])} → {human(row['macs_after'])}" in text
+        assert row["output_bytes"] == 4 * row["output_elements"]
+        assert f"{bytes_(row['output_bytes'])} → {bytes_(row['output_bytes_after'])}" in text
+    assert "memory of the output" in text
     for side in ("before", "after"):
         assert human(report[side]["params"]) in text
         memory = report["memory"][side]
         assert f"peak {bytes_(memory['train_peak_bytes'])}" in text
         assert max(memory["timeline"]) == memory["train_peak_bytes"]
         assert 0 < memory["timeline_backward"] < len(memory["timeline"]) <= 240
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_memory_of_a_layer_is_in_the_bytes_of_its_type(dtype):
+    model = unet3d(layers=7, width=4).to(dtype)
+    rows = ranp.profile(model, torch.empty(2, 1, 16, 16, 16, dtype=dtype)).to_dict()["layers"]
+    assert all(row["output_bytes"] == dtype.itemsize * row["output_elements"] > 0 for row in rows)
+
+
+def test_a_step_that_cannot_be_foretold_is_said_once(pruned):
+    report = whole(pruned.report)
+    report["memory"] = {side: {"samples": 1, "train_error": "no <step>"} for side in ("before", "after")}
+    assert page(report).count("no &lt;step&gt;") == 1
+
+
+def test_what_a_file_does_not_record_is_left_out(pruned):
+    report = whole(pruned.report)
+    report["layers"] = [{k: v for k, v in row.items() if not k.startswith("output")} for row in report["layers"]]
+    assert "memory of the output" not in page(report)
 
 
 def test_names_are_escaped(pruned):

@@ -112,3 +112,20 @@ def test_a_shape_that_the_model_does_not_take_is_told_before_scoring(given, says
     err = capsys.readouterr().err
     assert says in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_guessed_input_is_said_to_be_one(large):
+    guessed, given = (ranp.profile(net(), shape).to_dict()["model"] for shape in (None, LARGE))
+    assert guessed["input_guessed"]
+    assert "input_guessed" not in given
+    mask = large.mask.to_dict()
+    assert "input_guessed" not in ranp.refine(net(), mask, full=True).report.to_dict()["model"]
+    del mask["model"]["input"]
+    blind = ranp.refine(net(), mask, full=True)
+    assert blind.report.to_dict()["model"]["input_guessed"]
+    assert "input_guessed" not in blind.mask.to_dict()["model"]
+
+
+def test_compare_says_which_input_its_rows_are_of():
+    told = ranp.compare(net(), batch(), sparsity=0.5, methods=["random"], inputs=LARGE).report.to_dict()["model"]
+    assert told["profiled_input"]["args"]["list"][0]["shape"] == list(LARGE)

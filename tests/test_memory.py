@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +12,16 @@ import packages
 import pytest
 import torch
 import zoo
+from rich.console import Console
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import ranp_cli as ranp
+from ranp_cli.budget import gate, limit
 from ranp_cli.example import Example
 from ranp_cli.memory import forward_memory, training_memory
 from ranp_cli.shadow import tensors_in
+from ranp_cli.show import show_report
 
 
 def squares(output: Any) -> torch.Tensor:
@@ -151,8 +155,54 @@ def test_code_that_cannot_run_on_meta_tensors_is_told():
             return self.a(x) * float(self.a.weight.sum())
 
     memory = ranp.profile(Numbers(), (8, 10)).to_dict()["memory"]["before"]
-    assert "cannot be foretold" in memory["error"]
+    assert "a forward pass cannot be foretold" in memory["error"]
     assert "test_memory.py" in memory["error"]
+    assert "a training step cannot be foretold" in memory["train_error"]
+
+
+class Labels(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).argmax(1)
+
+
+def one_value() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(2, 8, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: Labels(2, 4, 3), "no output of the model needs a gradient"),
+        (lambda: nn.Conv2d(2, 4, 3).requires_grad_(False), "no output of the model needs a gradient"),
+        (one_value, "give --batch-size 2"),
+    ],
+)
+def test_without_a_training_step_the_forward_pass_is_foretold(make, why):
+    model, example = make(), Example((torch.empty(1, 2, 8, 8, device="meta"),))
+    report = ranp.profile(model, (1, 2, 8, 8)).to_dict()
+    memory = report["memory"]["before"]
+    assert memory["forward_peak_bytes"] == forward_memory(model, example).peak
+    assert why in memory["train_error"]
+    assert not {"error", "train_peak_bytes"} & memory.keys()
+    gate(report, [limit("forward-mem", "1GiB")])
+    with pytest.raises(ranp.BadInput, match=f"--max-train-mem: .*{why}"):
+        gate(report, [limit("train-mem", "1GiB")])
+    output = io.StringIO()
+    show_report(report, Console(file=output, width=1000))
+    assert output.getvalue().count("cannot be foretold") == 1
+
+
+def test_a_batch_of_two_is_what_a_norm_over_one_value_needs():
+    assert "train_error" not in ranp.profile(one_value(), (1, 2, 8, 8), batch_size=2).to_dict()["memory"]["before"]
+
+
+def test_a_budget_on_the_forward_pass_needs_no_training_step():
+    model, batch = one_value(), (torch.randn(4, 2, 8, 8), torch.zeros(4, dtype=torch.int64))
+    same = {"batch_size": 1, "inputs": (1, 2, 8, 8)}
+    result = ranp.prune(model, batch, budget={"forward-mem": "95%"}, method="random", **same)
+    assert 2 < result.mask.kept < 10
+    with pytest.raises(ranp.BadInput, match=r"--budget train-mem: .* give --batch-size 2"):
+        ranp.prune(model, batch, budget={"train-mem": "90%"}, method="random", **same)
 
 
 class Mixed(nn.Module):

@@ -191,3 +191,36 @@ def test_init_draws_anew_from_the_seed(init):
         assert torch.allclose(rows @ rows.T, torch.eye(len(rows)), atol=1e-5)
     if init != "factory":
         assert not a[0].bias.any()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of torch.jit as a whole
+@pytest.mark.parametrize("way", ["scripted", "traced"])
+def test_torchscript_inside_of_a_python_model_is_pruned_as_python_is(way):
+    def compiled(part):
+        return torch.jit.script(part) if way == "scripted" else torch.jit.trace(part, torch.zeros(1, 2, 4, 4, 4))
+
+    def make(wrap):
+        norm = nn.BatchNorm3d(8) if way == "scripted" else nn.Identity()  # torch warns of a traced norm
+        inner = seeded(lambda: nn.Sequential(conv(2, 8), norm, nn.ReLU(), conv(8, 8)))
+        return Net(lambda m, x: m.d(F.relu(m.a(x))), a=wrap(inner), d=seeded(lambda: conv(8, 3)))
+
+    eager, mixed = make(lambda part: part), make(compiled)
+    state = {name: t.clone() for name, t in mixed.state_dict().items()}
+    want, got = (ranp.prune(net, BATCH, loss=loss, sparsity=0.5) for net in (eager, mixed))
+    assert got.mask.layers == want.mask.layers
+    slim = ranp.refine(mixed, got.mask)
+    assert torch.allclose(slim.eval()(X), want.model.eval()(X), atol=1e-6)
+    slim.train()(X).sum().backward()
+    assert all(p.grad is not None for p in slim.parameters())
+    scored = ranp.score(mixed, BATCH, loss=loss, low_memory=True)
+    assert all(
+        (scored.layers[name] == values).all() for name, values in ranp.score(mixed, BATCH, loss=loss).layers.items()
+    )
+    for amp in (False, True):
+        told = [ranp.profile(net, X, amp=amp).to_dict() for net in (mixed, eager)]
+        assert told[0]["before"]["macs"] == told[1]["before"]["macs"]
+        assert told[0]["memory"]["before"]["train_peak_bytes"] == told[1]["memory"]["before"]["train_peak_bytes"]
+    with pytest.raises(BadInput, match="TorchScript hides"):
+        ranp.score(mixed, BATCH, loss=loss, criterion="neuron")
+    assert all(torch.equal(t, state[name]) for name, t in mixed.state_dict().items())
+    assert all(p.requires_grad for p in mixed.parameters())

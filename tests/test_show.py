@@ -57,6 +57,11 @@ LAYERS = [
 
 MACS, MACS_AFTER = sum(row["macs"] for row in LAYERS), sum(row["macs_after"] for row in LAYERS)
 
+
+def signature(*shape: int) -> Row:
+    return {"args": [{"shape": list(shape), "dtype": "float32"}], "kwargs": {"dict": {}}}
+
+
 PRUNE: Row = {
     "format": "ranp-report",
     "version": 1,
@@ -65,7 +70,8 @@ PRUNE: Row = {
     "torch": "2.13.0",
     "device": "cpu",
     "seconds": {"load": 0.1, "trace": 0.2, "score": 3.04, "select": 0.01, "refine": 0.1, "verify": 0.4, "total": 3.9},
-    "model": {"spec": "model.py:UNet3D", "args": {}, "fingerprint": "ab" * 32, "input": "1x1x64x64x64"},
+    "model": {"spec": "model.py:UNet3D", "args": {}, "fingerprint": "ab" * 32, "input": signature(2, 1, 64, 64, 64)},
+    "memory": {"before": {"samples": 2}, "after": {"samples": 2}},
     "method": {"name": "ranp", "criterion": "mpmg-sum", "resource": "mem", "lambda": 11.0, "seed": 0, "batches": 2},
     "sparsity": {"requested": 0.42, "achieved": 0.4259},
     "neurons": {"total": 594, "kept": 341},
@@ -114,7 +120,7 @@ SCORE: Row = {
 
 PROFILE: Row = {
     "command": "profile",
-    "model": {"spec": "slim.safetensors"},
+    "model": {"spec": "slim.safetensors", "input": signature(1, 1, 64, 64, 64), "input_guessed": True},
     "before": PRUNE["before"],
     "layers": [
         {key: row[key] for key in ("name", "op", "kernel", "neurons", "macs", "output_elements")} for row in LAYERS
@@ -368,6 +374,36 @@ def test_numbers_for_people() -> None:
     assert re.search(r"parameters +1\.0 M +1 +-100\.0 %", text)
     assert re.search(r"parameter bytes +1023 B$", text, re.MULTILINE)
     assert re.search(r"multiply-adds +0 +0 +0\.0 %", text)
+
+
+@pytest.mark.parametrize(
+    ("about", "memory", "told"),
+    [
+        ({}, {}, []),
+        ({"input": signature(1, 1, 8, 8)}, {}, ["input: 1x1x8x8", "counted: all of one sample"]),
+        (
+            {"input": signature(4, 1, 8, 8), "profiled_input": signature(2, 1, 64, 64), "input_guessed": True},
+            {"after": {"samples": 3}},
+            [
+                "input: 2x1x64x64, guessed: give --input for another",
+                "counted: multiply-adds and activations of one sample, peaks of a batch of 3",
+            ],
+        ),
+        (
+            {
+                "input": {
+                    "args": [{"tuple": [signature(1, 2)["args"][0]] * 2}],
+                    "kwargs": {"dict": {"m": {"shape": [3]}}},
+                }
+            },
+            {},
+            ["input: 1x2, 1x2, 3", "counted: all of one sample"],
+        ),
+    ],
+)
+def test_the_input_that_is_counted_on(about: Row, memory: Row, told: list[str]) -> None:
+    report = {"model": about, "memory": memory, "before": {"macs": 1}}
+    assert [line for line in page(report).splitlines() if re.match("input:|counted:", line)] == told
 
 
 def test_verdicts() -> None:

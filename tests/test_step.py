@@ -135,8 +135,9 @@ def test_a_backward_that_cannot_run_is_told_and_leaves_the_counts_out():
     report = ranp.profile(Numbers(), (8, 10)).to_dict()
     assert "train_macs" not in report["before"]
     assert report["before"]["macs"] == 100
-    assert "cannot be foretold" in report["memory"]["before"]["error"]
-    assert "test_step.py" in report["memory"]["before"]["error"]
+    assert "a training step cannot be foretold" in report["memory"]["before"]["train_error"]
+    assert "test_step.py" in report["memory"]["before"]["train_error"]
+    assert "error" not in report["memory"]["before"]
 
 
 # -- where the memory goes

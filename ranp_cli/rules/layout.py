@@ -186,8 +186,8 @@ def repeat(ties, x, repeats, *, out):
 
 
 @rule("aten.repeat_interleave")
-def repeat_interleave(ties, x, repeats, dim=None, *, out, output_size=None):
-    """Labels are repeated in place."""
+def repeat_interleave(ties, x, repeats=None, dim=None, *, out, output_size=None):
+    """Labels are repeated in place; x alone holds counts, of which indices are made."""
     if dim is None or not isinstance(repeats, int):
         ties.fix(x.ids(), "repeated by a computed count")
         return None
