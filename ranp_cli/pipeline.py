@@ -19,7 +19,7 @@ from .fitting import fit
 from .importance import Importance
 from .latency import Stand
 from .mask import Mask
-from .memory import STATES, check_optimizer, memory_of, with_training
+from .memory import STATES, Grounds, check_optimizer, memory_of, with_training
 from .refining import INITS, SlimRun
 from .report import Report, not_pruned
 from .resources import reweighting
@@ -218,12 +218,15 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         measured = layer_seconds(report, job, graph, known, progress)
     sample = (at or graph.example).with_batch(batch_size or (at or graph.example).samples)
     stand = Stand(sample, job.device) if time or any(each.kind == "latency" for each in wanted) else None
-    final = None
+    final, grounds = None, Grounds()
+
+    def foretold(net: nn.Module) -> dict[str, Any]:
+        return memory_of(net, sample, optimizer, job.device.type if amp else None, grounds)
 
     def cost(net: nn.Module, ran: SlimRun | None) -> dict[str, float]:
         counts = cost_of(net, ran.run if ran else graph.eval_run) if at is None else measure(net, at)[2]
         needed = any(each.kind.endswith("-mem") for each in wanted)
-        memory = {"before": memory_of(net, sample, optimizer, job.device.type if amp else None)} if needed else {}
+        memory = {"before": foretold(net)} if needed else {}
         counted = [each for each in wanted if each.kind != "latency"]
         return costs_for(counted, {"before": counts, "memory": memory}, "before", "--budget ")
 
@@ -257,9 +260,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     pruned = pruned_of(report, job, graph, mask, chosen.keep, slim, changed, ran, init, seed, at, large)
     with report.timing("memory"):
         pair = {"before": job.model, "after": slim}
-        memory = {
-            side: memory_of(net, sample, optimizer, job.device.type if amp else None) for side, net in pair.items()
-        }
+        memory = {side: foretold(net) for side, net in pair.items()}
         report.parts |= {side: with_training(report.parts[side], about) for side, about in memory.items()}
         report.parts["memory"] = memory
     if stand is not None:

@@ -29,7 +29,8 @@ from .budget import shown
 from .errors import USER_EXCEPTIONS, BadInput, Infeasible
 from .example import Example
 from .flops import flops_of, formula_of
-from .memory import Meter, plain_loss
+from .memory import plain_loss
+from .meter import Meter
 from .precision import Kernels, channels_last
 from .schema import costs_nothing, op_name
 from .shadow import NoDropout, each, labels_on_cpu, map_tensors, seeded, shadow, tensors_in, to_meta

@@ -84,6 +84,8 @@ def workspace(func: Any, args: Any, out: Any) -> int:
     """Bytes alive inside an op besides its operands and results."""
     if (name := op_name(func)) in CONVOLUTIONS:
         return convolution_workspace(name, args, out)
+    if name == "aten._safe_softmax":  # a flag for each number: is its row masked altogether?
+        return int(out.numel())
     if name.startswith(FLASH) or name in (HEADS, LAYER):
         return attention_workspace(name, args)
     return casts(args, out) if torch.Tag.pointwise in func.tags and isinstance(out, Tensor) else 0

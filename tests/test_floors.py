@@ -17,6 +17,7 @@ FLOORS = [
         "units",
         "attention",
         "workspace",
+        "meter",
         "memory",
         "modules",
         "budget",

@@ -243,3 +243,59 @@ def test_a_weight_larger_than_its_volumes_is_copied_once():
     x = torch.randn(4, 64, 4, 4, 4)
     told = training_memory(conv, Example((x,)), loss=squares).working
     assert told == pytest.approx(allocated(conv, x, True), rel=0.05)
+
+
+class Attention(nn.Module):
+    """A patch embedding, and attention between the patches."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.patches = nn.Conv3d(1, 16, 4, 4)
+        self.kind = kind
+        self.heads = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        if self.kind in ("product", "strided"):
+            q = x.unflatten(2, (2, 8)).transpose(1, 2)
+            q = q.contiguous() if self.kind == "product" else q
+            return nn.functional.scaled_dot_product_attention(q, q, q)
+        return self.layer(x) if self.kind == "layer" else self.heads(x, x, x)[0]
+
+
+@pytest.mark.parametrize("kind", ["product", "strided", "heads", "layer"])
+def test_attention_as_a_cpu_computes_it(kind):
+    """Meta tensors take it apart into scores of all places, which flash attention never holds."""
+    model, x = Attention(kind), torch.randn(1, 1, 32, 32, 32)
+    forward, step = forward_memory(model, Example((x,))), training_memory(model, Example((x,)), loss=squares)
+    assert forward.working == pytest.approx(allocated(model, x, False), rel=0.05)
+    assert step.working == pytest.approx(allocated(model, x, True), rel=0.05)
+    if kind == "product":
+        assert forward_memory(model, Example((x,)), fake=False).working > 2 * forward.working  # a control
+        assert sum(step.flops.values()) > 2.5 * sum(forward.flops.values())
+
+
+class Timed(nn.Module):
+    """Takes steps of whole numbers, and constants that its forward makes: code that meta tensors do not suit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.embed = nn.Conv3d(1, 8, 3, padding=1), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, step: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        rates = torch.exp(-torch.arange(8) / 8.0)
+        scale = self.embed((step[:, None] * rates).sin())
+        return (self.conv(x) * scale[:, :, None, None, None]).masked_fill(mask, 0.0)
+
+
+def test_whole_numbers_and_masks_among_the_inputs():
+    x, step, mask = torch.randn(2, 1, 16, 16, 16), torch.tensor([3, 7]), torch.rand(2, 1, 16, 16, 16) > 0.5
+    found = ranp.profile(Timed(), Example((x, step, mask))).to_dict()["memory"]["before"]
+    assert "error" not in found
+    assert "train_error" not in found
+    told = training_memory(Timed(), Example((x, step, mask)), loss=squares).working
+    seen = peak_of(lambda: squares(Timed()(x, step, mask)).backward()) - sum(
+        4 * p.numel() for p in Timed().parameters()
+    )
+    assert told == pytest.approx(seen, rel=0.05)
