@@ -43,6 +43,10 @@ class Call:
     groups: int
 
     @property
+    def half(self) -> bool:
+        return self.x.dtype == torch.bfloat16
+
+    @property
     def inner(self) -> Tensor:
         return self.y if self.transposed else self.x
 
@@ -102,9 +106,9 @@ class Call:
 
     @property
     def blocked(self) -> bool:
-        """Does ATen hand it to oneDNN? (As in its `use_mkldnn`; 16 bits always, but for a depthwise transposed one.)"""
-        if self.x.dtype == torch.bfloat16:
-            return not (self.transposed and 1 < self.groups == self.x.shape[1])
+        """Does ATen hand it to oneDNN? (As in its `use_mkldnn`; 16 bits always.)"""
+        if self.half:
+            return True
         kernel = self.weight.shape[-2:]
         worth = any(n != 1 for n in (*self.stride, *self.dilation, *kernel))
         worth = worth or self.x.shape[0] >= 16 or torch.get_num_threads() > 1
@@ -151,8 +155,6 @@ def convolution_workspace(name: str, args: Any, out: Any) -> int:
     of_input, of_weight = (args[10][0], args[10][1]) if backward else (False, False)
     if channels_last:
         return last_backward(call, of_weight) if backward else last_forward(call)
-    if call.x.dtype == torch.bfloat16:
-        return half_backward(call, of_input) if backward else half_forward(call)
     return blocked_backward(call, of_input, of_weight) if backward else blocked_forward(call)
 
 
@@ -160,14 +162,14 @@ def last_forward(c: Call) -> int:
     """Over channels-last tensors nothing but the weight is copied, and copied into blocks."""
     if c.depthwise:
         return size(c.weight) // c.groups * up(c.groups)
-    half = c.x.dtype == torch.bfloat16
+    half = c.half
     blocks = c.filled(inputs=c.groups > 1 and not half)
     return (size(c.weight) if c.window > 1 else 0) + blocks + (scratch() if c.groups == 1 or half else 0)
 
 
 def last_backward(c: Call, of_weight: bool) -> int:
     """The weight's gradient in blocks beside the copies of the weight: 256 times a depthwise one, each group its own block."""
-    w, fan, half = size(c.weight), c.x.shape[1] // c.groups, c.x.dtype == torch.bfloat16
+    w, fan, half = size(c.weight), c.x.shape[1] // c.groups, c.half
     if c.depthwise and c.x.ndim == 4 and c.weight.shape[-1] <= 3 and not (half and c.strided):
         return 2 * w // c.groups * up(c.groups)
     if half and c.groups > 1:
@@ -184,7 +186,7 @@ def last_backward(c: Call, of_weight: bool) -> int:
 
 def unfolded(c: Call) -> int:
     """The windows of one slice of a sample and the weights besides, as each thread has them."""
-    return window_rows(c) + (6 if c.x.dtype == torch.bfloat16 else 4) * size(c.weight)
+    return window_rows(c) + (8 if c.half else 4) * size(c.weight)
 
 
 def each_sample(c: Call, forward: bool = False) -> int:
@@ -206,7 +208,7 @@ def strided_scratch(c: Call) -> int:
     rows = zip(c.outer.shape[2:], c.weight.shape[2:], c.stride, c.padding, strict=True)
     places = math.prod(n + 2 * ((k - 1) // s) - (0 < p < k) * (k > s) for n, k, s, p in rows)
     sample = places * up(c.outer.shape[1], 8) * c.x.element_size()
-    return SCRATCH * (3 + 2 * threads) + threads * up(sample, SAMPLE)
+    return SCRATCH * (3 + (2 + c.half) * threads) + threads * up(sample, SAMPLE // (1 + c.half))
 
 
 def up(n: int, unit: int = BLOCK) -> int:
@@ -235,35 +237,45 @@ def to_outer(c: Call) -> tuple[int, int, bool]:
         if c.depthwise:
             return size(c.inner) + filled(c, BLOCK), size(c.outer), True
         return each_sample(c, forward=True) * window_rows(c), size(c.outer), False
+    sums = fp32_sums(c, c.outer)
     reads = blocks_of(c.inner, c) if c.groups > 1 or c.fan >= BLOCK or c.pointwise else 0
-    return reads + filled(c, c.unit, reads > 0), blocks_of(c.outer, c), False
+    return reads + sums + filled(c, c.unit, reads > 0), blocks_of(c.outer, c), False
 
 
 def to_inner(c: Call) -> tuple[int, int, bool]:
     """The gradient of its input: a strided one's is made channels last, and copied twice if there are several."""
     whole = not any(k % s for k, s in zip(c.weight.shape[2:], c.stride, strict=True))
     biased = c.bias and c.transposed  # without the bias at first
-    grouped = c.groups > 1 and (
-        c.depthwise or c.outer.shape[1] // c.groups % BLOCK or (c.unit and not (c.transposed and whole))
-    )
+    fp32 = (1 + c.half) * biased  # in numbers of 32 bits
+    if c.groups == 1:
+        last = True
+    elif c.half:
+        last = c.depthwise or not c.unit
+    else:
+        last = (
+            not c.depthwise and c.outer.shape[1] // c.groups % BLOCK == 0 and (not c.unit or (c.transposed and whole))
+        )
     long = max(c.weight.shape[2:]) > LONG and (c.volume or c.fan == 1)
-    if c.strided and not grouped and not long:
+    if c.strided and last and (not long or c.half):
         reads = size(c.outer) if c.outer.shape[1] > 1 else 0
-        sums = 0 if whole or not c.transposed else biased * size(c.inner) + torch.get_num_threads() * SAMPLE
-        copies = reads + filled(c, BLOCK if c.groups == 1 else 8, outputs=False) + strided_scratch(c) + sums
+        sums = 0 if whole or not c.transposed else fp32 * size(c.inner) + torch.get_num_threads() * SAMPLE
+        copies = reads + filled_inputs(c) + strided_scratch(c) + sums
         return copies, size(c.inner), c.inner.shape[1] > 1
     if not c.unit or long:
-        return biased * size(c.inner) + each_sample(c) * window_rows(c), size(c.inner), False
+        return fp32 * size(c.inner) + each_sample(c) * window_rows(c), size(c.inner), False
     blocks = blocks_of(c.inner, c)
-    return biased * blocks + blocks_of(c.outer, c) + filled(c, c.unit), blocks, False
+    return fp32 * blocks + blocks_of(c.outer, c) + filled(c, c.unit) + fp32_sums(c, c.inner), blocks, False
 
 
 def to_weight(c: Call) -> int:
     """The gradient of its weight, from copies of both sides in blocks of 16 or 8 channels, or from unfolded windows."""
     padded_volume = c.volume and any(c.padding)
-    flat, unit = c.groups == 1 and c.fan <= 3 and not c.pointwise, c.unit
-    if max(c.weight.shape[2:]) > (3 if c.depthwise else LONG) or unit == 4:
+    flat, unit = c.groups == 1 and c.fan <= (BLOCK - 1 if c.half else 3) and not c.pointwise, c.unit
+    if (max(c.weight.shape[2:]) > (3 if c.depthwise else LONG) and not (c.half and flat)) or unit == 4:
         unit = 0
+    elif c.half:
+        narrow = c.groups == 1 and c.outer.shape[1] < BLOCK and flat
+        unit = BLOCK if unit == BLOCK and not narrow and not (c.volume and c.dilated) else 0
     elif c.groups == 1 and c.fan < BLOCK and not c.pointwise:
         unit = BLOCK if flat else 0 if padded_volume or c.dilated else 8
     elif (unit == 8 and (padded_volume or c.dilated)) or not (c.depthwise or c.pointwise or c.fits):
@@ -272,8 +284,10 @@ def to_weight(c: Call) -> int:
         return each_sample(c) * unfolded(c)
     weight = filled(c, unit, inputs=not flat)
     reads = blocks_of(c.outer, c, unit) + (0 if flat else blocks_of(c.inner, c, unit))
-    others = parts(c, unit, weight) - 1
-    reads += others * weight + (SCRATCH * torch.get_num_threads() if others else 0)
+    if c.half:
+        reads += 2 * weight + (0 if c.depthwise else turned(c, flat))
+    elif others := parts(c, unit, weight) - 1:
+        reads += others * weight + SCRATCH * torch.get_num_threads()
     return max(reads + weight - size(c.weight), weight)
 
 
@@ -295,6 +309,30 @@ def parts(c: Call, unit: int, weight: int) -> int:
     return best[1]
 
 
+def turned(c: Call, flat: bool) -> int:
+    """In 16 bits each thread turns a sample of both sides round, in rows that are a little longer."""
+    if c.window == 1 and not c.strided and (not c.volume or min(c.fan, c.outer.shape[1]) <= BLOCK):
+        return 0
+    width = c.inner.shape[-1]
+    longer = up(width, 4) + 4 if c.strided else width + 2
+    inner = 0 if flat else blocks_of(c.inner, c) / c.x.shape[0] * longer / width
+    return torch.get_num_threads() * int(inner + blocks_of(c.outer, c) / c.x.shape[0] + 2 * SCRATCH)
+
+
+def fp32_sums(c: Call, t: Tensor) -> int:
+    """A 1x1 convolution in 16 bits adds up in 32, each thread over a sample."""
+    if not c.half or c.window > 1 or c.groups > 1 or c.strided:
+        return 0
+    return torch.get_num_threads() * 2 * blocks_of(t, c) // t.shape[0]
+
+
+def filled_inputs(c: Call) -> int:
+    """The weight of a strided one's input's gradient: the outputs of its groups fill no blocks, but pairs of 16 bits."""
+    fan, out = c.fan, c.outer.shape[1] // c.groups
+    blocks = up(fan, BLOCK if c.groups == 1 or c.half else 8)
+    return size(c.weight) // (fan * out) * blocks * up(out, 1 + c.half)
+
+
 def window_rows(c: Call) -> int:
     """The windows of one slice of a sample, unfolded."""
     return c.fan * c.window * math.prod(c.outer.shape[-2:]) * c.x.element_size()
@@ -305,49 +343,12 @@ def blocks_of(t: Tensor, c: Call, unit: int = BLOCK) -> int:
     return size(t) if c.groups > 1 and not c.depthwise else size(t) // t.shape[1] * up(t.shape[1], unit)
 
 
-def filled(c: Call, unit: int, inputs: bool = True, outputs: bool = True) -> int:
+def filled(c: Call, unit: int, inputs: bool = True) -> int:
     """Bytes of the weight with its channels filled up to whole blocks (a depthwise one's groups)."""
     if c.depthwise:
         return size(c.weight) // c.groups * up(c.groups)
-    fans = [c.fan] * inputs + [c.outer.shape[1] // c.groups] * outputs
-    return int(size(c.weight) * math.prod(up(n, unit) / n for n in fans))
-
-
-def half_forward(c: Call) -> int:
-    """As in fp32; a 1x1 convolution adds up in fp32, each thread over all positions of a sample."""
-    if c.window == 1 and not c.transposed and c.groups == 1:
-        return padded(c.x, 1) + padded(c.y, 1) + size(c.weight) + sums(c.y) - size(c.y)
-    if padded(c.y, 1) > size(c.y) and (c.transposed or c.groups > 1):
-        return max(padded(c.y, 1), padded(c.x, c.groups) + size(c.weight))
-    return blocked_forward(c)
-
-
-def half_backward(c: Call, of_input: bool) -> int:
-    """First the gradient of the input, then that of the weight, for which each thread turns a sample of both round."""
-    i_blocks, o_blocks = padded(c.x, c.groups), padded(c.y, c.groups)
-    narrow = c.y.shape[1] < BLOCK
-    first = i_blocks if c.strided or (c.transposed and narrow) else o_blocks + i_blocks - size(c.x)
-    if c.depthwise and c.strided:
-        first = max((c.x.ndim - 3) * i_blocks, o_blocks + 2 * BLOCK * size(c.weight) + 4 * scratch())
-    if c.window == 1 and c.groups == 1:
-        first += sums(c.x)
-    threads, fan = torch.get_num_threads(), c.x.shape[1] // c.groups
-    both, sums_of_weight = i_blocks + o_blocks, 2 * size(c.weight)
-    turned = both + TURNED * threads * both / c.x.shape[0] + sums_of_weight
-    if c.window == 1 and c.groups == 1 and (c.x.ndim == 4 or min(fan, c.y.shape[1]) <= BLOCK):
-        second = both + sums_of_weight
-    elif (c.x.ndim == 5 and (c.groups > 1 or c.dilated)) or c.depthwise or (narrow and (fan < BLOCK or c.transposed)):
-        second = each_sample(c) * unfolded(c)
-    elif fan < BLOCK:
-        second = both + sums_of_weight
-    else:
-        second = int(turned)
-    return max(first if of_input else 0, second)
-
-
-def sums(t: Tensor) -> int:
-    """Bytes of fp32 sums for one sample of t, for each thread."""
-    return torch.get_num_threads() * 4 * padded(t, 1) // t.element_size() // t.shape[0]
+    fan, out = c.fan, c.outer.shape[1] // c.groups
+    return size(c.weight) // (fan * out) * up(fan, unit if inputs else 1 + c.half) * up(out, unit)
 
 
 def relaid(c: Call) -> int:
@@ -371,8 +372,3 @@ def columns(c: Call, backward: bool) -> int:
 
 def size(t: Tensor) -> int:
     return t.numel() * t.element_size()
-
-
-def padded(t: Tensor, groups: int) -> int:
-    """Bytes with the channels filled up to whole blocks; grouped convolutions are left as they are."""
-    return size(t) if groups > 1 else size(t) // t.shape[1] * up(t.shape[1])
