@@ -178,15 +178,16 @@ def last_backward(c: Call, of_weight: bool) -> int:
     if half and not c.dilated:
         return 4 * w
     if of_weight and c.window > 1 and not c.transposed and not c.fits and (fan >= BLOCK or c.dilated):
-        return w + each_sample(c) * (unfolded(c) + size(c.x) // c.x.shape[0])
+        return w + unfolded(c) + each_sample(c) * size(c.x) // c.x.shape[0]
     if c.groups > 1:
         return c.filled() + (w if c.window == 1 or c.depthwise else 2 * w)
     return c.filled() + max(w if c.window == 1 else 2 * w, (strided_scratch(c) if c.strided else scratch()) - w)
 
 
 def unfolded(c: Call) -> int:
-    """The windows of one slice of a sample and the weights besides, as each thread has them."""
-    return window_rows(c) + (8 if c.half else 4) * size(c.weight)
+    """The windows of one slice of a sample and the weights four times for each thread, and as often once more of 16 bits."""
+    threads = each_sample(c)
+    return threads * window_rows(c) + 4 * (threads + c.half) * size(c.weight)
 
 
 def each_sample(c: Call, forward: bool = False) -> int:
@@ -237,7 +238,7 @@ def to_outer(c: Call) -> tuple[int, int, bool]:
         if c.depthwise:
             return size(c.inner) + filled(c, BLOCK), size(c.outer), True
         return each_sample(c, forward=True) * window_rows(c), size(c.outer), False
-    sums = fp32_sums(c, c.outer)
+    sums = fp32_sums(c, c.outer) + thinned(c)
     reads = blocks_of(c.inner, c) if c.groups > 1 or c.fan >= BLOCK or c.pointwise else 0
     return reads + sums + filled(c, c.unit, reads > 0), blocks_of(c.outer, c), False
 
@@ -269,21 +270,21 @@ def to_inner(c: Call) -> tuple[int, int, bool]:
 
 def to_weight(c: Call) -> int:
     """The gradient of its weight, from copies of both sides in blocks of 16 or 8 channels, or from unfolded windows."""
-    padded_volume = c.volume and any(c.padding)
+    padded_volume, longest, outer = c.volume and any(c.padding), max(c.weight.shape[2:]), c.outer.shape[1]
     flat, unit = c.groups == 1 and c.fan <= (BLOCK - 1 if c.half else 3) and not c.pointwise, c.unit
-    if (max(c.weight.shape[2:]) > (3 if c.depthwise else LONG) and not (c.half and flat)) or unit == 4:
+    if longest > (3 if c.depthwise else 2 * LONG if c.half and flat else LONG) or unit == 4:
         unit = 0
     elif c.half:
-        narrow = c.groups == 1 and c.outer.shape[1] < BLOCK and flat
+        narrow = flat and outer % BLOCK > 0
         unit = BLOCK if unit == BLOCK and not narrow and not (c.volume and c.dilated) else 0
     elif c.groups == 1 and c.fan < BLOCK and not c.pointwise:
         unit = BLOCK if flat else 0 if padded_volume or c.dilated else 8
     elif (unit == 8 and (padded_volume or c.dilated)) or not (c.depthwise or c.pointwise or c.fits):
         unit = 0
     if not unit:
-        return each_sample(c) * unfolded(c)
-    weight = filled(c, unit, inputs=not flat)
-    reads = blocks_of(c.outer, c, unit) + (0 if flat else blocks_of(c.inner, c, unit))
+        return unfolded(c)
+    weight = size(c.weight) // outer * up(outer) if flat else filled(c, unit)
+    reads = thinned(c) + blocks_of(c.outer, c, unit) + (0 if flat else blocks_of(c.inner, c, unit))
     if c.half:
         reads += 2 * weight + (0 if c.depthwise else turned(c, flat))
     elif others := parts(c, unit, weight) - 1:
@@ -311,19 +312,27 @@ def parts(c: Call, unit: int, weight: int) -> int:
 
 def turned(c: Call, flat: bool) -> int:
     """In 16 bits each thread turns a sample of both sides round, in rows that are a little longer."""
-    if c.window == 1 and not c.strided and (not c.volume or min(c.fan, c.outer.shape[1]) <= BLOCK):
+    if c.pointwise and (not c.volume or min(c.fan, c.outer.shape[1]) <= BLOCK):
         return 0
     width = c.inner.shape[-1]
     longer = up(width, 4) + 4 if c.strided else width + 2
     inner = 0 if flat else blocks_of(c.inner, c) / c.x.shape[0] * longer / width
-    return torch.get_num_threads() * int(inner + blocks_of(c.outer, c) / c.x.shape[0] + 2 * SCRATCH)
+    threads = min(torch.get_num_threads(), c.x.shape[0])
+    return threads * int(inner + blocks_of(c.outer, c) / c.x.shape[0] + 2 * SCRATCH)
 
 
 def fp32_sums(c: Call, t: Tensor) -> int:
     """A 1x1 convolution in 16 bits adds up in 32, each thread over a sample."""
-    if not c.half or c.window > 1 or c.groups > 1 or c.strided:
+    if not c.half or not c.pointwise or c.groups > 1:
         return 0
     return torch.get_num_threads() * 2 * blocks_of(t, c) // t.shape[0]
+
+
+def thinned(c: Call) -> int:
+    """Of a strided 1x1 convolution over pictures each thread has a sample with only the places it reads."""
+    if not (c.pointwise and c.strided and c.groups == 1):
+        return 0
+    return torch.get_num_threads() * up(c.fan) * math.prod(c.outer.shape[2:]) * c.x.element_size()
 
 
 def filled_inputs(c: Call) -> int:
