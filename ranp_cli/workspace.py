@@ -1,9 +1,10 @@
 """What ops allocate and free inside themselves on a CPU, as torch's allocator sees it: convolutions, and mixed dtypes.
 
 oneDNN wants its tensors in blocks of 16 channels (AVX-512), so it copies input, weight and output into that layout and
-back; small convolutions unfold windows into columns. The sequences were read off the allocator's events for torch 2.13,
-in fp32 and (with AVX-512's own bfloat16; coarser, the backward pass within a tenth or two) in 16 bits; tests/benchmarks/memory.py shows how well they foretell whole networks. On CUDA the workspace is cuDNN's choice: an
-allowance there, and no part of a peak.
+back; where it has no kernel for that, windows are unfolded into columns. The sequences were read off the allocator's
+events, and the layouts off ONEDNN_VERBOSE=1, for torch 2.13, in fp32 and (with AVX-512's own bfloat16) in 16 bits: there,
+with several threads, the gradient of the weight is told within a fifth or so. tests/benchmarks/memory.py shows how well
+they foretell whole networks. On CUDA the workspace is cuDNN's choice: an allowance there, and no part of a peak.
 """
 
 from __future__ import annotations
