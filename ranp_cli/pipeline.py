@@ -101,6 +101,7 @@ def score(model: nn.Module | str, batches: Any, *, loss: Any = None, ignore_inde
     going_on = None if resume is None else Scores.of(resume).resumed(job, graph, how, source.most)
     ranking = Ranking.of("snip" if criterion == "snip" else "vanilla", criterion, "none", 0.0, 1, seed)
     with together(distributed, job.device) as spread:
+        spread.agree(source.length)
         way = replace(way, spread=spread, resumed=going_on, agreement=agreement_of(graph, ranking, sparsity))
         found = importances(report, job, graph, source, [criterion], loss, ignore_index, seed, progress, way)[criterion]
     scores = scores_of(report, job, graph, found, how, sparsity)
