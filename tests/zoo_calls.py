@@ -98,8 +98,8 @@ class Positions(nn.Module):
         return torch.einsum("bhwc,hkc->bhwk", q, self.table[self.distance])
 
 
-@case(units=6 + 6 + 15 + 3, fixed=("contracted with computed values (attention)", "its neurons could not be followed"))
-def relative_positions() -> nn.Module:  # no axis of the table is as long as the pairs of a voxel are many
+@case(units=6 + 6 + 3, fixed=("contracted with computed values (attention)",))
+def relative_positions() -> nn.Module:  # the table is no layer: none of its axes is that of the pairs
     def run(m: Any, x: torch.Tensor) -> torch.Tensor:
         y = F.max_pool3d(F.relu(m.stem(x)), (8, 1, 1))[:, :, 0].permute(0, 2, 3, 1)
         q = m.q(y)
