@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-
-def main() -> None:
-    """Run the command line and leave with its exit code."""
-    from .cli import run
-
-    sys.exit(run(sys.argv[1:]))
-
+from .process import main
 
 if __name__ == "__main__":
     main()

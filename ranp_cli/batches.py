@@ -69,6 +69,11 @@ class Batches:
             return None
         return length if self.limit is None else min(length, self.limit)
 
+    @property
+    def most(self) -> int | None:
+        """No more mini-batches than this will come; None when nobody knows."""
+        return self.limit if self.length is None else self.length
+
     @cached_property
     def first(self) -> Batch:
         """The first mini-batch; a later iteration still begins with it."""

@@ -20,6 +20,9 @@ SLIM, SCORES, VERSION = "ranp-slim", "ranp-scores", 1
 MAX_HEADER = 100_000_000  # as the safetensors library bounds it
 
 
+written: list[str] = []  # the files of this run of the command line, which tells it when it is stopped
+
+
 # -- bytes
 
 
@@ -45,10 +48,13 @@ def write_atomic(path: str | Path, data: bytes) -> None:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
-    except OSError as error:
+        written.append(path.name)
+    except BaseException as error:  # Ctrl-C too
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+        if not isinstance(error, OSError):
+            raise
         raise BadInput(
             f"cannot write {path}: {error.strerror}; what was there is as it was; free space or give another path"
         ) from error

@@ -12,10 +12,13 @@ import typer
 
 from . import __version__, show
 from .budget import gate, limit
+from .checkpoint import written
 from .errors import GateExceeded, Interrupted, RanpError, Stopped
-from .options import Options, launched, shapes
+from .options import Commands, Options, shapes
+from .process import launched, leads, speaks, stopped_by
 
 app = typer.Typer(
+    cls=Commands,
     name="ranp",
     add_completion=False,
     no_args_is_help=True,
@@ -176,13 +179,14 @@ def score(
     same = {k: o[k] for k in ("criterion", "score_init", "sparsity", "resume")}
     try:
         scores = ranp.score(o["model"], o["batch"], **same, distributed=launched(), progress=o.progress, **o.scoring())
-    except Interrupted as stopped:  # here: typer makes its own of a KeyboardInterrupt
+    except Interrupted as stopped:
+        name, code = stopped_by()
         for path in o["output"]:
             stopped.scores.save(path)
         files = o["output"][:1]
         where = f"written to {files[0]}: go on with --resume {files[0]}" if files else "not written: there was no -o"
-        raise Stopped(f"stopped by the user; the scores of {stopped.batches} mini-batches were {where}") from None
-    if o.leads:
+        raise Stopped(f"stopped by {name}; the scores of {stopped.batches} mini-batches were {where}", code) from None
+    if leads():
         for path in o["output"]:
             scores.save(path)
         o.draw(scores)
@@ -354,37 +358,38 @@ def profile(
 def run(argv: Sequence[str]) -> int:
     """Run one command; the only place where errors become messages and exit codes."""
     stdout = sys.stdout
+    written.clear()
     try:
         if not argv:
             argv = ["--help"]
+        if not leads() and not {"-h", "--help", "--version"}.isdisjoint(argv):
+            return 0
         result = app(args=list(argv), prog_name="ranp", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except typer.Exit as leave:
         return leave.exit_code
     except GateExceeded as error:
         for line in str(error).splitlines():
-            _fail(line, error.exit_code)
+            _fail(error, line, error.exit_code)
         return error.exit_code
     except RanpError as error:
-        return _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail("stopped by the user; nothing was written", 130)
+        return _fail(error, str(error), error.exit_code)
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except Exception as error:
         usage = getattr(error, "format_message", None)
         if usage is not None:
-            return _fail(f"{' '.join(usage().split())}; see ranp --help", 2)
-        return _fail(
-            f"a bug of ranp: {type(error).__name__}: {error}; RANP_DEBUG=1 shows the traceback, please report it", 1
-        )
+            return _fail(error, f"{' '.join(usage().split())}; see ranp --help", 2)
+        text = f"a bug of ranp: {type(error).__name__}: {error}; RANP_DEBUG=1 shows the traceback, please report it"
+        return _fail(error, text, 1)
     finally:
         sys.stdout = stdout
 
 
-def _fail(message: str, code: int) -> int:
-    if os.environ.get("RANP_DEBUG"):
-        traceback.print_exc()
-    show.show_error(message, show.console(stderr=True))
+def _fail(error: Exception, message: str, code: int) -> int:
+    if speaks(error):
+        if os.environ.get("RANP_DEBUG"):
+            traceback.print_exc()
+        show.show_error(message, show.console(stderr=True))
     return code

@@ -3,10 +3,11 @@
     RanpError                 1  (never raised itself)
     |- RuleFailure            1  a rule of ours (or one that the user registered) raised: a bug in it
     |- BadInput               2  bad usage or bad input: what was given, what is wanted, what to do
+    |  `- PeerGone            2  another process of a torchrun job ended: its own message says more
     |- Infeasible             3  what was asked for cannot be met; says the closest
     |- VerificationFailed     4  the slim network is not the masked one; nothing was written
     |- GateExceeded           5  a budget gate of `profile` is exceeded
-    `- Stopped              130  Ctrl-C, on the command line; what was there was written
+    `- Stopped              130  Ctrl-C on the command line, or 143, SIGTERM; says what was written
 
 A message is one line: what was given, what is wanted, what to do next.
 """
@@ -36,6 +37,10 @@ class BadInput(RanpError, ValueError):
     exit_code = 2
 
 
+class PeerGone(BadInput):
+    """Another process of a torchrun job ended before its share was in."""
+
+
 class Infeasible(RanpError):
     """The request is well-formed, but no network meets it; `kinds`: the budgets that none meets."""
 
@@ -59,9 +64,11 @@ class GateExceeded(RanpError):
 
 
 class Stopped(RanpError):
-    """Ctrl-C on the command line; what was there was written."""
+    """Ctrl-C or SIGTERM on the command line; says what was written."""
 
-    exit_code = 130
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Interrupted(KeyboardInterrupt):

@@ -20,8 +20,8 @@ from .units import Graph, cost_of, measure_all
 from .verify import verify
 
 
-def scores_of(report: Report, job: Job, graph: Graph, found: Importance, how: dict[str, Any], loss: str | None,
-            sparsity: float | None) -> Scores:  # fmt: skip
+def scores_of(report: Report, job: Job, graph: Graph, found: Importance, how: dict[str, Any],
+              sparsity: float | None) -> Scores:  # fmt: skip
     """The scores and their balance: the mean and the share of each layer, and how many of its neurons they alone keep."""
     layers = {layer.name: values for layer, values in zip(graph.layers, found.scores, strict=True)}
     whole = sum(float(v.sum()) for v in found.scores) or 1.0
@@ -44,7 +44,6 @@ def scores_of(report: Report, job: Job, graph: Graph, found: Importance, how: di
         **how,
         "batches": found.batches,
         "model": {**job.about, "weights": job.weights_digest()},
-        "loss": loss,
     }
     sums = {layer.name: total for layer, total in zip(graph.layers, found.sums, strict=False) if total is not None}
     return Scores(layers, about, report, sums)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+DEFAULT = "cross_entropy"  # of integer targets; others have none
 IGNORE = -100  # torch's default, and how every ignored place is marked from `_classes` on
 IGNORE_TOO = 255  # what uint8 label maps use, ShapeNet's empty voxels among them
 
@@ -53,6 +54,14 @@ def load_loss(
     if not callable(function):
         raise BadInput(f"{what}: is {found_instead(function)}; wants a function loss(output, target)")
     return _OwnLoss(what, function)
+
+
+def loss_name(spec: Any) -> str:
+    """What a loss is called where scores say how they were taken; two of the same name are held to be the same."""
+    if spec is None or isinstance(spec, str):
+        return spec or DEFAULT
+    named = spec if hasattr(spec, "__qualname__") else type(spec)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ class _NamedLoss:
             if target.is_floating_point() or target.is_complex():
                 choices = ", ".join(_LOSSES)
                 raise BadInput(f"a {target.dtype} target has no default loss; give --loss: {choices} or file.py:Name")
-            name = "cross_entropy"
+            name = DEFAULT
         task = _Task(self.ignore_index, resize=len(outputs) > 1)
         terms = [_LOSSES[name](one, target, task) for one in outputs]
         return sum(terms[1:], start=terms[0])

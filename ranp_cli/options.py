@@ -10,10 +10,25 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from typer.core import TyperGroup
+
 from . import show
-from .checkpoint import check_output, write_atomic
+from .checkpoint import check_output, write_atomic, written
 from .config import INPUTS, merge, read_config
-from .errors import BadInput
+from .errors import BadInput, Stopped
+from .process import launched, leads, stopped_by
+
+
+class Commands(TyperGroup):
+    """The commands; Ctrl-C says a word, where typer leaves in silence."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            name, code = stopped_by()
+            files = f"written before: {', '.join(written)}" if written else "nothing was written"
+            raise Stopped(f"stopped by {name}; {files}", code) from None
 
 
 class Options:
@@ -101,13 +116,8 @@ class Options:
             **{k: self[k] for k in ("precision", "low_memory", "memory_limit")},
         }
 
-    @property
-    def leads(self) -> bool:
-        """Whether this process is the one of its job that prints and writes."""
-        return int(os.environ.get("RANK", "0")) == 0 or not launched()
-
     def progress(self, description: str, total: int | None) -> Any:
-        if self["quiet"] or not self.leads:
+        if self["quiet"] or not leads():
             return nullcontext(lambda: None)
         return show.progress(show.console(stderr=True), description, total)
 
@@ -136,11 +146,6 @@ class Options:
             write_html({**document, "memory": report.parts.get("memory", {})}, self["html"])
         if not self["quiet"]:
             show.show_report(document, self.page, self["depth"])
-
-
-def launched() -> bool:
-    """Whether torchrun (or what sets the same variables) started more than one process."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def shapes(given: Sequence[str]) -> list[tuple[int, ...]] | None:

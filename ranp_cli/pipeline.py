@@ -18,12 +18,13 @@ from .findings import pruned_of, scores_of
 from .fitting import fit
 from .importance import Importance
 from .latency import Stand
+from .losses import loss_name
 from .mask import Mask
 from .memory import STATES, Grounds, check_optimizer, memory_of, with_training
 from .refining import INITS, SlimRun
 from .report import Report, not_pruned
 from .resources import reweighting
-from .results import Pruned, Scores
+from .results import UNSAID, Pruned, Scores
 from .select import Selection, check
 from .shadow import labels_on_cpu
 from .spread import together
@@ -95,16 +96,15 @@ def score(model: nn.Module | str, batches: Any, *, loss: Any = None, ignore_inde
     source, example = first_batch(batches, batch_limit, seed)
     graph = job.analyse(report, example)
     job.draw(graph, score_init, seed)
-    how = {"criterion": criterion, "score_init": score_init}
-    if precision != "model":
-        how["precision"] = precision
-    named = loss if isinstance(loss, str) else None
-    going_on = None if resume is None else Scores.of(resume).resumed(job, graph, {**how, "seed": seed, "loss": named})
+    how = {"criterion": criterion, "score_init": score_init, "seed": seed, "precision": precision, "loss": loss_name(loss),
+           "ignore_index": UNSAID if ignore_index is None else ignore_index}  # fmt: skip
+    going_on = None if resume is None else Scores.of(resume).resumed(job, graph, how, source.most)
     ranking = Ranking.of("snip" if criterion == "snip" else "vanilla", criterion, "none", 0.0, 1, seed)
     with together(distributed, job.device) as spread:
+        spread.agree(source.length)
         way = replace(way, spread=spread, resumed=going_on, agreement=agreement_of(graph, ranking, sparsity))
         found = importances(report, job, graph, source, [criterion], loss, ignore_index, seed, progress, way)[criterion]
-    scores = scores_of(report, job, graph, found, {**how, "seed": seed}, named, sparsity)
+    scores = scores_of(report, job, graph, found, how, sparsity)
     if way.facts.get("stopped"):
         raise Interrupted(scores, found.batches)
     return scores

@@ -24,6 +24,7 @@ from .sums import Sum
 from .units import Graph
 
 SUM, REST = "ranp:sum:", "ranp:rest:"  # in a file of scores, before a layer's name
+UNSAID = "default"  # of an option that has no name for what it is by default
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Scores:
     """Importance of every neuron: `layers` maps a layer's name to its N_l scores, as the criterion gives them."""
 
     layers: dict[str, np.ndarray]
-    about: dict[str, Any]  # criterion, batches, model, loss
+    about: dict[str, Any]  # criterion, score_init, seed, precision, loss, ignore_index, batches, model
     report: Report = field(default_factory=lambda: Report("score"))
     sums: dict[str, Sum] = field(default_factory=dict)  # by layer: what the scores are the mean of, to go on from
 
@@ -75,14 +76,25 @@ class Scores:
             )
         return str(self.about["criterion"])
 
-    def resumed(self, job: Job, graph: Graph, how: dict[str, Any]) -> Importance:
-        """What `score` goes on from; BadInput when these scores were taken of something else."""
+    def resumed(self, job: Job, graph: Graph, how: dict[str, Any], most: int | None) -> Importance:
+        """What `score` goes on from; BadInput when these scores were taken of something else.
+
+        Args:
+            how: the options that they must have been taken with.
+            most: how many mini-batches there are, those of these scores among them; None when nobody knows.
+        """
         self.fits(job, how["criterion"])
+        taken = {"precision": "model", **self.about}  # which was not written down, once
+        if taken["precision"] == "auto":
+            raise BadInput("--resume: these scores were taken with --precision auto, which decides once, on the first "
+                           "mini-batch; score anew with bf16 or fp32 to go on from that")  # fmt: skip
         for key, value in how.items():
-            if value is not None and self.about.get(key, value) != value:
-                raise BadInput(
-                    f"--resume: these scores were taken with {key} {self.about[key]}, not {value}; give the same"
-                )
+            if taken.get(key) not in (None, value):  # None: not written down by the ranp that wrote the file
+                then, now = (_given(key, each) for each in (taken[key], value))
+                raise BadInput(f"--resume: these scores were taken {then}, not {now}; go on {then}, or score anew")
+        if most is not None and most < taken["batches"]:
+            raise BadInput(f"--resume: these are the scores of {taken['batches']} mini-batches, and --batch gives {most}; "
+                           "give the same --batch, and --batches of more than there are, or none")  # fmt: skip
         values = self.in_order(graph, job)
         if not self.sums:
             raise BadInput("--resume: this file holds scores, but not their sums; score anew")
@@ -158,6 +170,12 @@ class Pruned:
         document = {"format": SLIM, "version": VERSION, **self.about, "mask": self.mask.to_dict()}
         document |= {"aliases": aliases, "buffers_outside_state": unsaved, "profile": kept}
         _write(path, to_bytes(tensors, document), self.report)
+
+
+def _given(key: str, value: Any) -> str:
+    """An option as it was given: `with --precision bf16`."""
+    option = f"--{key.replace('_', '-')}"
+    return f"without {option}" if value == UNSAID else f"with {option} {value}"
 
 
 def _write(path: str | Path, data: bytes, report: Report) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .criteria import Criterion
-from .errors import BadInput
+from .errors import BadInput, PeerGone
 from .gathers import Gather, add_up
 from .sums import Sum
 
@@ -29,10 +29,12 @@ class Spread:
     rank: int = 0
     size: int = 1
     device: str | torch.device = "cpu"
+    came: list[int] = field(default_factory=lambda: [0])  # how many items `mine` has seen, those of others too
 
     def mine(self, items: Iterable[T], start: int = 0) -> Iterator[tuple[int, T]]:
         """This process' share of what comes from number `start` on, each with its number."""
         for index, item in enumerate(items):
+            self.came[0] = index + 1
             if index >= start and (index - start) % self.size == self.rank:
                 yield index, item
 
@@ -44,17 +46,36 @@ class Spread:
         """Make the sums of all processes those of every one, in order of rank; the number of mini-batches of all."""
         if self.size == 1:
             return count
-        try:
+        self.agree(self.came[0])
+        with self._awaiting():
             total = sum(int(n) for n in self._all(torch.tensor([count])))
             for gather in gathers:
                 for criterion in gather.criteria:
                     self._merge(gather, criterion)
-        except RuntimeError as error:  # what gloo and NCCL raise when a peer is gone
-            raise BadInput(
-                f"process {self.rank} of {self.size}: another process of this job is gone ({str(error).splitlines()[0][:120]}); "
-                "nothing was written; its own message says why: mend that and start again"
-            ) from error
         return total
+
+    def agree(self, length: int | None) -> None:
+        """Raise BadInput, in every process, when they are not all given as many mini-batches; None: nobody knows."""
+        if self.size == 1:
+            return
+        with self._awaiting():
+            lengths = [int(n) for n in self._all(torch.tensor([-1 if length is None else length]))]
+        other = next((rank for rank, n in enumerate(lengths) if n != lengths[0]), None)
+        if other is not None and min(lengths) >= 0:
+            raise BadInput(
+                f"process 0 is given {lengths[0]} mini-batches and process {other} is given {lengths[other]}; every process "
+                "must see the same ones (no DistributedSampler): ranp shares them out itself"
+            )
+
+    @contextmanager
+    def _awaiting(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # what gloo and NCCL raise when a peer is gone
+            raise PeerGone(
+                f"process {self.rank} of {self.size}: another process of this job ended before its share was done; nothing "
+                "was written; what it said itself, or torchrun of it, says why: mend that and start again"
+            ) from error
 
     def _merge(self, gather: Gather, criterion: Criterion) -> None:
         sums = gather.sums[criterion.name]

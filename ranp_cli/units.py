@@ -325,17 +325,17 @@ def find_layers(ties: Ties, slots: dict[str, Slot], *runs: Run) -> list[Layer]:
 def split_by_owner(use: Any, owner: np.ndarray, places: list, slots: dict[str, Slot], ties: Ties) -> list:
     """(parameter, axis, neuron labels) of a layer's weight; several where it is put together from parameters."""
     if use.neurons is None:  # a single neuron, or neurons that no rule could follow: labels that nothing is tied to
-        slot = max(sorted(use.weight.origin), key=lambda name: int(np.prod(slots[name].shape)))
         given = use.how.get("axis", 1 if use.how.get("transposed") else 0)
         count = use.weight.shape[given]
+        slot = max(sorted(use.weight.origin), key=lambda name: (np.prod(slots[name].shape), count in slots[name].shape))
         fitting = [a for a, n in enumerate(slots[slot].shape) if n == count]
-        same_rank = use.weight.ndim == len(slots[slot].shape)
-        axis = given if (given in fitting and same_rank) or not fitting else fitting[0]
+        if not fitting:  # looked up from a table, say: a neuron is no slice of a parameter
+            return []
+        axis = given if given in fitting and use.weight.ndim == len(slots[slot].shape) else fitting[0]
         labels = ties.new(count)
         ties.fix(labels, "its only neuron" if count == 1 else "its neurons could not be followed", "")
         return [(slot, axis, labels.numpy())]
-    ids = use.neurons.numpy()
-    by = owner[ids]
+    by = owner[ids := use.neurons.numpy()]
     return [(*places[k], ids[by == k]) for k in dict.fromkeys(by.tolist()) if k >= 0]
 
 

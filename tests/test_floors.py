@@ -60,7 +60,7 @@ FLOORS = [
         "html",
     },
     {"steps", "fitting", "results", "findings", "pipeline", "comparison", "profiling"},
-    {"__init__", "__main__", "options", "cli"},
+    {"__init__", "__main__", "process", "options", "cli"},
 ]
 FLOOR = {name: k for k, names in enumerate(FLOORS) for name in names}
 FILES = sorted(p for p in ROOT.rglob("*.py") if "models" not in p.parts)

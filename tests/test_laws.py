@@ -8,6 +8,7 @@ import laws
 import pytest
 import torch
 import zoo
+import zoo_calls  # noqa: F401 - its networks join zoo.CASES
 
 import ranp_cli as ranp
 from ranp_cli import rules

@@ -524,14 +524,60 @@ def test_one_goes_on_with_the_same_only(tmp_path):
     ranp.score(blocks(), batches(2), loss="cross_entropy").save(path)
     with pytest.raises(BadInput, match="criterion 'neuron' was asked, the scores are of 'mpmg-sum'"):
         ranp.score(blocks(), batches(), criterion="neuron", resume=path)
-    with pytest.raises(BadInput, match="taken with seed 0, not 1; give the same"):
+    with pytest.raises(BadInput, match="taken with --seed 0, not with --seed 1; go on with --seed 0"):
         ranp.score(blocks(), batches(), seed=1, resume=path)
-    with pytest.raises(BadInput, match="taken with loss cross_entropy, not dice"):
+    with pytest.raises(BadInput, match="taken with --loss cross_entropy, not with --loss dice"):
         ranp.score(blocks(), batches(), loss="dice", resume=path)
     with pytest.raises(BadInput, match="of another network"):
         ranp.score(unet3d(7, 4, 1, 3), batches(), resume=path)
     with pytest.raises(BadInput, match="of other weights"):
         ranp.score(Blocks(), batches(), resume=path)
+
+
+def own_loss(output, target):
+    return F.cross_entropy(output, target)
+
+
+HOW = [{}, {"loss": "dice"}, {"loss": own_loss}, {"precision": "fp64"}, {"ignore_index": 0}, {"score_init": "glorot"}]
+
+
+@pytest.mark.parametrize("then", HOW, ids=str)
+def test_sums_of_two_kinds_are_never_mixed(then, tmp_path):
+    path = tmp_path / "scores.safetensors"
+    ranp.score(blocks(), batches(1), **then).save(path)
+    assert ranp.score(blocks(), batches(2), resume=path, **then).about["batches"] == 2
+    for now in HOW:
+        if now != then:
+            with pytest.raises(BadInput, match=r"these scores were taken with(out)? --.*; go on with(out)? --"):
+                ranp.score(blocks(), batches(2), resume=path, **now)
+
+
+def test_the_default_loss_by_its_name_is_the_same():
+    some = ranp.score(blocks(), batches(1))
+    assert same(ranp.score(blocks(), batches(2), loss="cross_entropy", resume=some), ranp.score(blocks(), batches(2)))
+
+
+def test_scores_of_an_older_ranp_are_gone_on_from():
+    some = ranp.score(blocks(), batches(1))
+    some.about = {**some.about, "loss": None}
+    del some.about["precision"], some.about["ignore_index"]
+    assert same(ranp.score(blocks(), batches(2), resume=some), ranp.score(blocks(), batches(2)))
+    with pytest.raises(BadInput, match="taken with --precision model, not with --precision bf16"):
+        ranp.score(blocks(), batches(2), precision="bf16", resume=some)
+
+
+def test_scores_by_auto_are_not_gone_on_from():
+    some = ranp.score(blocks(), batches(1), precision="auto")
+    with pytest.raises(BadInput, match="taken with --precision auto, which decides once"):
+        ranp.score(blocks(), batches(2), precision="bf16", resume=some)
+
+
+def test_there_are_no_fewer_mini_batches_than_before():
+    some = ranp.score(blocks(), batches(2))
+    assert same(ranp.score(blocks(), batches(2), resume=some), some)
+    for source, limit in ((batches(3), 1), (lambda: iter(batches(3)), 1), (batches(1), None)):
+        with pytest.raises(BadInput, match="these are the scores of 2 mini-batches, and --batch gives 1"):
+            ranp.score(blocks(), source, batch_limit=limit, resume=some)
 
 
 def stopping(after):

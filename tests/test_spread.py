@@ -26,6 +26,28 @@ def loader(n=5):
 
 def three():
     return loader(3)
+
+def uneven():
+    return loader(3 if os.environ.get("RANK") == "1" else 5)
+
+class Sized:
+    def __len__(self):
+        return 3 if os.environ.get("RANK") == "1" else 5
+    def __iter__(self):
+        yield from loader(1)
+        raise ValueError("this is not read so far")
+
+sized = Sized()
+
+def broken():
+    yield from loader(1)
+    raise ValueError("the disk is gone")
+
+def broken_once():
+    yield from loader(2)
+    if os.environ.get("RANK") == "1":
+        raise ValueError("the disk is gone")
+    yield from three()
 """
 
 
@@ -127,7 +149,7 @@ def test_the_others_say_that_one_is_gone(folder):
     code, _, err = done(first)
     assert code == 2
     line = err.strip().splitlines()[-1]
-    assert line.startswith("ranp: error: process 0 of 2: another process of this job is gone (")
+    assert line.startswith("ranp: error: process 0 of 2: another process of this job ended before its share was")
     assert "nothing was written" in line
     assert not list(folder.glob("*none*"))
 
@@ -144,3 +166,22 @@ def test_auto_is_no_matter_for_many(folder):
     code, _, err = done(start(arguments, folder, RANK="0", WORLD_SIZE="2"))
     assert code == 2
     assert "--precision auto decides on one process' first mini-batch" in err
+
+
+UNEVEN = "process 0 is given 5 mini-batches and process 1 is given 3; every process must see the same ones"
+
+
+@pytest.mark.parametrize(("loader", "line"), [
+    ("sized", UNEVEN), pytest.param("uneven", UNEVEN, marks=pytest.mark.slow),
+    pytest.param("broken", "mini-batch 1: ValueError: the disk is gone", marks=pytest.mark.slow),
+    ("broken_once", "mini-batch 2: ValueError: the disk is gone"),
+])  # fmt: skip
+def test_torchrun_shows_one_line(loader, line, folder):
+    """Whether every process has it to say or one of them."""
+    code, out, err = done(
+        start(["score", MODEL, "--batch", f"loader.py:{loader}", "-o", "none.safetensors"], folder, 2)
+    )
+    assert code == 1  # torchrun's own
+    assert [line in said for said in err.splitlines() if said.startswith("ranp:")] == [True]
+    assert not out
+    assert not list(folder.glob("*none*"))

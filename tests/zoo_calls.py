@@ -86,6 +86,29 @@ def attention() -> nn.Module:  # one head over voxels: queries and keys are cont
                down=nn.Linear(12, 6), head=nn.Linear(6, 3))  # fmt: skip
 
 
+class Positions(nn.Module):
+    """MViT's relative positions: a table of vectors, looked up by the distance of every pair of voxels along an axis."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(2 * size - 1, width))
+        self.register_buffer("distance", torch.arange(size)[:, None] - torch.arange(size) + size - 1)
+
+    def forward(self, q: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("bhwc,hkc->bhwk", q, self.table[self.distance])
+
+
+@case(units=6 + 6 + 3, fixed=("contracted with computed values (attention)",))
+def relative_positions() -> nn.Module:  # the table is no layer: none of its axes is that of the pairs
+    def run(m: Any, x: torch.Tensor) -> torch.Tensor:
+        y = F.max_pool3d(F.relu(m.stem(x)), (8, 1, 1))[:, :, 0].permute(0, 2, 3, 1)
+        q = m.q(y)
+        weights = torch.softmax(torch.einsum("bhwc,bkwc->bhwk", q, q) + m.positions(q), -1)
+        return m.head(torch.einsum("bhwk,bkwc->bhwc", weights, y).mean((1, 2)))
+
+    return Net(run, stem=conv(2, 6), q=nn.Linear(6, 6), positions=Positions(8, 6), head=nn.Linear(6, 3))
+
+
 @case(units=6 + 4 + 3 + 2)
 def returns_a_dict() -> nn.Module:  # and a list with None in it
     def run(m: Any, x: torch.Tensor) -> Any:
@@ -138,7 +161,7 @@ def unfolded() -> nn.Module:  # windows as channels: C * 3 * 3, channel first
 def transposed_in_place() -> nn.Module:  # as recurrent layers do it; as many channels as slices
     def run(m: Any, x: torch.Tensor) -> torch.Tensor:
         y = torch.relu(m.a(x)[:, :, :6].contiguous().transpose_(1, 2))
-        return m.c(F.relu(m.b(y.transpose(1, 2))).unsqueeze_(1).squeeze_(1))
+        return m.c((F.relu(m.b(y.transpose(1, 2))) * 1).unsqueeze_(1).squeeze_(1))
 
     return Net(run, a=conv(2, 6), b=conv(6, 5), c=conv(5, 3))
 
