@@ -25,9 +25,9 @@ class State:
         self.values += [(mine[name], parameters[name]) for name in written if name in mine]
         self.memory = [(p, p.data) for p in mine.values()]
         self.places: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        if isinstance(twin, torch.jit.ScriptModule):
-            return
         for module, given in zip(twin.modules(), model.modules(), strict=True):
+            if isinstance(module, torch.jit.ScriptModule):  # its attributes are compiled in
+                continue
             self.places += [(module._buffers, dict(module._buffers)), (vars(module), dict(vars(module)))]
             for key, value in vars(given).items():
                 there = vars(module).get(key)
