@@ -63,7 +63,7 @@ class Uneven(nn.Module):
 
 
 @pytest.mark.parametrize("method", ["vanilla", "random"])
-@pytest.mark.parametrize("budget", ["params=12%", "macs=25%", "forward-mem=70%"])
+@pytest.mark.parametrize("budget", [pytest.param("params=12%", marks=pytest.mark.slow), "macs=25%", "forward-mem=70%"])
 def test_no_neuron_that_stays_out_would_fit(budget, method):
     """By trying each: the budget is full, or every single one of them is too much."""
     model = Uneven()

@@ -62,7 +62,10 @@ def ended(*arguments, sends="SIGINT"):
     return ran.returncode, ran.stderr
 
 
-@pytest.mark.parametrize(("sends", "code", "name"), [("SIGINT", 130, "Ctrl-C"), ("SIGTERM", 143, "SIGTERM")])
+@pytest.mark.parametrize(
+    ("sends", "code", "name"),
+    [("SIGINT", 130, "Ctrl-C"), pytest.param("SIGTERM", 143, "SIGTERM", marks=pytest.mark.slow)],
+)
 def test_score_saves_what_is_there_and_hears_it_once(sends, code, name, here):
     """Ctrl-C follows at once, and once more while the interpreter ends."""
     saved = ended("score", MODEL, "--batch", "loader.py:stops", "-o", "s.safetensors", sends=sends)

@@ -122,6 +122,7 @@ def test_they_go_on_together(folder):
     assert (folder / "whole.safetensors").read_bytes() == (folder / "one.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_process_without_a_share_does_no_harm(folder):
     few = ["score", MODEL, "--batch", "loader.py:three", "--batches", "1", "-q", "-o"]
     assert done(start([*few, "alone.safetensors"], folder))[0] == 0
@@ -139,6 +140,7 @@ def test_a_process_that_dies_ends_the_job_under_torchrun(folder):
     assert not list(folder.glob("*none*"))
 
 
+@pytest.mark.slow
 def test_the_others_say_that_one_is_gone(folder):
     """Without torchrun, which would stop them: each finds out for itself."""
     port = 29500 + os.getpid() % 2000
@@ -171,9 +173,10 @@ def test_auto_is_no_matter_for_many(folder):
 UNEVEN = "process 0 is given 5 mini-batches and process 1 is given 3; every process must see the same ones"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loader", "line"), [
-    ("sized", UNEVEN), pytest.param("uneven", UNEVEN, marks=pytest.mark.slow),
-    pytest.param("broken", "mini-batch 1: ValueError: the disk is gone", marks=pytest.mark.slow),
+    ("sized", UNEVEN), ("uneven", UNEVEN),
+    ("broken", "mini-batch 1: ValueError: the disk is gone"),
     ("broken_once", "mini-batch 2: ValueError: the disk is gone"),
 ])  # fmt: skip
 def test_torchrun_shows_one_line(loader, line, folder):
