@@ -7,7 +7,7 @@ import io
 import random
 import warnings
 from collections.abc import Callable, Container, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -221,29 +221,24 @@ class NoDropout(TorchFunctionMode):
 @contextmanager
 def in_checkpoints(during: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
     """What torch.utils.checkpoint runs again in the backward pass runs under `during`: torch's function modes do not get there."""
+    from unittest.mock import patch  # not before it is needed: it brings asyncio
+
     hook, again = checkpoint._recomputation_hook, checkpoint.CheckpointFunction.backward
 
-    class Recomputation(hook):  # type: ignore[misc, valid-type]
-        def __enter__(self) -> Any:
-            self.stack = ExitStack()
-            self.stack.enter_context(during())
-            return super().__enter__()
-
-        def __exit__(self, *error: Any) -> Any:
-            with self.stack:
-                return super().__exit__(*error)
+    @contextmanager
+    def recomputation(*given: Any) -> Iterator[None]:
+        with during(), hook(*given):
+            yield
 
     def backward(ctx: Any, *grads: Any) -> Any:
         with during():
             return again(ctx, *grads)
 
-    checkpoint._recomputation_hook = Recomputation  # type: ignore[misc]
-    checkpoint.CheckpointFunction.backward = staticmethod(backward)  # type: ignore[method-assign]
-    try:
+    with (
+        patch.object(checkpoint, "_recomputation_hook", recomputation),
+        patch.object(checkpoint.CheckpointFunction, "backward", staticmethod(backward)),
+    ):
         yield
-    finally:
-        checkpoint._recomputation_hook = hook  # type: ignore[misc]
-        checkpoint.CheckpointFunction.backward = staticmethod(again)  # type: ignore[method-assign]
 
 
 def labels_on_cpu(function: Callable[P, R]) -> Callable[P, R]:
