@@ -18,8 +18,9 @@ from .criteria import Criterion
 from .errors import USER_EXCEPTIONS, BadInput
 from .example import Example
 from .gathers import Gather, MaskGather, WeightGather, add_up, mean_of, rows_of
+from .planning import Plan, Setting, plan
 from .precision import AGREE, HALF, SCALE, Kernels, autocast, cast, cast_batch, channels_last, has_fast_bf16, whole
-from .recompute import Plan, Recompute, plan
+from .recompute import Recompute
 from .shadow import NoDropout, copy_on, each, in_checkpoints, map_tensors, seeded
 from .spread import Spread
 from .state import State
@@ -189,8 +190,8 @@ class Scorer:
     def _pass(self, index: int, batch: Any) -> None:
         args, kwargs, target = map_tensors((batch.args, batch.kwargs, batch.target), self._send)
         args, kwargs, target = cast_batch((args, kwargs, target), self.precision)
-        most = self.plan.most if self.plan else None
-        again = None if most is None else Recompute(most, self.twin.buffers())
+        plan = self.plan
+        again = None if plan is None or plan.most is None else Recompute(plan.most, self.twin.buffers(), plan.row)
         with again or nullcontext():
             try:
                 laid = channels_last((args, kwargs)) if self.layout else (args, kwargs)
@@ -234,21 +235,27 @@ class Scorer:
 
     def _plan(self, batch: Any) -> None:
         before, self.planned = self.plan, elements(batch)
-        self.plan = plan(self.model, self.graph, Example(batch.args, batch.kwargs), self.way.memory_limit, self.layout)
+        self.plan = self._plan_for(batch, self.way.memory_limit)
         if before is None or self.plan.peak > before.peak:
             self._say()
 
+    def _plan_for(self, batch: Any, limit: int | None) -> Plan:
+        setting = Setting(self.layout, self.precision, self.device.type)
+        return plan(self.model, self.graph, Example(batch.args, batch.kwargs), limit, setting)
+
     def _say(self) -> None:
         assert self.plan is not None
-        self.way.facts["foretold_peak_bytes"] = self.plan.peak
+        self.way.facts.update(foretold_peak_bytes=self.plan.peak, plain_peak_bytes=self.plan.plain)
         if self.plan.most is not None:
             self.way.facts["computed_twice"] = {
                 "macs_per_element": self.plan.most,
                 "share_of_forward": round(self.plan.again, 4),
             }
-        what = f"what takes up to {self.plan.most} multiply-adds an element is computed twice ({self.plan.again:.0%} of a forward pass)"
-        self.way.note(f"{'nothing is computed twice' if self.plan.most is None else what}; scoring then has its peak at "
-                      f"{shown('train-mem', self.plan.peak)}, as foretold")  # fmt: skip
+        what = "nothing is computed twice"
+        if self.plan.most is not None:
+            what = f"what takes up to {self.plan.most:.0f} multiply-adds an element is computed twice ({self.plan.again:.0%} of a forward pass)"
+        self.way.note(f"{what}; scoring then has its peak at {shown('train-mem', self.plan.peak)}, "
+                      f"{self.plan.peak / self.plan.plain:.0%} of a plain pass', as foretold")  # fmt: skip
 
     def _make_room(self, batch: Any, error: torch.OutOfMemoryError) -> None:
         """The device is full: go on with the plan of the lowest peak, if that was not yet the plan."""
@@ -261,7 +268,7 @@ class Scorer:
             gather.drop_batch()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.plan = plan(self.model, self.graph, Example(batch.args, batch.kwargs), None, self.layout)
+        self.plan = self._plan_for(batch, None)
         self.way.note("the device ran out of memory: scoring goes on as with --low-memory")
         self._say()
 

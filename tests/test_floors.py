@@ -28,6 +28,7 @@ FLOORS = [
         "gathers",
         "precision",
         "recompute",
+        "planning",
         "spread",
         "importance",
         "resources",
