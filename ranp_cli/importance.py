@@ -19,7 +19,19 @@ from .errors import USER_EXCEPTIONS, BadInput
 from .example import Example
 from .gathers import Gather, MaskGather, WeightGather, add_up, mean_of, rows_of
 from .planning import Plan, Setting, plan
-from .precision import AGREE, HALF, SCALE, Kernels, autocast, cast, cast_batch, channels_last, has_fast_bf16, whole
+from .precision import (
+    AGREE,
+    HALF,
+    SCALE,
+    Kernels,
+    autocast,
+    cast,
+    cast_batch,
+    channels_last,
+    has_fast_bf16,
+    reproducible,
+    whole,
+)
 from .recompute import Recompute
 from .shadow import NoDropout, copy_on, each, in_checkpoints, map_tensors, seeded
 from .spread import Spread
@@ -75,6 +87,7 @@ def score(model: nn.Module, graph: Graph, batches: Any, loss: Callable[[Any, Any
     first = way.resumed.batches if way.resumed else 0
     with ExitStack() as during:
         during.enter_context(seeded(seed))  # what a loader draws
+        during.enter_context(reproducible())
         for gather in scorer.gathers:
             during.enter_context(gather.watching())
         try:

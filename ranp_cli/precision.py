@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -28,6 +29,17 @@ def has_fast_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(has.get(name, False) for name in ("amx_bf16", "avx512_bf16", "avx10_2", "bf16"))
+
+
+@contextmanager
+def reproducible() -> Iterator[None]:
+    """cuDNN takes algorithms that give the same bits each time; which one is fastest it tries if the caller has said so."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 def cast(twin: nn.Module, precision: str) -> nn.Module:

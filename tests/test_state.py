@@ -310,3 +310,17 @@ def test_the_least_that_is_named_is_enough():
         ranp.score(Base(), batches(1, 24), memory_limit="1KiB")
     least = str(error.value).split("needs at least ")[1].split(";")[0].replace(" ", "")
     ranp.score(Base(), batches(1, 24), memory_limit=least)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_cudnn_is_asked_for_the_same_bits_and_is_as_it_was_afterwards(before, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", before, raising=True)
+    seen = []
+
+    def loss(output, target):
+        seen.append(torch.backends.cudnn.deterministic)
+        return torch.nn.functional.cross_entropy(output, target)
+
+    ranp.score(Base(), batches(1), loss=loss)
+    assert seen == [True]
+    assert torch.backends.cudnn.deterministic is before

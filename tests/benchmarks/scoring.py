@@ -4,7 +4,8 @@ In one run, turn by turn, for each network: `ranp.score`'s pass as it is, with `
 `--low-memory`; the floor (a plain fp32 forward and backward, as a user would write it); a step of SGD with momentum; the
 explicit-mask way (a copy of the model whose every weight is multiplied by a mask, as SNIP codes do); and the Taylor importance
 of torch-pruning, where it is installed (its groups are found beforehand, which takes a while and is not counted). Time is
-the median of `--repeats`; memory the peak of torch's CPU allocator over one more run, beyond the weights, the same for all.
+the median of `--repeats`; memory the peak of torch's allocator (of the CPU or, with `--device cuda`, of the GPU) over one more
+run, beyond the weights, the same for all.
 How far bf16 scores agree with those of fp32: Spearman's rank correlation over all neurons, and the neurons that both keep
 at a sparsity of 0.78 (RANP, by FLOPs) as a share of those that fp32 keeps.
 """
@@ -45,6 +46,7 @@ from ranp_cli.units import Graph, analyse
 MARKS = "<!-- scoring -->", "<!-- end of scoring -->"
 GROWTH_MARKS = "<!-- growth -->", "<!-- end of growth -->"
 SPARSITY = 0.78
+CPU = torch.device("cpu")
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -121,9 +123,21 @@ def taylor(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Callable[[], A
     return run
 
 
-def peak(run: Callable[[], Any]) -> int:
-    """The most that torch's CPU allocator has handed out during a run, in bytes, beyond what was there before."""
+def synchronized(run: Callable[[], Any], device: torch.device) -> None:
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak(run: Callable[[], Any], device: torch.device = CPU) -> int:
+    """The most that torch's allocator has handed out during a run, in bytes, beyond what was there before."""
     gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        synchronized(run, device)
+        return torch.cuda.max_memory_allocated() - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
         run()
     events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -142,17 +156,18 @@ def agreement(graph: Graph, one: Importance, two: Importance) -> tuple[float, fl
     return float(np.corrcoef(*map(ranks, flat))[0, 1]), float((kept[0] & kept[1]).sum() / kept[0].sum())
 
 
-def rows_of(name: str, repeats: int) -> dict[str, Any]:
+def rows_of(name: str, repeats: int, device: torch.device) -> dict[str, Any]:
     torch.manual_seed(0)
     build, make = NETWORKS[name]
     model, (x, y) = build().train(), make()
     graph = analyse(model, Example((x,)))
+    model, x, y = model.to(device), x.to(device), y.to(device)
     batches = [CalibrationBatch((x,), {}, y)]
     found: dict[str, Importance] = {}
 
     def ours(key: str, **way: Any) -> Callable[[], None]:
         def run() -> None:
-            found[key] = score(model, graph, batches, F.cross_entropy, [criterion("mpmg-sum")], torch.device("cpu"), way=Way(**way))["mpmg-sum"]  # fmt: skip
+            found[key] = score(model, graph, batches, F.cross_entropy, [criterion("mpmg-sum")], device, way=Way(**way))["mpmg-sum"]  # fmt: skip
 
         return run
 
@@ -180,11 +195,11 @@ def rows_of(name: str, repeats: int) -> dict[str, Any]:
         for way, run in ways.items():
             model.zero_grad(set_to_none=True)
             start = time.perf_counter()
-            run()
+            synchronized(run, device)
             seconds[way].append(time.perf_counter() - start)
     for way, run in ways.items():
         model.zero_grad(set_to_none=True)
-        peaks[way] = peak(run)
+        peaks[way] = peak(run, device)
     correlation, kept = agreement(graph, found["fp32"], found["bf16"])
     equal = all(np.array_equal(a, b) for a, b in zip(found["fp32"].scores, found["low"].scores, strict=True))
     return {
@@ -231,7 +246,7 @@ def growth(repeats: int) -> list[dict[str, Any]]:
             batches = [CalibrationBatch((x,), {}, y)] * count
 
             def run(model: nn.Module = model, graph: Graph = graph, batches: Any = batches) -> None:
-                score(model, graph, batches, F.cross_entropy, [criterion("mpmg-sum")], torch.device("cpu"))
+                score(model, graph, batches, F.cross_entropy, [criterion("mpmg-sum")], CPU)
 
             seconds = []
             for _ in range(repeats):
@@ -258,6 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("networks", nargs="*", help=f"of {', '.join(NETWORKS)}; all by default")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", type=torch.device, default=CPU, help="cpu or cuda")
     parser.add_argument("--growth", action="store_true", help="the table of growth instead")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--write", metavar="README", help="put the table between the marks of this file")
@@ -272,10 +288,11 @@ def main() -> None:
         return
     rows = []
     for name in options.networks or NETWORKS:
-        rows.append(rows_of(name, options.repeats))
+        rows.append(rows_of(name, options.repeats, options.device))
         print(json.dumps(rows[-1]), file=sys.stderr)
     if options.json:
-        about = {"threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.processor()}
+        machine = torch.cuda.get_device_name() if options.device.type == "cuda" else platform.processor()
+        about = {"threads": torch.get_num_threads(), "torch": torch.__version__, "machine": machine}
         Path(options.json).write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     if options.write:
         put(Path(options.write), markdown(rows), MARKS)
