@@ -85,3 +85,24 @@ def nearest(given: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
     guess = f"; did you mean '{close[0]}'?" if close else ""
     return f"{guess} (known: {', '.join(known)})"
+
+
+def in_words(error: BaseException, most: int = 200) -> str:
+    """`TypeError: what it says (at model.py:12)`: what the user's code raised, and where in that code."""
+    where, text = user_line(error), " ".join(str(error).split())[:most]
+    return f"{type(error).__name__}: {text}{f' (at {where})' if where else ''}"
+
+
+def user_line(error: BaseException) -> str:
+    """The innermost line of the user's code that an exception passed, as file:line."""
+    where, tb = "", error.__traceback__
+    while tb is not None:
+        file = tb.tb_frame.f_code.co_filename
+        if (
+            "/torch/" not in file
+            and "ranp_cli/" not in file.replace("ranp_cli/models", "")
+            and not file.startswith("<")
+        ):
+            where = f"{file.rpartition('/')[2]}:{tb.tb_lineno}"
+        tb = tb.tb_next
+    return where

@@ -322,3 +322,12 @@ def rows_of(t: Tensor, layer: Layer) -> Tensor:
         g = layer.groups
         return t.reshape(g, t.shape[0] // g, t.shape[1], -1).transpose(1, 2).reshape(g * t.shape[1], -1)
     return t.movedim(layer.axis, 0).reshape(t.shape[layer.axis], -1)
+
+
+def norms(model: nn.Module, graph: Graph, criterion: Criterion) -> list[np.ndarray]:
+    """Norms of the weights of each neuron, by layer: what magnitude pruning goes by."""
+    weights = dict(named_tensors(model))
+    with torch.no_grad():
+        return [
+            criterion.over_weights(rows_of(weights[layer.slot].double(), layer)).cpu().numpy() for layer in graph.layers
+        ]

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from .budget import shown
 from .criteria import Criterion
-from .errors import USER_EXCEPTIONS, BadInput
+from .errors import USER_EXCEPTIONS, BadInput, in_words
 from .example import Example
-from .gathers import Gather, MaskGather, WeightGather, add_up, mean_of, rows_of
+from .gathers import Gather, MaskGather, WeightGather, add_up, mean_of
 from .planning import Plan, Setting, plan
 from .precision import (
     AGREE,
@@ -37,7 +37,7 @@ from .shadow import NoDropout, copy_on, each, in_checkpoints, map_tensors, seede
 from .spread import Spread
 from .state import State
 from .sums import Sum, undivided
-from .units import Graph, Layer, named_tensors, user_line
+from .units import Graph, Layer, named_tensors
 
 
 @dataclass(frozen=True)
@@ -252,9 +252,9 @@ class Scorer:
         if before is None or self.plan.peak > before.peak:
             self._say()
 
-    def _plan_for(self, batch: Any, limit: int | None) -> Plan:
+    def _plan_for(self, batch: Any, limit: int | None, least: bool = False) -> Plan:
         setting = Setting(self.layout, self.precision, self.device.type)
-        return plan(self.model, self.graph, Example(batch.args, batch.kwargs), limit, setting)
+        return plan(self.model, self.graph, Example(batch.args, batch.kwargs), limit, setting, least)
 
     def _say(self) -> None:
         assert self.plan is not None
@@ -271,18 +271,20 @@ class Scorer:
                       f"{self.plan.peak / self.plan.plain:.0%} of a plain pass', as foretold")  # fmt: skip
 
     def _make_room(self, batch: Any, error: torch.OutOfMemoryError) -> None:
-        """The device is full: go on with the plan of the lowest peak, if that was not yet the plan."""
-        if self.plan is not None and self.plan.most is not None:
-            raise BadInput(
-                f"the device has too little memory for a mini-batch ({str(error).splitlines()[0]}); "
-                "give smaller mini-batches or smaller inputs"
-            ) from error
+        """The device is full: go on as with --low-memory, and where that was not enough, with the plan of the lowest peak."""
         for gather in self.gathers:
             gather.drop_batch()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.plan = self._plan_for(batch, None)
-        self.way.note("the device ran out of memory: scoring goes on as with --low-memory")
+        before = self.plan
+        self.plan = self._plan_for(batch, None, least=before is not None)
+        if before is not None and self.plan.peak >= before.peak:
+            raise BadInput(
+                f"the device has too little memory for a mini-batch ({str(error).splitlines()[0]}); "
+                "give smaller mini-batches or smaller inputs"
+            ) from error
+        how = "as with --low-memory" if before is None else "computing more of it twice"
+        self.way.note(f"the device ran out of memory: scoring goes on {how}")
         self._say()
 
     def _decide(self) -> None:
@@ -316,15 +318,6 @@ class Scorer:
         self.way.facts["precision"] = "bf16" if self.precision == "bf16" else "fp32"
 
 
-def norms(model: nn.Module, graph: Graph, criterion: Criterion) -> list[np.ndarray]:
-    """Norms of the weights of each neuron, by layer: what magnitude pruning goes by."""
-    weights = dict(named_tensors(model))
-    with torch.no_grad():
-        return [
-            criterion.over_weights(rows_of(weights[layer.slot].double(), layer)).cpu().numpy() for layer in graph.layers
-        ]
-
-
 def elements(batch: Any) -> int:
     """How many numbers the inputs of a mini-batch have."""
     return sum(t.numel() for t in each(Tensor, batch.args, batch.kwargs))
@@ -337,11 +330,9 @@ def run_model(model: nn.Module, args: Any, kwargs: Any, index: int) -> Any:
         raise  # mended where it is known how, or told
     except USER_EXCEPTIONS as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in each(Tensor, args, kwargs))
-        where = user_line(error)
-        text = " ".join(str(error).split())[:300]
         raise BadInput(
-            f"the model fails on mini-batch {index}, of shape {shapes}: {type(error).__name__}: {text}"
-            f"{f' (at {where})' if where else ''}; every mini-batch must be of a shape and dtype that the model takes"
+            f"the model fails on mini-batch {index}, of shape {shapes}: {in_words(error, 300)}; "
+            "every mini-batch must be of a shape and dtype that the model takes"
         ) from error
 
 
@@ -355,10 +346,9 @@ def run_backward(value: Tensor, index: int) -> None:
         last = traceback.extract_tb(error.__traceback__)[-1].filename
         if Path(last).parent == Path(__file__).parent:
             raise  # a defect of ours
-        where = user_line(error)
         raise BadInput(
-            f"the backward pass of the model fails on mini-batch {index}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]}{f' (at {where})' if where else ''}; it must be one that can be trained"
+            f"the backward pass of the model fails on mini-batch {index}: {in_words(error, 300)}; "
+            "it must be one that can be trained"
         ) from error
 
 

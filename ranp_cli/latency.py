@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from .budget import Limit, infeasible
-from .errors import USER_EXCEPTIONS, BadInput
+from .errors import USER_EXCEPTIONS, BadInput, in_words
 from .example import Example
 from .memory import plain_loss
 from .shadow import copy_on, labels_on_cpu, map_tensors, seeded
-from .units import Layer, user_line
+from .units import Layer
 
 T = TypeVar("T")
 Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], Any]]]
@@ -193,11 +193,9 @@ def race(works: Sequence[Work], device: torch.device, sure: bool = True) -> Race
                 for work, seen in turn if len(times[0]) % 2 else turn[::-1]:
                     seen.append(once(work, device))
         except USER_EXCEPTIONS as error:
-            where = user_line(error)
-            text = " ".join(str(error).split())[:200]
             raise BadInput(
                 f"the time of {'a training step' if isinstance(works[0], Step) else 'a forward pass'} on {works[0].example} "
-                f"cannot be measured on {device}: {type(error).__name__}: {text}{f' (at {where})' if where else ''}; "
+                f"cannot be measured on {device}: {in_words(error)}; "
                 "give a --batch-size or --input that it can run, or another --device"
             ) from error
     return Race(tuple(statistics.median(seen) for seen in times), len(times[0]))

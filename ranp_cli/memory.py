@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from .autocast import DTYPE, Autocast
-from .errors import USER_EXCEPTIONS, BadInput, nearest
+from .errors import USER_EXCEPTIONS, BadInput, in_words, nearest
 from .example import Example
 from .meter import LOSS, Meter
 from .shadow import labels_on_cpu, seeded, shadow, tensors_in, to_meta
-from .units import named_tensors, user_line
+from .units import named_tensors
 
 STATES = {
     "sgd": 0,
@@ -180,11 +180,10 @@ def _measured(
 
 
 def not_foretold(error: BaseException, training: bool, example: Example) -> BadInput:
-    where, text = user_line(error), " ".join(str(error).split())
     return BadInput(
         f"the memory of {'a training step' if training else 'a forward pass'} cannot be foretold on {example}: "
-        f"{type(error).__name__}: {text[:200]}{f' (at {where})' if where else ''}"
-        + ("; a batch norm needs more samples: give --batch-size 2" if ONE_VALUE in text else "")
+        f"{in_words(error)}"
+        + ("; a batch norm needs more samples: give --batch-size 2" if ONE_VALUE in str(error) else "")
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .autocast import Autocast
 from .budget import shown
-from .errors import USER_EXCEPTIONS, BadInput, Infeasible
+from .errors import USER_EXCEPTIONS, BadInput, Infeasible, in_words
 from .example import Example
 from .memory import plain_loss
 from .meter import Meter
@@ -24,7 +24,7 @@ from .precision import HALF, Kernels, cast, cast_batch, channels_last, whole
 from .recompute import COSTLY, Recompute
 from .schema import op_name
 from .shadow import NoDropout, labels_on_cpu, seeded, shadow, tensors_in, to_meta
-from .units import Graph, named_tensors, user_line
+from .units import Graph, named_tensors
 
 LEVELS = 6  # between nothing that multiplies and everything, of what is computed twice
 ROWS = 1, 2  # costly ops that a recipe has at most
@@ -162,16 +162,23 @@ class Planner:
             )
         return next(plan for plan in plans if plan.peak <= NEAR * best)
 
+    def least(self) -> Plan:
+        """The plan of the lowest peak."""
+        return min(self.plans(), key=lambda plan: plan.peak)
 
-def plan(model: nn.Module, graph: Graph, example: Example, limit: int | None, setting: Setting) -> Plan:
-    """What to compute twice when a mini-batch of `example` is scored; see Planner.plan. Raises BadInput, Infeasible."""
+
+def plan(
+    model: nn.Module, graph: Graph, example: Example, limit: int | None, setting: Setting, least: bool = False
+) -> Plan:
+    """What to compute twice when a mini-batch of `example` is scored; see Planner. Raises BadInput, Infeasible."""
     try:
-        return planner(model, graph, example, setting).plan(limit)
+        found = planner(model, graph, example, setting)
+        return found.least() if least else found.plan(limit)
     except USER_EXCEPTIONS as error:
         if isinstance(error, (BadInput, Infeasible)):
             raise
         if setting.layout:  # code that wants its tensors in the order of their axes
-            return plan(model, graph, example, limit, replace(setting, layout=False))
+            return plan(model, graph, example, limit, replace(setting, layout=False), least)
         raise not_planned(error) from error
 
 
@@ -196,11 +203,7 @@ def planner(model: nn.Module, graph: Graph, example: Example, setting: Setting) 
 
 
 def not_planned(error: BaseException) -> BadInput:
-    where, text = user_line(error), " ".join(str(error).split())[:160]
-    return BadInput(
-        f"--low-memory: the memory of this model cannot be foretold ({type(error).__name__}: {text}"
-        f"{f' (at {where})' if where else ''}); leave it out"
-    )
+    return BadInput(f"--low-memory: the memory of this model cannot be foretold ({in_words(error)}); leave it out")
 
 
 def steps(prices: list[tuple[float, int]]) -> list[float]:

@@ -21,7 +21,8 @@ from .budget import limit
 from .criteria import criterion
 from .errors import BadInput, VerificationFailed, nearest
 from .example import Example
-from .importance import Importance, Way, norms, score
+from .gathers import norms
+from .importance import Importance, Way, score
 from .latency import place, time_layers, use_latencies
 from .losses import load_loss
 from .mask import Mask

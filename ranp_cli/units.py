@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from . import rules
 from .costs import Paper, costs
-from .errors import USER_EXCEPTIONS, BadInput, RuleFailure
+from .errors import USER_EXCEPTIONS, BadInput, RuleFailure, in_words
 from .example import Example
 from .labels import Labels, Reason, Ties
 from .shadow import labels_on_cpu, map_tensors, seeded, shadow, tensors_in, to_meta, to_real
@@ -213,12 +213,9 @@ def run(model: nn.Module, example: Example, ties: Ties, slots: dict[str, Slot], 
     except RuleFailure:
         raise
     except USER_EXCEPTIONS as error:
-        where = user_line(error)
-        text = " ".join(str(error).split())
         raise BadInput(
             f"the model fails in {'training' if training else 'eval'} mode on an input of shape {example}: "
-            f"{type(error).__name__}: {text[:300]}{f' (at {where})' if where else ''}; "
-            "give a --batch or --input of the shape and dtype that it takes"
+            f"{in_words(error, 300)}; give a --batch or --input of the shape and dtype that it takes"
         ) from error
 
 
@@ -266,21 +263,6 @@ def watch_features(model: nn.Module, tracer: Tracer, found: dict[str, Labels]) -
                     found[name] = tracer.labels(args[0])
 
             module.register_forward_pre_hook(hook)
-
-
-def user_line(error: BaseException) -> str:
-    """The innermost line of the user's code that an exception passed, as file:line."""
-    where, tb = "", error.__traceback__
-    while tb is not None:
-        file = tb.tb_frame.f_code.co_filename
-        if (
-            "/torch/" not in file
-            and "ranp_cli/" not in file.replace("ranp_cli/models", "")
-            and not file.startswith("<")
-        ):
-            where = f"{file.rpartition('/')[2]}:{tb.tb_lineno}"
-        tb = tb.tb_next
-    return where
 
 
 def find_layers(ties: Ties, slots: dict[str, Slot], *runs: Run) -> list[Layer]:

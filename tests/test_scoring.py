@@ -514,6 +514,24 @@ def test_out_of_memory_goes_on_with_recomputation():
     assert "computed_twice" in report["scoring"]
 
 
+class Tight(Full):
+    """A device for which even half is too much, but not the least."""
+
+    def forward(self, x):
+        mode = _get_current_dispatch_mode()
+        if x.device.type != "meta" and not (isinstance(mode, recompute.Recompute) and mode.most > 100):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return self.net(x)
+
+
+def test_out_of_memory_goes_down_to_the_least():
+    found = ranp.score(Tight(True), batches())
+    assert same(ranp.score(Full(False), batches()), found)
+    first, _, second, _ = found.report.to_dict()["notes"]
+    assert first.endswith("scoring goes on as with --low-memory")
+    assert second.endswith("scoring goes on computing more of it twice")
+
+
 class NeverFits(nn.Conv3d):
     def forward(self, x):
         if x.device.type != "meta":
