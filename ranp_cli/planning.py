@@ -30,7 +30,7 @@ LEVELS = 6  # between nothing that multiplies and everything, of what is compute
 ROWS = 1, 2  # costly ops that a recipe has at most
 TWICE = 1.0  # of the multiply-adds of a forward pass, at most so many are done again
 NEAR = 1.02  # a peak within 2 % of the least is as good
-SAME = 0.01
+SAME = 0.01  # so much apart, two foretellings of a plain pass are one story
 MATRICES = frozenset({"aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm"})  # what falls apart on meta has such in it
 SHARE = 0.5  # of the peak of a plain pass: what is asked for where nobody names a limit
 

@@ -28,7 +28,9 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(2, 1, 16, 16, 16, generator=g), torch.randint(3, (2, 16, 16, 16), generator=g)
 
 
-@pytest.mark.parametrize("method", ["ranp", "random", "layerwise", "snip"])
+@pytest.mark.parametrize(
+    "method", ["ranp", *(pytest.param(m, marks=pytest.mark.slow) for m in ("random", "layerwise", "snip"))]
+)
 @pytest.mark.parametrize("budget", [["macs=20%"], ["params=30K"], ["train-mem=50%"], ["forward-mem=60%", "macs=50%"]])
 def test_never_over_and_close_under(budget, method):
     found = ranp.prune(net(), batch(), budget=budget, method=method)
@@ -62,7 +64,7 @@ class Uneven(nn.Module):
         return nn.functional.interpolate(self.head(x), scale_factor=4.0)
 
 
-@pytest.mark.parametrize("method", ["vanilla", "random"])
+@pytest.mark.parametrize("method", ["vanilla", pytest.param("random", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("budget", [pytest.param("params=12%", marks=pytest.mark.slow), "macs=25%", "forward-mem=70%"])
 def test_no_neuron_that_stays_out_would_fit(budget, method):
     """By trying each: the budget is full, or every single one of them is too much."""
@@ -162,7 +164,7 @@ def test_shown():
 
 
 @pytest.mark.parametrize("name", ["chain", "unet_skip", "residual", "grouped", "squeeze_excite", "channel_shuffle"])
-@pytest.mark.parametrize("multiple", [2, 4])
+@pytest.mark.parametrize("multiple", [4, pytest.param(2, marks=pytest.mark.slow)])
 def test_layers_keep_multiples(name, multiple, tmp_path):
     case = next(c for c in zoo.CASES if c.name == name)
     model, x = zoo.build(case), torch.randn(case.shape)

@@ -34,7 +34,7 @@ ALL = pytest.mark.parametrize("case", [*zoo.CASES, *UNETS], ids=lambda c: c.name
 
 
 @ALL
-@pytest.mark.parametrize(("sparsity", "resource"), [(0.5, "flops"), (0.9, "mem")])
+@pytest.mark.parametrize(("sparsity", "resource"), [(0.5, "flops"), pytest.param(0.9, "mem", marks=pytest.mark.slow)])
 def test_laws(case, sparsity, resource, tmp_path):
     model = zoo.build(case)
     for p in list(model.parameters())[:2]:
