@@ -258,6 +258,9 @@ class Scorer:
 
     def _say(self) -> None:
         assert self.plan is not None
+        if self.plan.unknown:
+            self.way.note(f"what multiplies nothing is computed twice; {self.plan.unknown}")
+            return
         self.way.facts.update(foretold_peak_bytes=self.plan.peak, plain_peak_bytes=self.plan.plain)
         if self.plan.most is not None:
             self.way.facts["computed_twice"] = {

@@ -32,6 +32,7 @@ TWICE = 1.0  # of the multiply-adds of a forward pass, at most so many are done 
 NEAR = 1.02  # a peak within 2 % of the least is as good
 SAME = 0.01  # so much apart, two foretellings of a plain pass are one story
 MATRICES = frozenset({"aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm"})  # what falls apart on meta has such in it
+ADVICE = "; leave --memory-limit out"
 SHARE = 0.5  # of the peak of a plain pass: what is asked for where nobody names a limit
 
 
@@ -44,6 +45,7 @@ class Plan:
     plain: int  # of a forward and backward pass as anyone would write it
     row: int = 1
     again: float = 0.0  # multiply-adds that are done again, as a share of the forward pass
+    unknown: str = ""  # why the peaks are not known
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,8 @@ class Planner:
         return Plan(most, self.always + meter.peak, self.plain, row, again.macs_again / max(1, again.macs))
 
     def plans(self) -> Iterator[Plan]:
-        """From those that compute little again to those that compute much."""
+        """From those that compute little again, if anything, to those that compute much."""
+        yield self.measure(None)
         yield self.measure(0)
         levels = steps(self.prices)
         for row in ROWS:
@@ -146,10 +149,8 @@ class Planner:
         Without a limit: to half of a plain pass' peak, or where none does, near the lowest. Raises Infeasible, naming the
         closest, when none keeps to the limit.
         """
-        if limit is not None and (nothing := self.measure(None)).peak <= limit:
-            return nothing
         bound = int(SHARE * self.plain) if limit is None else limit
-        plans = []
+        plans: list[Plan] = []
         for plan in self.plans():
             if plan.peak <= bound:
                 return plan
@@ -170,16 +171,25 @@ class Planner:
 def plan(
     model: nn.Module, graph: Graph, example: Example, limit: int | None, setting: Setting, least: bool = False
 ) -> Plan:
-    """What to compute twice when a mini-batch of `example` is scored; see Planner. Raises BadInput, Infeasible."""
+    """What to compute twice when a mini-batch of `example` is scored; see Planner.
+
+    Where nothing can be foretold and no limit is to be kept, what multiplies nothing is computed twice, and the peaks are 0.
+    Raises BadInput, Infeasible.
+    """
     try:
         found = planner(model, graph, example, setting)
         return found.least() if least else found.plan(limit)
+    except Infeasible:
+        raise
+    except BadInput as error:
+        failure = error
     except USER_EXCEPTIONS as error:
-        if isinstance(error, (BadInput, Infeasible)):
-            raise
         if setting.layout:  # code that wants its tensors in the order of their axes
             return plan(model, graph, example, limit, replace(setting, layout=False), least)
-        raise not_planned(error) from error
+        failure = not_planned(error)
+    if limit is None:
+        return Plan(0, 0, 0, unknown=str(failure).removesuffix(ADVICE))
+    raise failure
 
 
 def planner(model: nn.Module, graph: Graph, example: Example, setting: Setting) -> Planner:
@@ -203,7 +213,7 @@ def planner(model: nn.Module, graph: Graph, example: Example, setting: Setting) 
 
 
 def not_planned(error: BaseException) -> BadInput:
-    return BadInput(f"--low-memory: the memory of this model cannot be foretold ({in_words(error)}); leave it out")
+    return BadInput(f"the memory of this model cannot be foretold ({in_words(error)}){ADVICE}")
 
 
 def steps(prices: list[tuple[float, int]]) -> list[float]:

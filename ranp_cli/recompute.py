@@ -105,8 +105,7 @@ class Recompute(TorchDispatchMode):
             if func is torch.ops.aten.convolution_backward.default and args[10][0] and args[10][1]:
                 return _in_two(func, args)
             return func(*args, **kwargs)
-        written = [t for t, spec in zip(args, func._schema.arguments, strict=False)
-                   if isinstance(t, Tensor) and spec.alias_info is not None and spec.alias_info.is_write]  # fmt: skip
+        written = list(each(Tensor, written_by(func, args, kwargs)))
         for t in written:
             self._rescue(t.untyped_storage()._cdata)
         ins = {t.untyped_storage()._cdata for t in each(Tensor, args, kwargs)}
@@ -132,7 +131,8 @@ class Recompute(TorchDispatchMode):
                 if price > self.most or costly > self.row or depth > DEPTH:
                     continue
                 key = t.untyped_storage()._cdata
-                if key in ins and not (written and isinstance(sources[0][0], View) and t is written[0]):
+                in_place = [id(w) for w in written] == [id(t)] == [id(a) for a in args[:1]]
+                if key in ins and not (in_place and isinstance(sources[0][0], View)):
                     continue  # a view, or written over what is not known
                 self._recipes[key] = Recipe(func, sources[0], sources[1], index, t.dtype, macs, depth, costly, needs)
                 self._watched[key] = weakref.ref(t.untyped_storage(), partial(self._gone, key))
@@ -207,6 +207,15 @@ class Recompute(TorchDispatchMode):
         if recipe.macs > COSTLY * made.numel() and self._is_close(recipe):
             self._made[recipe] = made
         return made
+
+
+def written_by(func: Any, args: Any, kwargs: Any) -> list[Any]:
+    """The arguments that an op writes: in place, `out=`, and lists of tensors."""
+    found = []
+    for k, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            found.append(kwargs.get(argument.name) if k >= len(args) else args[k])
+    return found
 
 
 def is_lazy(t: Tensor) -> bool:

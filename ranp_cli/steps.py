@@ -242,7 +242,7 @@ def way_of(precision: str = "model", low_memory: bool = False, memory_limit: Any
     check_choices(precision=(precision, PRECISIONS))
     try:
         size = None if memory_limit is None else int(limit("train-mem", memory_limit, relative=False).value)
-    except BadInput:
+    except (BadInput, OverflowError):
         raise BadInput(f"memory-limit {memory_limit}: give a size such as 6GiB or 800MiB") from None
     return Way(precision=precision, low_memory=low_memory or size is not None, memory_limit=size)
 

@@ -415,6 +415,68 @@ def test_what_is_overwritten_is_known_as_it_was(layout, monkeypatch):
     assert not same(wanted, ranp.score(Overwrites(), batches(size=16), low_memory=True))
 
 
+class Writes(nn.Module):
+    """Noise that is written over behind autograd's back, after a recipe has taken it in."""
+
+    def __init__(self, write):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.head = (
+            nn.Conv3d(1, 8, 3, padding=1),
+            nn.Conv3d(8, 8, 3, padding=1),
+            nn.Conv3d(8, 3, 1),
+        )
+        self.write = write
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        noise = torch.rand_like(x)
+        y = F.elu(x + noise)
+        with torch.no_grad():
+            self.write(noise)
+        return self.head(F.elu(self.second(y) + noise))
+
+
+@pytest.mark.parametrize("write", [lambda t: t.mul_(3), lambda t: torch.mul(t, 3, out=t), lambda t: torch._foreach_mul_([t], 3.0)],
+                         ids=["in place", "out", "foreach"])  # fmt: skip
+def test_all_ways_of_writing_are_seen(write):
+    assert same(
+        ranp.score(Writes(write), batches(size=16)), ranp.score(Writes(write), batches(size=16), low_memory=True)
+    )
+
+
+class Numbers(Blocks):
+    """Code that needs a number, which no tensor without memory has."""
+
+    def forward(self, x):
+        return super().forward(x) / (1 + float(x.abs().max().item()))
+
+
+def test_low_memory_without_a_foretelling():
+    model = Numbers()
+    found = ranp.score(model, batches(size=16), low_memory=True)
+    assert same(ranp.score(model, batches(size=16)), found)
+    assert "cannot be foretold" in found.report.to_dict()["notes"][-1]
+    with pytest.raises(BadInput, match=r"cannot be foretold .*leave --memory-limit out"):
+        ranp.score(model, batches(size=16), memory_limit="1GiB")
+
+
+def test_nothing_is_computed_twice_where_that_takes_less():
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = nn.Conv3d(1, 8, 3, padding=1), nn.Conv3d(8, 3, 1)
+
+        def forward(self, x):
+            return self.head(torch.stack([F.relu(part) for part in self.first(x).unbind(1)], 1))
+
+    p = planner(Parts(), 16)
+    plans = [*p.plans()]
+    assert plans[0] == p.measure(None)
+    assert p.least().peak == min(plan.peak for plan in plans)
+    assert p.plan(None).peak <= plans[0].peak
+
+
 class Zoo(nn.Module):
     """Residuals in place, instance and group norms, slices that are written, attention, an upsampling, random depth."""
 
@@ -552,6 +614,8 @@ def test_what_cannot_be_is_said():
         ranp.score(scripted, batches(), precision="bf16")
     with pytest.raises(BadInput, match="memory-limit 6 GB!: give a size such as 6GiB"):
         way_of(memory_limit="6 GB!")
+    with pytest.raises(BadInput, match="memory-limit 1e400GiB: give a size such as 6GiB"):
+        way_of(memory_limit="1e400GiB")
     with pytest.raises(BadInput, match="unknown precision 'bf17'; did you mean 'bf16'"):
         ranp.score(blocks(), batches(), precision="bf17")
 
