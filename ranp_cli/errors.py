@@ -15,6 +15,9 @@ A message is one line: what was given, what is wanted, what to do next.
 from __future__ import annotations
 
 import difflib
+import os
+import sysconfig
+import traceback
 from collections.abc import Iterable
 from typing import Any
 
@@ -87,22 +90,28 @@ def nearest(given: str, known: Iterable[str]) -> str:
     return f"{guess} (known: {', '.join(known)})"
 
 
+def one_line(error: BaseException, most: int = 300) -> str:
+    """`ValueError: the message`, on one line and not endless."""
+    text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+    text = f"{text[:most]}..." if len(text) > most else text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def in_words(error: BaseException, most: int = 200) -> str:
     """`TypeError: what it says (at model.py:12)`: what the user's code raised, and where in that code."""
-    where, text = user_line(error), " ".join(str(error).split())[:most]
-    return f"{type(error).__name__}: {text}{f' (at {where})' if where else ''}"
+    path, _, line = user_line(error).rpartition(":")
+    return one_line(error, most) + (f" (at {os.path.basename(path)}:{line})" if path else "")
 
 
 def user_line(error: BaseException) -> str:
-    """The innermost line of the user's code that an exception passed, as file:line."""
-    where, tb = "", error.__traceback__
-    while tb is not None:
-        file = tb.tb_frame.f_code.co_filename
-        if (
-            "/torch/" not in file
-            and "ranp_cli/" not in file.replace("ranp_cli/models", "")
-            and not file.startswith("<")
-        ):
-            where = f"{file.rpartition('/')[2]}:{tb.tb_lineno}"
-        tb = tb.tb_next
-    return where
+    """`path/file.py:3`, the deepest line of the user's own code behind `error`, else of a library but torch; or nothing."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    here = os.path.join(os.path.dirname(__file__), "")
+    models = os.path.join(here, "models", "")
+    libraries = tuple(os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "purelib", "platlib"))
+    torch = tuple(os.path.join(library, "torch", "") for library in libraries)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(("<", *torch))]
+    frames = [f for f in frames if not f.filename.startswith(here) or f.filename.startswith(models)]
+    frames = [f for f in frames if not f.filename.startswith(libraries)] or frames
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""

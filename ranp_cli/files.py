@@ -19,8 +19,6 @@ import inspect
 import os
 import re
 import sys
-import sysconfig
-import traceback
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,7 +27,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import USER_EXCEPTIONS, BadInput, nearest
+from .errors import USER_EXCEPTIONS, BadInput, nearest, one_line, user_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,31 +45,13 @@ def readable(path: str | os.PathLike[str], what: str) -> Path:
     return path
 
 
-def one_line(error: BaseException) -> str:
-    """`ValueError: the message`, on one line and not endless."""
-    text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
-    text = f"{text[:300]}..." if len(text) > 300 else text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def user_line(error: BaseException) -> str:
-    """` (file.py:3)`, the deepest line of the user's own code behind `error`; empty where there is none."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f" ({error.filename}:{error.lineno})"
-    ours = ("<", os.path.join(os.path.dirname(__file__), ""))
-    libraries = tuple(os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "purelib", "platlib"))
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
-    frames = [frame for frame in frames if not frame.filename.startswith(libraries)] or frames
-    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-
-
 def user_error(what: str, error: BaseException) -> BadInput:
     """The one line for an exception out of the user's code: `what: ValueError: message (file.py:3)`."""
     line = user_line(error)
     advice = "mend it there" if line else "check what it is given"
     if isinstance(error, ModuleNotFoundError):
         advice = f"install {error.name}, or mend the import"
-    return BadInput(f"{what}: {one_line(error)}{line}; {advice}")
+    return BadInput(f"{what}: {one_line(error)}{f' ({line})' if line else ''}; {advice}")
 
 
 # What the user's code may raise: a `sys.exit()` in it must not end ranp without a word, Ctrl-C must.

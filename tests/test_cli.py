@@ -10,6 +10,7 @@ import shlex
 import stat
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -792,15 +793,16 @@ def test_read_only_folder_is_noticed_before_the_work(
     assert os.listdir(tmp_path) == []
 
 
-def test_a_device_is_not_replaced_by_a_file(here: Path, tmp_path: Path) -> None:
-    null = tmp_path / "null"
-    try:
-        os.mknod(null, stat.S_IFCHR | 0o666, os.makedev(1, 3))
-        null.read_bytes()
-    except OSError:
-        pytest.skip("no devices can be made here")
-    assert ranp(f"{PRUNE} -q --json {null}") in (0, 2)
-    assert stat.S_ISCHR(null.stat().st_mode)
+def test_a_pipe_is_written_to_and_not_replaced_by_a_file(here: Path, tmp_path: Path) -> None:
+    """As a device is: both are no regular files."""
+    pipe, came = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: came.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    assert ranp(f"{PRUNE} -q --json {pipe}") == 0
+    reader.join(10)
+    assert json.loads(came[0])["command"] == "prune"
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
 # -- exit codes

@@ -8,7 +8,7 @@ import laws
 import pytest
 import torch
 import zoo
-import zoo_calls  # noqa: F401 - its networks join zoo.CASES
+import zoo_calls
 
 import ranp_cli as ranp
 from ranp_cli import rules
@@ -30,7 +30,7 @@ UNETS = [  # of concatenations only, so every neuron is a unit: the sum of all o
     zoo.Case(sample_unet, units=2 * (4 + 8 + 16) + 3 * (8 + 4) + 6, shape=(2, 1, 8, 8, 8)),
     zoo.Case(paper_unet, units=4 + 8 + 8 + 16 + 16 + 32 + 32 + 64 + 2 * (32 + 16 + 8) + 5, shape=(2, 1, 16, 16, 16)),
 ]
-ALL = pytest.mark.parametrize("case", [*zoo.CASES, *UNETS], ids=lambda c: c.name)
+ALL = pytest.mark.parametrize("case", [*zoo.CASES, *zoo_calls.CASES, *UNETS], ids=lambda c: c.name)
 
 
 @ALL
@@ -123,7 +123,7 @@ CONTROLS = [
 
 @pytest.mark.parametrize(("op", "broken", "name"), CONTROLS, ids=lambda v: getattr(v, "__name__", v))
 def test_a_broken_rule_is_noticed(op, broken, name, monkeypatch, tmp_path):
-    case = next(c for c in zoo.CASES if c.name == name)
+    case = next(c for c in (*zoo.CASES, *zoo_calls.CASES) if c.name == name)
     monkeypatch.setitem(rules._rules, "test.cat", rules._rules["aten.cat"])
     assert op in rules._rules
     monkeypatch.setitem(rules._rules, op, (broken, True))

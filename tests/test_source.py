@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 import sys
@@ -17,6 +18,7 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 from torch.nn import functional
 
+from ranp_cli import errors
 from ranp_cli.batches import Batch, Batches, load_batches
 from ranp_cli.errors import BadInput
 from ranp_cli.losses import load_loss
@@ -721,3 +723,14 @@ def test_importing_it_does_not_import_torch() -> None:
 
     code = "import sys, ranp_cli.source, ranp_cli.batches, ranp_cli.losses, ranp_cli.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
+
+
+def test_the_users_line_is_told_and_not_the_librarys_below_it():
+    def reads(text: str) -> object:
+        return json.loads(text)
+
+    with pytest.raises(ValueError, match="Expecting value") as caught:
+        reads("no json")
+    line = reads.__code__.co_firstlineno + 1
+    assert errors.user_line(caught.value) == f"{__file__}:{line}"
+    assert errors.in_words(caught.value).endswith(f"(char 0) (at test_source.py:{line})")

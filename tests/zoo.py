@@ -32,15 +32,21 @@ class Case:
         return self.make.__name__
 
 
-CASES: list[Case] = []
+def cases() -> tuple[list[Case], Callable]:
+    """An empty list of networks, and the decorator of those that join it."""
+    found: list[Case] = []
+
+    def case(units: int, **more: Any) -> Callable:
+        def add(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+            found.append(Case(make, units, **more))
+            return make
+
+        return add
+
+    return found, case
 
 
-def case(units: int, **more: Any) -> Callable:
-    def add(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-        CASES.append(Case(make, units, **more))
-        return make
-
-    return add
+CASES, case = cases()
 
 
 class Net(nn.Module):

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from zoo import Net, case, conv
+from zoo import Net, cases, conv
 
 TWO = (2, 2, 8, 8, 8)
+CASES, case = cases()
 
 
 @case(units=4 + 4 + 4 + 3)
