@@ -297,6 +297,16 @@ def zero_padding() -> (
 
 
 @case(units=6 + 4 + 3)
+def read_as_bytes() -> nn.Module:  # the last axis becomes longer
+    def run(m: Any, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(m.b(F.relu(m.a(x))))
+        weight = (y > 0.3).int().view(torch.uint8).double().mean((2, 3, 4), keepdim=True)
+        return m.c(y * weight.to(y.dtype))
+
+    return Net(run, a=conv(2, 6), b=conv(6, 4), c=conv(4, 3))
+
+
+@case(units=6 + 4 + 3)
 def dropout() -> nn.Module:
     return nn.Sequential(conv(2, 6), nn.Dropout3d(0.5), nn.ReLU(), conv(6, 4), nn.Dropout(0.5), nn.ReLU(), conv(4, 3))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ..labels import Labels, axes_of
@@ -51,8 +53,17 @@ def part(ties, t: Labels, axis: int, start: int, size: int, step: int = 1) -> tu
 @rule("aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.view_copy", "aten._reshape_copy",
       "aten.flatten", "aten.unflatten")  # fmt: skip
 def view(ties, x, *shape, out, **options):
-    """Merged axes keep all labels; a labelled axis that is split lies along its parts until an op decides."""
-    return ties.reshape(x, out)
+    """Merged axes keep all labels; a labelled axis that is split lies along its parts until an op decides.
+
+    Read as numbers of another size, the last axis becomes longer or shorter.
+    """
+    if math.prod(out) == math.prod(x.shape):
+        return ties.reshape(x, out)
+    n, m = x.shape[-1], out[-1]
+    if m > n:
+        return moved(x, lambda p: p if p.shape[-1] == 1 else p.repeat_interleave(m // n, -1))
+    ties.fix(ties.along(x, [x.ndim - 1]), "read as larger numbers")
+    return tuple(p for p in x.planes if p.shape[-1] == 1)
 
 
 @rule("aten.permute", "aten.permute_copy")
