@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from . import rules
 from .flops import flops_of, formula_of
@@ -52,6 +53,7 @@ class Recipe:
     depth: int  # ops in a row, this one included
     costly: int  # of these, costly ones
     needs: frozenset[Recipe]  # all the recipes behind it
+    cast: Cast | None
     asked: list[int] = field(default_factory=list)  # the places where it is asked for, on the way there too
 
 
@@ -66,6 +68,42 @@ class View:
     place: int = 0  # among all that autograd saves; the backward pass comes to the highest first
 
 
+Cast = tuple[str, torch.dtype]  # the device and dtype of an autocast
+KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+
+
+class Casts(TorchFunctionMode):
+    """`now`: the autocast that the running call of the torch API leaves to the ops which its kernels call.
+
+    Below a dispatch mode there is none, and an op that is made of others (`affine_grid_generator`) would compute in other
+    numbers. A call that autocast itself casts leaves none.
+    """
+
+    now: Cast | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = self.now
+        self.now = None
+        for device in KEYS:
+            if torch.is_autocast_enabled(device) and getattr(func, "__name__", "") not in cast_by(device):
+                self.now = device, torch.get_autocast_dtype(device)
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.now = before
+
+
+@cache
+def cast_by(device: str) -> frozenset[str]:
+    """Names of the ops of which autocast chooses the numbers."""
+    known = torch._C._dispatch_get_registrations_for_dispatch_key(KEYS[device])
+    return frozenset(name.split("::")[1].split(".")[0] for name in known)
+
+
+def under(cast: Cast | None) -> AbstractContextManager[Any]:
+    return nullcontext() if cast is None else torch.autocast(*cast)
+
+
 class Recompute(TorchDispatchMode):
     """Gives autograd recipes to save, of ops that take at most `most` multiply-adds an element, `row` costly ones in each.
 
@@ -77,6 +115,7 @@ class Recompute(TorchDispatchMode):
         self.most, self.row = most, row
         self.buffers = {t.untyped_storage()._cdata for t in buffers}  # some ops write to them without saying so
         self.recording = False
+        self._casts = Casts()
         self.macs = self.macs_again = 0
         self.prices: list[tuple[float, int]] = []  # (multiply-adds an element, bytes) of what multiplies
         self._recipes: dict[int, Recipe] = {}  # by storage
@@ -90,6 +129,15 @@ class Recompute(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False
 
+    def __enter__(self) -> Recompute:
+        self._casts.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        self._casts.__exit__(*exc)
+
     @contextmanager
     def packing(self) -> Iterator[None]:
         self.recording = True
@@ -101,16 +149,20 @@ class Recompute(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        below = _get_current_dispatch_mode()  # fake tensors: no kernel runs
+        cast = None if below else self._casts.now
         if not self.recording:
             if func is torch.ops.aten.convolution_backward.default and args[10][0] and args[10][1]:
                 return _in_two(func, args)
-            return func(*args, **kwargs)
+            with under(cast):
+                return func(*args, **kwargs)
         written = list(each(Tensor, written_by(func, args, kwargs)))
         for t in written:
             self._rescue(t.untyped_storage()._cdata)
         ins = {t.untyped_storage()._cdata for t in each(Tensor, args, kwargs)}
         sources = map_tensors((tuple(args), dict(kwargs)), self._source) if is_repeatable(func) else None
-        out = func(*args, **kwargs)
+        with under(cast):
+            out = func(*args, **kwargs)
         macs = (flops_of(func, args, kwargs, out) or 0) // 2
         self.macs += macs
         for t in written:
@@ -134,7 +186,9 @@ class Recompute(TorchDispatchMode):
                 in_place = [id(w) for w in written] == [id(t)] == [id(a) for a in args[:1]]
                 if key in ins and not (in_place and isinstance(sources[0][0], View)):
                     continue  # a view, or written over what is not known
-                self._recipes[key] = Recipe(func, sources[0], sources[1], index, t.dtype, macs, depth, costly, needs)
+                self._recipes[key] = Recipe(
+                    func, sources[0], sources[1], index, t.dtype, macs, depth, costly, needs, cast
+                )
                 self._watched[key] = weakref.ref(t.untyped_storage(), partial(self._gone, key))
         return out
 
@@ -202,7 +256,8 @@ class Recompute(TorchDispatchMode):
         if recipe.func._schema.is_mutable:
             for view in each(View, recipe.args, recipe.kwargs):
                 self._made.pop(view.recipe, None)  # it is written over
-        out = recipe.func(*args, **kwargs)
+        with under(recipe.cast):
+            out = recipe.func(*args, **kwargs)
         made: Tensor = out if recipe.index is None else out[recipe.index]
         if recipe.macs > COSTLY * made.numel() and self._is_close(recipe):
             self._made[recipe] = made

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils.checkpoint import checkpoint
 
 import ranp_cli as ranp
 from ranp_cli import importance, planning, precision, recompute
@@ -445,6 +446,31 @@ def test_all_ways_of_writing_are_seen(write):
     )
 
 
+class Grids(Blocks):
+    """Ops that call others which autocast casts, with and without a checkpoint, and a part without autocast."""
+
+    def forward(self, x):
+        y = self.blocks[0](x)
+        turn = torch.eye(3, 4).expand(len(y), 3, 4) * 0.9 + y.mean((1, 2, 3, 4))[:, None, None]
+        grid = F.affine_grid(turn, y.shape, align_corners=False)
+        again = checkpoint(
+            lambda turn: F.affine_grid(turn * 0.9, y.shape, align_corners=False), turn, use_reentrant=False
+        )
+        y = y + F.grid_sample(y.float(), grid.float(), align_corners=False) * again.float().sum()
+        rows = y.flatten(2).mT
+        near = torch.cdist(rows[:, :40], rows[:, -40:])
+        with torch.autocast("cpu", enabled=False):
+            y = self.blocks[1](y.float())
+        return self.head(self.blocks[2](y)) + near.mean()
+
+
+@pytest.mark.parametrize("precision", ["model", "bf16"])
+def test_what_is_computed_twice_is_cast_as_before(precision):
+    model = Grids()
+    wanted = ranp.score(model, batches(size=16), precision=precision)
+    assert same(wanted, ranp.score(model, batches(size=16), precision=precision, low_memory=True))
+
+
 class Numbers(Blocks):
     """Code that needs a number, which no tensor without memory has."""
 
@@ -704,7 +730,7 @@ def own_loss(output, target):
 HOW = [{}, {"loss": "dice"}, {"loss": own_loss}, {"precision": "fp64"}, {"ignore_index": 0}, {"score_init": "glorot"}]
 
 
-@pytest.mark.parametrize("then", HOW, ids=str)
+@pytest.mark.parametrize("then", HOW, ids=["nothing", "loss", "own-loss", "precision", "ignore-index", "score-init"])
 def test_sums_of_two_kinds_are_never_mixed(then, tmp_path):
     path = tmp_path / "scores.safetensors"
     ranp.score(blocks(), batches(1), **then).save(path)
