@@ -18,7 +18,15 @@ PRECISIONS = ("model", "fp32", "bf16", "fp16", "fp64", "auto")
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by autocast: weights, sums and losses stay as they are
 FULL = {"fp32": torch.float32, "fp64": torch.float64}
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
-CONVOLUTIONS = ("conv2d", "conv3d", "conv_transpose2d", "conv_transpose3d")
+CONVOLUTIONS = {  # whose arguments these are
+    **dict.fromkeys(("conv2d", "conv3d"), "input weight bias stride padding dilation groups".split()),
+    **dict.fromkeys(
+        ("conv_transpose2d", "conv_transpose3d"),
+        "input weight bias stride padding output_padding groups dilation".split(),
+    ),
+}
+BLOCK = 16  # channels: oneDNN fills groups up to so many, on both sides
+FEW = 1 << 14  # so many weights in blocks a place, and more, are slower to move than the layout gains
 SCALE = 2.0**16  # of the loss in fp16, whose smallest number is 6e-8; less where that overflows
 AGREE = 0.95  # of the neurons that fp32 keeps, `auto` wants so many to be kept by bf16 too
 
@@ -89,10 +97,14 @@ class Kernels(TorchFunctionMode):
     """Sees to it that convolutions and instance norms run as they should, in a layout and a precision.
 
     On a CPU an instance norm is computed as a group norm of one channel a group, which are the same numbers in less time.
+
     `layout`: channels stay last behind a convolution too small for oneDNN, which loses the layout, and behind one of a
-    single channel, of which it cannot be told. `half`: a convolution whose window is wider than its input runs in fp32. On processors with bf16
-    units oneDNN computes the gradient of such a weight (3x3x3 over a depth of 2) from memory that nobody has written;
-    tests/test_scoring.py shows it. They are small, so nothing is lost.
+    single channel, of which it cannot be told. Grouped convolutions over few places run in the order of their axes: with
+    channels last oneDNN fills the channels of every group up to a block, which makes 256 times a depthwise weight.
+
+    `half`: a convolution whose window is wider than its input runs in fp32. On processors with bf16 units oneDNN computes
+    the gradient of such a weight (3x3x3 over a depth of 2) from memory that nobody has written; tests/test_scoring.py
+    shows it. They are small, so nothing is lost.
     """
 
     def __init__(self, layout: bool, half: bool = False) -> None:
@@ -103,16 +115,41 @@ class Kernels(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.instance_norm and args and args[0].device.type != "cuda":
             return instance_norm(*args, **kwargs)
-        if getattr(func, "__name__", "") not in CONVOLUTIONS or len(args) < 2:
+        names = CONVOLUTIONS.get(getattr(func, "__name__", ""))
+        if names is None:
             return func(*args, **kwargs)
-        x, weight = args[:2]
+        given = dict(zip(names, args, strict=False)) | kwargs
+        x, weight = given["input"], given["weight"]
         if self.half and any(n < k for n, k in zip(x.shape[2:], weight.shape[2:], strict=False)):
             with torch.autocast(x.device.type, enabled=False):
                 whole_args, whole_kwargs = map_tensors((tuple(args), kwargs), lambda t: t.float())
                 return func(*whole_args, **whole_kwargs)
-        out = func(*args, **kwargs)
-        if self.layout and isinstance(out, Tensor) and x.ndim == out.ndim and out.ndim in FORMATS:
-            last = FORMATS[out.ndim]
-            if x.shape[1] == 1 or (x.is_contiguous(memory_format=last) and not x.is_contiguous()):
-                return out.contiguous(memory_format=last)
-        return out
+        if not self.layout or x.ndim not in FORMATS or x.ndim != weight.ndim:
+            return func(*args, **kwargs)
+        last = FORMATS[x.ndim]
+        is_last = x.is_contiguous(memory_format=last) and not x.is_contiguous()
+        if "output_padding" in names:
+            given.setdefault("output_padding", 0)
+        if is_last and x.device.type != "cuda" and is_filled_up(**given):
+            given["input"] = x.contiguous()
+        out = func(**given)
+        return out.contiguous(memory_format=last) if is_last or x.shape[1] == 1 else out
+
+
+def is_filled_up(input: Tensor, weight: Tensor, groups: int = 1, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+                 output_padding: Any = None, **_: Any) -> bool:  # fmt: skip
+    """Is a grouped convolution's weight large, in blocks, beside the places of its smaller side?"""
+    if groups == 1:
+        return False
+    places, *rows = [input.shape[0], *input.shape[2:]]
+    if output_padding is None:  # not transposed
+        kernel = weight.shape[2:]
+        strides, paddings, dilations = (
+            value if isinstance(value, (tuple, list)) else [value] * len(rows) for value in (stride, padding, dilation)
+        )
+        rows = [
+            n if p == "same" else (n + 2 * (0 if p == "valid" else p) - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip(rows, kernel, strides, paddings, dilations, strict=True)
+        ]
+    blocks = groups * math.prod(-(-n // BLOCK) * BLOCK for n in (weight.shape[0] // groups, weight.shape[1]))
+    return blocks * math.prod(weight.shape[2:]) > FEW * places * math.prod(rows)

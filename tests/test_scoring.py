@@ -251,6 +251,41 @@ def test_an_instance_norm_with_statistics_of_its_own_keeps_them():
             nn.InstanceNorm3d(2)(torch.ones(1, 2, 1, 1, 1))
 
 
+GROUPED = {
+    "depthwise": (F.conv3d, (32, 1, 5, 5, 5), {"groups": 32, "padding": 2}),
+    "strided": (F.conv3d, (32, 1, 3, 3, 3), {"groups": 32, "padding": (1, 1, 0), "stride": (2, 1, 2)}),
+    "dilated": (F.conv3d, (64, 8, 3, 3, 3), {"groups": 4, "padding": "same", "dilation": 2}),
+    "valid": (F.conv3d, (32, 1, 3, 3, 3), {"groups": 32, "padding": "valid"}),
+    "transposed": (F.conv_transpose3d, (32, 2, 4, 4, 4), {"groups": 16, "stride": 2, "padding": 1}),
+}
+
+
+@pytest.mark.parametrize("kind", GROUPED)
+@pytest.mark.parametrize("near", [0.99, 1.01])  # of the places where it is the one or the other
+def test_a_grouped_convolution_over_few_places_runs_in_the_order_of_its_axes(kind, near, monkeypatch):
+    conv, shape, how = GROUPED[kind]
+    g = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 32, 6, 5, 6, generator=g), torch.randn(shape, generator=g)
+    wanted = conv(x, weight, **how)
+    side = x if conv is F.conv_transpose3d else wanted
+    of_a_group = -(-shape[0] // how["groups"] // 16) * 16 * -(-shape[1] // 16) * 16
+    blocks = how["groups"] * of_a_group * shape[2] * shape[3] * shape[4]
+    monkeypatch.setattr(precision, "FEW", near * blocks / (side.numel() / side.shape[1]))
+    seen = []
+
+    class Sees(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.convolution.default:
+                seen.append(args[0].is_contiguous())
+            return func(*args, **(kwargs or {}))
+
+    with precision.Kernels(True), Sees():
+        found = conv(precision.channels_last(x), weight, **how)
+    assert seen == [near < 1]
+    assert found.is_contiguous(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 # -- recomputation
 
 
@@ -469,6 +504,21 @@ def test_what_is_computed_twice_is_cast_as_before(precision):
     model = Grids()
     wanted = ranp.score(model, batches(size=16), precision=precision)
     assert same(wanted, ranp.score(model, batches(size=16), precision=precision, low_memory=True))
+
+
+def test_large_depthwise_weights_over_few_places_take_no_more_than_a_plain_pass(monkeypatch):
+    def parts(n):
+        return nn.Conv3d(n, n, 5, padding=2, groups=n), nn.BatchNorm3d(n), nn.Conv3d(n, n, 1), nn.ReLU()
+
+    model, x = (
+        nn.Sequential(nn.Conv3d(1, 96, 3), *parts(96), *parts(96), nn.Conv3d(96, 2, 1)),
+        torch.rand(1, 1, 6, 6, 6),
+    )
+    found = planner(model, 6)
+    plan = found.measure(None)
+    assert measured(model, x, plan, found.setting) < found.plain - found.always
+    monkeypatch.setattr(precision, "FEW", 1 << 40)
+    assert measured(model, x, plan, found.setting) > 2 * (found.plain - found.always)
 
 
 class Numbers(Blocks):
