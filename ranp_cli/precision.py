@@ -26,7 +26,7 @@ CONVOLUTIONS = {  # whose arguments these are
     ),
 }
 BLOCK = 16  # channels: oneDNN fills groups up to so many, on both sides
-FEW = 1 << 14  # so many weights in blocks a place, and more, are slower to move than the layout gains
+FEW = 1 << 14  # weights of groups in blocks, a place: what is more is slower to copy than the layout gains
 SCALE = 2.0**16  # of the loss in fp16, whose smallest number is 6e-8; less where that overflows
 AGREE = 0.95  # of the neurons that fp32 keeps, `auto` wants so many to be kept by bf16 too
 
@@ -99,8 +99,8 @@ class Kernels(TorchFunctionMode):
     On a CPU an instance norm is computed as a group norm of one channel a group, which are the same numbers in less time.
 
     `layout`: channels stay last behind a convolution too small for oneDNN, which loses the layout, and behind one of a
-    single channel, of which it cannot be told. Grouped convolutions over few places run in the order of their axes: with
-    channels last oneDNN fills the channels of every group up to a block, which makes 256 times a depthwise weight.
+    single channel, of which it cannot be told. Over few places convolutions run in the order of their axes: the layout has
+    their weights copied, and takes longer for that than it gains.
 
     `half`: a convolution whose window is wider than its input runs in fp32. On processors with bf16 units oneDNN computes
     the gradient of such a weight (3x3x3 over a depth of 2) from memory that nobody has written; tests/test_scoring.py
@@ -130,26 +130,30 @@ class Kernels(TorchFunctionMode):
         is_last = x.is_contiguous(memory_format=last) and not x.is_contiguous()
         if "output_padding" in names:
             given.setdefault("output_padding", 0)
-        if is_last and x.device.type != "cuda" and is_filled_up(**given):
+        if is_last and x.device.type != "cuda" and is_copying(**given):
             given["input"] = x.contiguous()
         out = func(**given)
         return out.contiguous(memory_format=last) if is_last or x.shape[1] == 1 else out
 
 
-def is_filled_up(input: Tensor, weight: Tensor, groups: int = 1, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-                 output_padding: Any = None, **_: Any) -> bool:  # fmt: skip
-    """Is a grouped convolution's weight large, in blocks, beside the places of its smaller side?"""
-    if groups == 1:
-        return False
+def is_copying(input: Tensor, weight: Tensor, groups: int = 1, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+               output_padding: Any = None, **_: Any) -> bool:  # fmt: skip
+    """Is what oneDNN copies of a weight, with channels last, large beside the places of the smaller side?
+
+    The channels of each group are filled up to a block, which makes 256 times a depthwise weight.
+    """
+    window = weight.shape[2:]
     places, *rows = [input.shape[0], *input.shape[2:]]
     if output_padding is None:  # not transposed
-        kernel = weight.shape[2:]
-        strides, paddings, dilations = (
+        steps, paddings, dilations = (
             value if isinstance(value, (tuple, list)) else [value] * len(rows) for value in (stride, padding, dilation)
         )
         rows = [
             n if p == "same" else (n + 2 * (0 if p == "valid" else p) - d * (k - 1) - 1) // s + 1
-            for n, k, s, p, d in zip(rows, kernel, strides, paddings, dilations, strict=True)
+            for n, k, s, p, d in zip(rows, window, steps, paddings, dilations, strict=True)
         ]
+    places *= math.prod(rows)
+    if groups == 1:
+        return math.prod(window) > 1 and weight.numel() > places * max(weight.shape[:2])
     blocks = groups * math.prod(-(-n // BLOCK) * BLOCK for n in (weight.shape[0] // groups, weight.shape[1]))
-    return blocks * math.prod(weight.shape[2:]) > FEW * places * math.prod(rows)
+    return blocks * math.prod(window) > FEW * places

@@ -271,6 +271,24 @@ def test_a_grouped_convolution_over_few_places_runs_in_the_order_of_its_axes(kin
     of_a_group = -(-shape[0] // how["groups"] // 16) * 16 * -(-shape[1] // 16) * 16
     blocks = how["groups"] * of_a_group * shape[2] * shape[3] * shape[4]
     monkeypatch.setattr(precision, "FEW", near * blocks / (side.numel() / side.shape[1]))
+    seen, found = reads(conv, x, weight, **how)
+    assert seen == [near < 1]
+    assert found.is_contiguous(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "plain"), [((6, 6, 6), 3, False), ((6, 6, 5), 3, True), ((6, 6, 5), 1, False)]
+)
+def test_a_convolution_whose_weight_is_larger_than_its_input_too(size, window, plain):
+    x, weight = torch.rand(1, 8, *size), torch.rand(8, 8, window, window, window)
+    seen, found = reads(F.conv3d, x, weight, padding="same")
+    assert seen == [plain]
+    assert found.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def reads(conv, x, weight, **how):
+    """Whether convolutions of a channels-last input read it in the order of its axes; and the output."""
     seen = []
 
     class Sees(torch.utils._python_dispatch.TorchDispatchMode):
@@ -280,10 +298,7 @@ def test_a_grouped_convolution_over_few_places_runs_in_the_order_of_its_axes(kin
             return func(*args, **(kwargs or {}))
 
     with precision.Kernels(True), Sees():
-        found = conv(precision.channels_last(x), weight, **how)
-    assert seen == [near < 1]
-    assert found.is_contiguous(memory_format=torch.channels_last_3d)
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        return seen, conv(precision.channels_last(x), weight, **how)
 
 
 # -- recomputation
