@@ -1,5 +1,9 @@
 """Options and fixtures that all tests share."""
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: two processes would spin on the same cores
+
 import pytest
 from packages import declare_torchvision_ops
 
