@@ -94,9 +94,13 @@ class Call:
 
     @property
     def fits(self) -> bool:
-        """Has oneDNN a kernel of its own for the weight's gradient, if there are channels enough?"""
+        """Has oneDNN a kernel of its own for the weight's gradient, if there are channels enough?
+
+        Not for volumes where a window that begins in the padding reaches to the end of the depth.
+        """
         if self.x.ndim == 5:
-            return not self.dilated and (self.strided or min(self.outer.shape[2:]) > 2)
+            depth, before, window = self.inner.shape[2], self.padding[0], self.weight.shape[2]
+            return not self.dilated and (before == 0 or depth + before > window)
         reach = max(d * (k - 1) + 1 for d, k in zip(self.dilation, self.weight.shape[2:], strict=True))
         return not self.dilated or reach <= min(self.outer.shape[2:])
 

@@ -133,3 +133,22 @@ def test_what_it_copies_in_channels_last(name: str) -> None:
 def test_what_it_copies_in_16_bits(name: str) -> None:
     shape, more = CONVOLUTIONS[name]
     assert max(map(abs, errors(shape, **more, dtype=torch.bfloat16))) < 0.08
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("depth", "kernel", "padding"),
+    [(1, (1, 3, 3), 0), (1, (3, 1, 1), 1), (2, (3, 3, 3), 1), (3, (3, 3, 3), 1), (2, (3, 1, 1), 2), (3, (5, 1, 1), 2), (4, (5, 1, 1), 2)],
+)  # fmt: skip
+def test_volumes_of_little_depth_have_their_windows_unfolded(depth, kernel, padding, stride) -> None:
+    x, weight = torch.randn(2, 32, depth, 6, 6), torch.randn(32, 32, *kernel)
+    args = ([stride, 1, 1], [padding, kernel[1] // 2, kernel[2] // 2], [1, 1, 1], False, [0, 0, 0], 1)
+    g, mask = torch.randn_like(torch.ops.aten.convolution(x, weight, None, *args)), [True, True, False]
+
+    def backward() -> None:
+        torch.ops.aten.convolution_backward(g, x, weight, None, *args, mask)
+
+    told = x.nbytes + weight.nbytes
+    told += convolution_workspace("aten.convolution_backward", (g, x, weight, None, *args, mask), None)
+    backward()
+    assert told == pytest.approx(peak_of(backward), rel=0.1)
