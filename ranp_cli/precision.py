@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .shadow import map_tensors
+from .workspace import up
 
 PRECISIONS = ("model", "fp32", "bf16", "fp16", "fp64", "auto")
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by autocast: weights, sums and losses stay as they are
@@ -25,7 +26,6 @@ CONVOLUTIONS = {  # whose arguments these are
         "input weight bias stride padding output_padding groups dilation".split(),
     ),
 }
-BLOCK = 16  # channels: oneDNN fills groups up to so many, on both sides
 FEW = 1 << 14  # weights of groups in blocks, a place: what is more is slower to copy than the layout gains
 SCALE = 2.0**16  # of the loss in fp16, whose smallest number is 6e-8; less where that overflows
 AGREE = 0.95  # of the neurons that fp32 keeps, `auto` wants so many to be kept by bf16 too
@@ -155,5 +155,5 @@ def is_copying(input: Tensor, weight: Tensor, groups: int = 1, stride: Any = 1, 
     places *= math.prod(rows)
     if groups == 1:
         return math.prod(window) > 1 and weight.numel() > places * max(weight.shape[:2])
-    blocks = groups * math.prod(-(-n // BLOCK) * BLOCK for n in (weight.shape[0] // groups, weight.shape[1]))
+    blocks = groups * up(weight.shape[0] // groups) * up(weight.shape[1])
     return blocks * math.prod(window) > FEW * places

@@ -53,7 +53,7 @@ class Recipe:
     depth: int  # ops in a row, this one included
     costly: int  # of these, costly ones
     needs: frozenset[Recipe]  # all the recipes behind it
-    cast: Cast | None
+    cast: Cast | None  # the autocast that the op ran under
     asked: list[int] = field(default_factory=list)  # the places where it is asked for, on the way there too
 
 
