@@ -80,7 +80,7 @@ def compare(model: nn.Module | str, batches: Any, *, sparsity: Any, methods: Ite
 
     Args:
         sparsity: a number, "max", a range "0.1:0.95:0.05" (both ends count), or a list of these.
-        methods: `full`, `random`, `layerwise`, `snip`, `vanilla`, `weighted`, `ranp-flops|mem|params|latency` (or `ranp-f|m|p|l`),
+        methods: `full`, `random`, `layerwise`, `flat`, `snip`, `vanilla`, `weighted`, `ranp-flops|mem|params|latency` (or `ranp-f|m|p|l`),
             `taylor`, `magnitude`; with `:criterion` for another than the default, as in `vanilla:mnmg-sum`. For `snip`
             the sparsity is the share of weights that are masked.
         inputs: shape(s) of the input to count for, when another than that of the mini-batches: scores at a small
@@ -122,7 +122,7 @@ def compare(model: nn.Module | str, batches: Any, *, sparsity: Any, methods: Ite
         for e, level in plan:
             if e.ranking is None:
                 rows.append(full_row(e.name, graph, before))
-            elif not (level == "max" and e.ranking.method == "layerwise"):  # it never empties a layer
+            elif not (level == "max" and METHODS[e.ranking.method].by_layer):  # these never empty a layer
                 with seeded(seed):
                     rows.append(one_row(report, job, graph, e, level, found, before, at))
             advance()

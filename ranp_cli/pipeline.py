@@ -25,7 +25,7 @@ from .refining import INITS, SlimRun
 from .report import Report, not_pruned
 from .resources import reweighting
 from .results import UNSAID, Pruned, Scores
-from .select import Selection, check
+from .select import METHODS, Selection, check
 from .shadow import labels_on_cpu
 from .spread import together
 from .steps import (
@@ -132,7 +132,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
             measured on `device`, so it is never the same twice.
         latencies: what was measured before, instead: a mask made so, its path, or `{layer: seconds}`.
         lambda_: weight of the resource term; 11 ShapeNet, 15 BraTS, 80 UCF101.
-        method: `ranp`, `weighted`, `vanilla`, `random`, `layerwise`, `snip` (the share is then one of weights), `taylor` or
+        method: `ranp`, `weighted`, `vanilla`, `random`, `layerwise`, `flat`, `snip` (the share is then one of weights), `taylor` or
             `magnitude`.
         criterion: as for `score`; by default the one that the method goes by.
         min_neurons: each layer keeps at least its best so many.
@@ -184,9 +184,9 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         raise BadInput("--score-init belongs to the gradients: it has no effect with --scores; give it to ranp score")
     if sparsity not in (None, "max"):
         sparsity = check(sparsity)
-    if sparsity == "max" and method == "layerwise":
+    if sparsity == "max" and method in METHODS and METHODS[method].by_layer:
         raise BadInput(
-            "--sparsity max has no meaning for --method layerwise, which never empties a layer; give a number"
+            f"--sparsity max has no meaning for --method {method}, which never empties a layer; give a number"
         )
     keep, only = ([g] if isinstance(g, str) else g for g in (keep, only))
     report = Report("prune")

@@ -15,12 +15,16 @@ from .units import Graph
 
 @dataclass(frozen=True)
 class Method:
-    """A way to rank: its default criterion, the others that it may go by (none: any of neurons), whether it knows a resource."""
+    """A way to rank: its default criterion, the others that it may go by (none: any of neurons), whether it knows a resource.
+
+    `by_layer`: how many neurons a layer keeps follows from its size, not from the scores.
+    """
 
     name: str
     criterion: str | None = "mpmg-sum"
     criteria: tuple[str, ...] = ()
     resource: bool = False
+    by_layer: bool = False
 
 
 METHODS = {
@@ -30,7 +34,8 @@ METHODS = {
         Method("weighted"),
         Method("vanilla"),
         Method("random", criterion=None),
-        Method("layerwise"),
+        Method("layerwise", by_layer=True),
+        Method("flat", by_layer=True),
         Method("snip", "snip", ("snip",)),
         Method("taylor", "taylor", ("taylor",)),
         Method("magnitude", "l1", ("l1", "l2")),
@@ -65,19 +70,23 @@ def weigh(scores: Sequence[np.ndarray], method: str, tau: np.ndarray | None, lam
     return [s * f for s, f in zip(scores, factor, strict=True)]
 
 
-def select(graph: Graph, scores: Sequence[np.ndarray], sparsity: float | str, *, layerwise: bool = False,
-           min_neurons: int = 1) -> Selection:  # fmt: skip
+def select(
+    graph: Graph, scores: Sequence[np.ndarray], sparsity: float | str, *, method: str = "", min_neurons: int = 1
+) -> Selection:
     """Keep the best units until kappa = int(n * (1 - sparsity)) neurons stay.
 
     Ties at the threshold stay. Fixed units stay in any case, and so do the best `min_neurons` of every layer.
-    `sparsity` "max": the largest at which no layer needs that floor. `layerwise`: the best share of every layer.
+    `sparsity` "max": the largest at which no layer needs that floor. The method `layerwise` keeps the best share of every
+    layer, `flat` the same number of neurons in every layer.
     """
     units = len(graph.unit_roots)
     count = np.bincount(graph.unit, minlength=units)
     value = unit_values(graph, scores)
     order = np.lexsort((np.arange(units), -value))  # best first, the earlier unit first among equals
-    if layerwise:
+    if method == "layerwise":
         keep = _layerwise(graph, value, check(sparsity))
+    elif method == "flat":
+        keep = _flat(graph, value, int(graph.n * (1 - check(sparsity))))
     elif sparsity == "max":
         keep = value >= _lowest_needed(graph, value, min_neurons)
     else:
@@ -111,6 +120,36 @@ def _layerwise(graph: Graph, value: np.ndarray, sparsity: float) -> np.ndarray:
     for units in _layer_units(graph):
         wanted = math.ceil(round(len(units) * (1 - sparsity), 9))  # 10 * (1 - 0.7) is 3
         _fill(units, value, keep, wanted)
+    return keep
+
+
+def _flat(graph: Graph, value: np.ndarray, kappa: int) -> np.ndarray:
+    """The best W neurons of each layer (all of a narrower one), with the largest W at which at most kappa stay.
+
+    The places that are left go to the best neurons of all layers, one more in each layer at most.
+    Source: Lean U-Net (arXiv 2512.03834), U-Nets of the same width at every level.
+    """
+    layers = _layer_units(graph)
+
+    def level(width: int) -> np.ndarray:
+        keep = graph.fixed_units.copy()
+        for units in layers:
+            _fill(units, value, keep, min(width, len(units)))
+        return keep
+
+    def size(keep: np.ndarray) -> int:
+        return int(keep[graph.unit].sum())
+
+    low, high = 0, max(graph.sizes)  # the widest level that fits, by bisection
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if size(level(middle)) <= kappa else (low, middle - 1)
+    keep, wider = level(low), level(low + 1)
+    count = np.bincount(graph.unit, minlength=len(value))
+    left = kappa - size(keep)
+    for unit in np.lexsort((np.arange(len(value)), -value)):
+        if wider[unit] and not keep[unit] and count[unit] <= left:
+            keep[unit], left = True, left - count[unit]
     return keep
 
 

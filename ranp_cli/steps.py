@@ -118,7 +118,7 @@ class Ranking:
         if self.method == "ranp":
             found["weighted"] = weigh(scores, "weighted", None, self.lam, self.seed)
         name = f"ranp, by {self.resource}" if self.resource != "none" else self.method
-        if self.method not in ("vanilla", "layerwise"):
+        if self.method not in ("vanilla", "layerwise", "flat"):
             found[name] = weigh(scores, self.method, self.tau(graph), self.lam, self.seed)
         return found
 
@@ -134,8 +134,7 @@ class Ranking:
             chosen = select_snip(graph, scores, sparsity, self.min_neurons)
         else:
             weighted = weigh(scores, self.method, self.tau(graph), self.lam, self.seed)
-            layerwise = self.method == "layerwise"
-            chosen = select(graph, weighted, sparsity, layerwise=layerwise, min_neurons=self.min_neurons)
+            chosen = select(graph, weighted, sparsity, method=self.method, min_neurons=self.min_neurons)
         if self.round_to == 1:
             return chosen
         return replace(chosen, keep=rounded(graph, self.values(graph, scores), chosen.keep, self.round_to))

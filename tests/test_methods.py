@@ -20,10 +20,11 @@ from ranp_cli.comparison import sparsities
 from ranp_cli.example import Example
 from ranp_cli.models.unet3d import unet3d
 from ranp_cli.refining import initialise
+from ranp_cli.select import select
 from ranp_cli.snip import links_of, live_units
 from ranp_cli.units import analyse
 
-METHODS = ["ranp", "weighted", "vanilla", "random", "layerwise", "snip", "taylor", "magnitude"]
+METHODS = ["ranp", "weighted", "vanilla", "random", "layerwise", "flat", "snip", "taylor", "magnitude"]
 
 
 def net(width: int = 8, channels: int = 1, classes: int = 3) -> nn.Module:
@@ -108,7 +109,7 @@ def test_the_laws_hold_for_every_method(name, method, tmp_path):
     laws.survives_a_file(model, pruned, x, tmp_path / "slim.safetensors")
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "layerwise"])
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("layerwise", "flat")])
 def test_max_is_the_largest_without_a_floor(method):
     """Among all sparsities that keep another number of neurons (of weights for SNIP: every seventh of the last)."""
     model, data = net(4), batches()
@@ -292,3 +293,14 @@ def test_without_transfer_the_way_is_named():
     made = ranp.prune(net(8), batches(), sparsity=0.5)
     with pytest.raises(ranp.BadInput, match="--transfer"):
         ranp.refine(net(8, 4, 5), made.mask)
+
+
+def test_flat_keeps_as_many_neurons_in_every_layer():
+    """Levels of 8, 16 and 4 neurons beside a fixed output of 2; kappa = 15: 4 in each, and one more in the best layer."""
+    net = nn.Sequential(nn.Conv3d(1, 8, 1), nn.Conv3d(8, 16, 1), nn.Conv3d(16, 4, 1), nn.Conv3d(4, 2, 1))
+    graph = analyse(net, Example((torch.zeros(1, 1, 2, 2, 2),)))
+    scores = [np.arange(8) + 1.0, np.arange(16) + 1.0, np.arange(4) + 1.0, np.ones(2)]
+    chosen = select(graph, scores, 0.5, method="flat")
+    kept = [np.flatnonzero(k).tolist() for k in graph.by_layer(chosen.keep[graph.unit])]
+    assert kept == [[4, 5, 6, 7], [11, 12, 13, 14, 15], [0, 1, 2, 3], [0, 1]]
+    assert not chosen.floored
