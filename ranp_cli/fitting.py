@@ -58,7 +58,9 @@ def fit(report: Report, job: Job, graph: Graph, ranking: Ranking, scores: Sequen
         if not timed or stand is None:
             full = used(counted, before, cost(best[1], best[3]))
             fill = Fill(graph, ranking.values(graph, scores), ranking.round_to, ranking.min_neurons)
-            while full < FULL and not METHODS[ranking.method].by_layer and (more := fill.candidate(best[0])) is not None:
+            while (
+                full < FULL and not METHODS[ranking.method].by_layer and (more := fill.candidate(best[0])) is not None
+            ):
                 found = settle(report, job, graph, partial(fill.kept, more))
                 after = cost(found[1], found[3])
                 advance()

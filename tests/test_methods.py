@@ -152,7 +152,7 @@ def test_compare_cuts_as_prune_does():
     table = ranp.compare(model, data, sparsity=[0.3, 0.6], methods=["full", *METHODS, "ranp-m", "vanilla:mnmg-max"])
     laws.unchanged(model, before)
     rows = {(r["method"], r["sparsity"]["requested"]): r for r in table.rows}
-    assert len(rows) == 1 + 2 * 10
+    assert len(rows) == 1 + 2 * 11
     for name, resource in (("ranp-flops", "flops"), ("ranp-mem", "mem"), *((m, "flops") for m in METHODS[1:])):
         method = name.partition("-")[0]
         pruned = ranp.prune(model, data, sparsity=0.6, method=method, resource=resource, allow_less=True)
