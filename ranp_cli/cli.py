@@ -95,7 +95,10 @@ ScoreInit = Annotated[
     ),
 ]
 MinNeurons = Annotated[
-    int | None, typer.Option("--min-neurons", metavar="N", help="each layer keeps its best N  [default: 1]")
+    str | None,
+    typer.Option(
+        "--min-neurons", metavar="N|auto", help="each layer keeps its best N; 1: the paper's rule  [default: auto]"
+    ),
 ]
 Keep = Annotated[Strs, typer.Option("--keep", metavar="GLOB", help="layers never pruned (repeatable)")]
 Only = Annotated[Strs, typer.Option("--only", metavar="GLOB", help="prune these layers only (repeatable)")]
@@ -222,7 +225,7 @@ def prune(
 ) -> None:  # fmt: skip
     """Remove the least important neurons, prove the slim network and write it."""
     given = locals()
-    defaults = {"output": [], "resource": "flops", "lambda_": 11.0, "method": "ranp", "min_neurons": 1,
+    defaults = {"output": [], "resource": "flops", "lambda_": 11.0, "method": "ranp", "min_neurons": "auto",
                 "keep": [], "only": [], "budget": [], "input_": [], "round_to": 1, "optimizer": "sgd", "init": "keep", "score_init": "keep", "strict": False, "allow_less": False, "time": False, **WAY}  # fmt: skip
     o = Options("prune", given, defaults, outputs={"mask"})
     o.need("model")
@@ -305,7 +308,7 @@ def compare(
         "methods": [],
         "input_": [],
         "lambda_": 11.0,
-        "min_neurons": 1,
+        "min_neurons": "auto",
         "keep": [],
         "only": [],
         "score_init": "keep",

@@ -68,7 +68,7 @@ class Entry:
 
 @labels_on_cpu
 def compare(model: nn.Module | str, batches: Any, *, sparsity: Any, methods: Iterable[str] = DEFAULT, lambda_: float = LAMBDA,
-            min_neurons: int = 1, keep: Sequence[str] = (), only: Sequence[str] = (), score_init: str = "keep", inputs: Any = None, loss: Any = None,
+            min_neurons: int | str = "auto", keep: Sequence[str] = (), only: Sequence[str] = (), score_init: str = "keep", inputs: Any = None, loss: Any = None,
             ignore_index: int | None = None, batch_limit: int | None = None, seed: int = 0, device: str = "auto",
             model_args: dict[str, Any] | None = None, weights: str | None = None, weights_key: str | None = None,
             precision: str = "model", low_memory: bool = False, memory_limit: str | int | None = None,
@@ -136,7 +136,7 @@ def compare(model: nn.Module | str, batches: Any, *, sparsity: Any, methods: Ite
     return Comparison(report)
 
 
-def entry(name: str, lam: float, min_neurons: int, seed: int) -> Entry:
+def entry(name: str, lam: float, min_neurons: int | str, seed: int) -> Entry:
     """`vanilla:mnmg-sum`, `ranp-mem`, ... as a ranking; BadInput for what does not exist."""
     if name == "full":
         return Entry(name, None)

@@ -30,7 +30,7 @@ def scores_of(report: Report, job: Job, graph: Graph, found: Importance, how: di
         for layer, v in zip(graph.layers, found.scores, strict=True)
     ]
     if sparsity is not None:
-        plain = select(graph, found.scores, check(sparsity), min_neurons=1)
+        plain = select(graph, found.scores, check(sparsity))
         for row, kept in zip(rows, graph.by_layer(plain.keep[graph.unit]), strict=True):
             row["kept"] = int(kept.sum())
     report.parts |= {

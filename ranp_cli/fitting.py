@@ -13,7 +13,7 @@ from .budget import Limit, infeasible, met, used
 from .latency import Race, Stand, largest_within
 from .refining import SlimRun
 from .report import Report
-from .select import METHODS, Selection, raised
+from .select import METHODS, Selection, lacking, raised
 from .steps import Job, Progress, Ranking, Settled, settle
 from .units import Graph
 
@@ -57,7 +57,7 @@ def fit(report: Report, job: Job, graph: Graph, ranking: Ranking, scores: Sequen
                 high = middle
         if not timed or stand is None:
             full = used(counted, before, cost(best[1], best[3]))
-            fill = Fill(graph, ranking.values(graph, scores), ranking.round_to, ranking.min_neurons)
+            fill = Fill(graph, ranking.values(graph, scores), ranking)
             while (
                 full < FULL and not METHODS[ranking.method].by_layer and (more := fill.candidate(best[0])) is not None
             ):
@@ -94,8 +94,7 @@ class Fill:
 
     graph: Graph
     value: np.ndarray  # of each unit
-    round_to: int
-    min_neurons: int
+    ranking: Ranking
     closed: np.ndarray = field(init=False)  # units that do not fit
     many: int = 1
     tries: int = 0
@@ -115,16 +114,16 @@ class Fill:
             free = np.flatnonzero(~(kept.keep | self.closed))
             if not len(free):
                 return None
-            self._block = free[np.lexsort((free, -self.value[free]))][: self.many if self.round_to == 1 else 1]
+            self._block = free[np.lexsort((free, -self.value[free]))][: self.many if self.ranking.round_to == 1 else 1]
             keep = kept.keep.copy()
-            if self.round_to == 1:
+            if self.ranking.round_to == 1:
                 keep[self._block] = True
             else:
-                keep = raised(self.graph, self.value, keep, int(self._block[0]), self.round_to)
+                keep = raised(self.graph, self.value, keep, int(self._block[0]), self.ranking.round_to)
             if (keep & ~kept.keep).any() and not (kept.keep & ~keep).any():
                 self.tries += 1
-                few = {layer.name for layer, own in zip(self.graph.layers, self.graph.by_layer(self.graph.unit), strict=True)
-                       if keep[own].sum() <= self.min_neurons}  # fmt: skip
+                least = self.ranking.floors(self.graph, keep)
+                few = lacking(self.graph, keep, least + 1)  # these have no neuron beyond their floor
                 return replace(kept, keep=keep, floored=[name for name in kept.floored if name in few])
             self._close()
         return None

@@ -16,6 +16,7 @@ from .errors import BadInput, Infeasible, Interrupted
 from .example import Example, as_example
 from .findings import pruned_of, scores_of
 from .fitting import fit
+from .floors import AUTO
 from .importance import Importance
 from .latency import Stand
 from .losses import loss_name
@@ -112,7 +113,7 @@ def score(model: nn.Module | str, batches: Any, *, loss: Any = None, ignore_inde
 
 @labels_on_cpu
 def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str | Path | None = None, sparsity: float | str | None = None,
-          resource: str = "flops", lambda_: float = LAMBDA, method: str = "ranp", criterion: str | None = None, min_neurons: int = 1,
+          resource: str = "flops", lambda_: float = LAMBDA, method: str = "ranp", criterion: str | None = None, min_neurons: int | str = "auto",
           keep: Sequence[str] = (), only: Sequence[str] = (), budget: Any = (), round_to: int = 1, optimizer: str = "sgd", batch_size: int | None = None,
           inputs: Any = None, amp: bool = False, latencies: Any = None, time: bool = False, init: str = "keep", score_init: str = "keep", loss: Any = None, ignore_index: int | None = None,
           batch_limit: int | None = None, seed: int = 0, device: str = "auto", strict: bool = False, allow_less: bool = False,
@@ -135,7 +136,8 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         method: `ranp`, `weighted`, `vanilla`, `random`, `layerwise`, `flat`, `snip` (the share is then one of weights), `taylor` or
             `magnitude`.
         criterion: as for `score`; by default the one that the method goes by.
-        min_neurons: each layer keeps at least its best so many.
+        min_neurons: the fewest neurons that each layer keeps, its best ones: a number (1 is the paper's rule), or "auto":
+            8, and no more than 0.6 of its share if all layers were cut to the same width.
         keep, only: globs of layer names that are never pruned / that alone are pruned.
         budget: instead of `sparsity`: `["macs=40G", "train-mem=8GiB", ...]` or `{"params": "10%"}`; the largest network
             that meets all of `macs`, `flops`, `params`, `forward-mem`, `train-mem` and `latency` (`20ms`, of a forward pass,
@@ -234,7 +236,9 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         try:
             settled, final = fit(report, job, graph, ranking, found.scores, wanted, cost, stand, progress)
         except Infeasible as error:
-            lowered = [name for name, n in (("--round-to", round_to), ("--min-neurons", min_neurons)) if n > 1]
+            lowered = [
+                name for name, n in (("--round-to", round_to), ("--min-neurons", min_neurons)) if n not in (1, AUTO)
+            ]
             dropped = [name for name, globs in (("--keep", keep), ("--only", only)) if globs]
             raise advised(error, sample.samples, STATES[optimizer] > 0, lowered, dropped) from None
         chosen, slim, changed, ran = settled

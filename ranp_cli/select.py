@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import BadInput
+from .floors import AUTO, Floor, floors
 from .resources import reweighting
 from .units import Graph
 
@@ -45,11 +46,15 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Selection:
-    """One flag per unit, the layers that the floor rescued, and the sparsity that was asked for."""
+    """One flag per unit, the layers that the floor raised, and the sparsity that was asked for.
+
+    `by_score`: the flags without the floor, where it raised a layer.
+    """
 
     keep: np.ndarray
     floored: list[str]
     requested: float | str
+    by_score: np.ndarray | None = None
 
 
 def weigh(scores: Sequence[np.ndarray], method: str, tau: np.ndarray | None, lam: float, seed: int) -> list[np.ndarray]:
@@ -71,32 +76,57 @@ def weigh(scores: Sequence[np.ndarray], method: str, tau: np.ndarray | None, lam
 
 
 def select(
-    graph: Graph, scores: Sequence[np.ndarray], sparsity: float | str, *, method: str = "", min_neurons: int = 1
+    graph: Graph, scores: Sequence[np.ndarray], sparsity: float | str, *, method: str = "", floor: Floor = 1
 ) -> Selection:
     """Keep the best units until kappa = int(n * (1 - sparsity)) neurons stay.
 
-    Ties at the threshold stay. Fixed units stay in any case, and so do the best `min_neurons` of every layer.
-    `sparsity` "max": the largest at which no layer needs that floor. The method `layerwise` keeps the best share of every
-    layer, `flat` the same number of neurons in every layer.
+    Ties at the threshold stay. Fixed units stay in any case. `floor`: a number of neurons that every layer keeps, beyond
+    kappa (the paper's rule), or `auto` (see `floors`), which counts within kappa. `sparsity` "max": the largest at which no
+    layer needs its floor. The method `layerwise` keeps the best share of every layer, `flat` the same number of neurons in
+    every layer; of these `auto` raises none.
     """
-    units = len(graph.unit_roots)
-    count = np.bincount(graph.unit, minlength=units)
     value = unit_values(graph, scores)
-    order = np.lexsort((np.arange(units), -value))  # best first, the earlier unit first among equals
-    if method == "layerwise":
-        keep = _layerwise(graph, value, check(sparsity))
-    elif method == "flat":
-        keep = _flat(graph, value, int(graph.n * (1 - check(sparsity))))
-    elif sparsity == "max":
-        keep = value >= _lowest_needed(graph, value, min_neurons)
+    if sparsity == "max":
+        keep = value >= _lowest_needed(graph, value, floors(graph, floor, graph.n))
+        return Selection(keep | graph.fixed_units, [], sparsity)
+    kappa = int(graph.n * (1 - check(sparsity)))
+    if method in ("layerwise", "flat"):
+        keep = _layerwise(graph, value, check(sparsity)) if method == "layerwise" else _flat(graph, value, kappa)
+        keep, floor = keep | graph.fixed_units, 1 if floor == AUTO else floor
     else:
-        kappa = int(graph.n * (1 - check(sparsity)))
-        total = np.cumsum(count[order])
-        last = min(int(np.searchsorted(total, kappa)), units - 1)
-        keep = value >= value[order[last]] if kappa > 0 else np.zeros(units, dtype=bool)
-    keep = keep | graph.fixed_units
-    keep, floored = rescue(graph, value, keep, min_neurons)
-    return Selection(keep, floored, sparsity)
+        keep = _best(graph, value, kappa) | graph.fixed_units
+    least = floors(graph, floor, kappa)
+    floored = lacking(graph, keep, least)
+    if not floored:
+        return Selection(keep, [], sparsity)
+    if floor == AUTO:
+        raised = _fill_up_to(graph, value, raise_to(graph, value, graph.fixed_units, least), kappa)
+    else:
+        raised = raise_to(graph, value, keep, least)
+    return Selection(raised, floored, sparsity, by_score=keep)
+
+
+def _best(graph: Graph, value: np.ndarray, kappa: int) -> np.ndarray:
+    """The best units until `kappa` neurons stay; ties at the threshold stay (eq. 11)."""
+    if kappa <= 0:
+        return np.zeros(len(value), dtype=bool)
+    order = np.lexsort((np.arange(len(value)), -value))  # best first, the earlier unit first among equals
+    total = np.cumsum(np.bincount(graph.unit, minlength=len(value))[order])
+    last = min(int(np.searchsorted(total, kappa)), len(value) - 1)
+    return value >= value[order[last]]
+
+
+def _fill_up_to(graph: Graph, value: np.ndarray, keep: np.ndarray, kappa: int) -> np.ndarray:
+    """`keep` with the best of the other units until `kappa` neurons stay."""
+    keep = keep.copy()
+    count = np.bincount(graph.unit, minlength=len(value))
+    have = int(count[keep].sum())
+    for unit in np.lexsort((np.arange(len(value)), -value)):
+        if have >= kappa:
+            break
+        if not keep[unit]:
+            keep[unit], have = True, have + int(count[unit])
+    return keep
 
 
 def check(sparsity: float | str) -> float:
@@ -153,46 +183,51 @@ def _flat(graph: Graph, value: np.ndarray, kappa: int) -> np.ndarray:
     return keep
 
 
-def _lowest_needed(graph: Graph, value: np.ndarray, min_neurons: int) -> float:
-    """The value down to which units must stay so that every layer has its `min_neurons`."""
+def _lowest_needed(graph: Graph, value: np.ndarray, least: np.ndarray) -> float:
+    """The value down to which units must stay so that each layer has its `least` neurons."""
     needed = math.inf
-    for units in _layer_units(graph):
+    for units, wanted in zip(_layer_units(graph), least.tolist(), strict=True):
         fixed = int(graph.fixed_units[units].sum())
         free = np.sort(value[units[~graph.fixed_units[units]]])[::-1]
-        missing = min(min_neurons, len(units)) - fixed
-        if missing > 0:
-            needed = min(needed, float(free[missing - 1]))
+        if wanted > fixed:
+            needed = min(needed, float(free[wanted - fixed - 1]))
     return needed
 
 
-def rescue(graph: Graph, value: np.ndarray, keep: np.ndarray, min_neurons: int) -> tuple[np.ndarray, list[str]]:
-    """Flag the best units of each layer that has too few, in place; also the names of those layers."""
-    floored = []
-    for layer, units in zip(graph.layers, _layer_units(graph), strict=True):
-        wanted = min(min_neurons, len(units))
-        if keep[units].sum() < wanted:
-            floored.append(layer.name)
-            _fill(units, value, keep, wanted)
-    return keep, floored
+def lacking(graph: Graph, keep: np.ndarray, least: np.ndarray) -> list[str]:
+    """The names of the layers that have fewer neurons than `least`."""
+    pairs = zip(graph.layers, _layer_units(graph), least, strict=True)
+    return [layer.name for layer, units, wanted in pairs if keep[units].sum() < wanted]
 
 
-def rounded(graph: Graph, value: np.ndarray, keep: np.ndarray, multiple: int) -> np.ndarray:
+def raise_to(graph: Graph, value: np.ndarray, keep: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """`keep` with the best units of each layer that has fewer neurons than `least`."""
+    keep = keep.copy()
+    for units, wanted in zip(_layer_units(graph), least.tolist(), strict=True):
+        _fill(units, value, keep, wanted)
+    return keep
+
+
+def rounded(
+    graph: Graph, value: np.ndarray, keep: np.ndarray, multiple: int, least: np.ndarray | None = None
+) -> np.ndarray:
     """Flags with which each layer keeps a multiple of `multiple` neurons, where its units allow: the nearest one.
 
-    The best dropped units are added, the worst kept ones dropped; where units tie layers, later passes only add.
+    No layer is rounded down below its `least`. The best dropped units are added, the worst kept ones dropped; where units tie layers, later passes only add.
     A layer of fewer neurons than `multiple`, and what is fixed, stays as it is.
     """
     keep = keep.copy()
     for turn in range(8):
         before = keep.copy()
-        for units in _layer_units(graph):
+        for k, units in enumerate(_layer_units(graph)):
             own, size = np.unique(units, return_counts=True)
             have, whole = int(keep[units].sum()), len(units)
             if have % multiple == 0 or whole < multiple:
                 continue
             up = min(-(-have // multiple) * multiple, whole // multiple * multiple)
             down = have // multiple * multiple
-            wanted = down if (turn == 0 and down > 0 and have - down < up - have) or up < have else up
+            lowest = 1 if least is None else int(least[k])
+            wanted = down if (turn == 0 and down >= lowest and have - down < up - have) or up < have else up
             for i in np.lexsort((own, -value[own])) if wanted > have else ():
                 if not keep[own[i]] and have + size[i] <= wanted:
                     keep[own[i]], have = True, have + int(size[i])

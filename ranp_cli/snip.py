@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .select import Selection, check, rescue
+from .floors import Floor, floors
+from .select import Selection, check, lacking, raise_to
 from .units import Graph
 
 
@@ -27,21 +28,25 @@ class Links:
     entering: np.ndarray
 
 
-def select_snip(graph: Graph, scores: Sequence[np.ndarray], sparsity: float | str, min_neurons: int = 1) -> Selection:
+def select_snip(graph: Graph, scores: Sequence[np.ndarray], sparsity: float | str, floor: Floor = 1) -> Selection:
     """Mask the share `sparsity` of all weights, those of least |g|; keep the units that still have live weights.
 
     `scores`: |g| of every weight, one array a layer of its parameter's shape. Ties at the threshold live. "max": the
-    largest share at which every layer keeps `min_neurons`.
+    largest share at which every layer keeps its floor (see `floors`; for `auto` by the neurons that are alive).
     """
     links = [links_of(graph, k, g) for k, g in enumerate(scores)]
     every = np.sort(np.concatenate([g.reshape(-1) for g in scores]))
     if sparsity == "max":
-        keep = _largest(graph, links, every, min_neurons)
+        keep = _largest(graph, links, every, floor)
     else:
         masked = len(every) - int(len(every) * (1 - check(sparsity)))
         keep = live_units(graph, links, every[min(masked, len(every) - 1)])
-    keep, floored = rescue(graph, strength_of(graph, links), keep | graph.fixed_units, min_neurons)
-    return Selection(keep, floored, sparsity)
+    keep = keep | graph.fixed_units
+    least = floors(graph, floor, int(keep[graph.unit].sum()))
+    if floored := lacking(graph, keep, least):
+        raised = raise_to(graph, strength_of(graph, links), keep, least)
+        return Selection(raised, floored, sparsity, by_score=keep)
+    return Selection(keep, [], sparsity)
 
 
 def links_of(graph: Graph, k: int, g: np.ndarray) -> Links:
@@ -59,9 +64,7 @@ def links_of(graph: Graph, k: int, g: np.ndarray) -> Links:
         ids = None if ids is None or flat.shape[1] == 1 else ids[: flat.shape[1]]
     entering = np.full(flat.shape[1], -1)
     if ids is not None:
-        root = graph.root[ids.numpy()]
-        at = np.minimum(np.searchsorted(graph.unit_roots, root), len(graph.unit_roots) - 1)
-        entering = np.where(graph.unit_roots[at] == root, at, -1)
+        entering = graph.units_of(ids.numpy())
     return Links(flat, graph.by_layer(graph.unit)[k], entering)
 
 
@@ -93,12 +96,12 @@ def strength_of(graph: Graph, links: Sequence[Links]) -> np.ndarray:
     return value
 
 
-def _largest(graph: Graph, links: Sequence[Links], every: np.ndarray, min_neurons: int) -> np.ndarray:
+def _largest(graph: Graph, links: Sequence[Links], every: np.ndarray, floor: Floor) -> np.ndarray:
     """By bisection over the sorted |g|: the higher the threshold, the fewer live."""
     low, high = 0, len(every) - 1
+    least = floors(graph, floor, graph.n)
     while low < high:
         middle = (low + high + 1) // 2
         keep = live_units(graph, links, every[middle]) | graph.fixed_units
-        enough = all(keep[units].sum() >= min(min_neurons, len(units)) for units in graph.by_layer(graph.unit))
-        low, high = (middle, high) if enough else (low, middle - 1)
+        low, high = (low, middle - 1) if lacking(graph, keep, least) else (middle, high)
     return live_units(graph, links, every[low])

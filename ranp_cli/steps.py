@@ -21,6 +21,7 @@ from .budget import limit
 from .criteria import criterion
 from .errors import BadInput, VerificationFailed, nearest
 from .example import Example
+from .floors import AUTO, Floor, check_floor, floors
 from .gathers import norms
 from .importance import Importance, Way, score
 from .latency import place, time_layers, use_latencies
@@ -56,7 +57,7 @@ class Ranking:
     criterion: str | None
     resource: str = "none"
     lam: float = LAMBDA
-    min_neurons: int = 1
+    min_neurons: Floor = 1
     seed: int = 0
     round_to: int = 1
 
@@ -67,7 +68,7 @@ class Ranking:
         criterion_name: str | None,
         resource: str,
         lam: float,
-        min_neurons: int,
+        min_neurons: Floor,
         seed: int,
         round_to: int = 1,
     ) -> Ranking:
@@ -85,8 +86,7 @@ class Ranking:
             raise BadInput(
                 f"criterion 'snip' scores weights, not neurons: it goes with --method snip, not with {method}"
             )
-        if min_neurons < 1:
-            raise BadInput(f"min-neurons {min_neurons}: give 1 or more; a layer without neurons is no network")
+        min_neurons = check_floor(min_neurons)
         if round_to < 1:
             raise BadInput(f"round-to {round_to}: give 1 or more; each layer then keeps a multiple of so many neurons")
         if not 0 <= lam < math.inf:
@@ -134,10 +134,16 @@ class Ranking:
             chosen = select_snip(graph, scores, sparsity, self.min_neurons)
         else:
             weighted = weigh(scores, self.method, self.tau(graph), self.lam, self.seed)
-            chosen = select(graph, weighted, sparsity, method=self.method, min_neurons=self.min_neurons)
+            chosen = select(graph, weighted, sparsity, method=self.method, floor=self.min_neurons)
         if self.round_to == 1:
             return chosen
-        return replace(chosen, keep=rounded(graph, self.values(graph, scores), chosen.keep, self.round_to))
+        least = self.floors(graph, chosen.keep)
+        return replace(chosen, keep=rounded(graph, self.values(graph, scores), chosen.keep, self.round_to, least))
+
+    def floors(self, graph: Graph, keep: np.ndarray) -> np.ndarray:
+        """The fewest neurons of each layer in a network of these units, of shape (layers,)."""
+        floor = 1 if METHODS[self.method].by_layer and self.min_neurons == AUTO else self.min_neurons
+        return floors(graph, floor, int(keep[graph.unit].sum()))
 
 
 @dataclass

@@ -124,6 +124,12 @@ class Graph:
         """A vector of n values, cut into one piece a layer."""
         return np.split(values, np.cumsum(self.sizes)[:-1])
 
+    def units_of(self, labels: np.ndarray) -> np.ndarray:
+        """The index of the unit of each label, -1 for one that belongs to no neuron."""
+        root = self.root[labels]
+        at = np.minimum(np.searchsorted(self.unit_roots, root), len(self.unit_roots) - 1)
+        return np.where(self.unit_roots[at] == root, at, -1)
+
     @property
     def fixed_units(self) -> np.ndarray:
         return np.array([r is not None for r in self.reasons])

@@ -33,6 +33,8 @@ FLOORS = [
         "importance",
         "resources",
         "select",
+        "floors",
+        "bottleneck",
         "snip",
         "refining",
         "verify",
