@@ -44,6 +44,7 @@ from .steps import (
     silent,
     way_of,
 )
+from .trainability import trainability
 from .units import Graph, cost_of, guess_example, measure, measure_all
 
 MUCH_LESS = 0.5  # a pruning that reaches less than this share of the sparsity asked for is an error
@@ -278,6 +279,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
              "after": after[each.kind]} for each in wanted
         ]  # fmt: skip
     report.parts["not_pruned"] = not_pruned(graph, chosen.keep, values)
+    report.parts |= trainability(job, graph, chosen, report.parts["after"], at)
     pruned.rankings = ranking.steps(graph, found.scores)
     layer_tau = ranking.tau(graph)
     for k, row in enumerate(report.parts["layers"]):

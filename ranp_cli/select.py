@@ -48,7 +48,7 @@ METHODS = {
 class Selection:
     """One flag per unit, the layers that the floor raised, and the sparsity that was asked for.
 
-    `by_score`: the flags without the floor, where it raised a layer.
+    `by_score`: the flags with a floor of one neuron, where the floor raised a layer.
     """
 
     keep: np.ndarray
@@ -99,11 +99,12 @@ def select(
     floored = lacking(graph, keep, least)
     if not floored:
         return Selection(keep, [], sparsity)
+    by_score = raise_to(graph, value, keep, floors(graph, 1, kappa))
     if floor == AUTO:
         raised = _fill_up_to(graph, value, raise_to(graph, value, graph.fixed_units, least), kappa)
     else:
         raised = raise_to(graph, value, keep, least)
-    return Selection(raised, floored, sparsity, by_score=keep)
+    return Selection(raised, floored, sparsity, by_score)
 
 
 def _best(graph: Graph, value: np.ndarray, kappa: int) -> np.ndarray:

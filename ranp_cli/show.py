@@ -35,6 +35,7 @@ from .page import (
     side_by_side,
 )
 from .speed import duration, speed_block
+from .trainability_text import floor_sentences
 from .tree import tree_lines
 
 Report = dict[str, Any]
@@ -329,8 +330,7 @@ def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
     if transfer := report.get("transfer"):
         left = _by_reason((entry["layer"], entry["reason"]) for entry in transfer["left"])
         yield "transferred:", "bold", f"{len(transfer['matched'])} layers matched" + (f"; left: {left}" if left else "")
-    if floored := _floored(report):
-        yield "kept at their floor:", "yellow", ", ".join(floored)
+    yield from floor_sentences(report, _floored(report))
     if fixed := _fixed(report):
         yield "fixed:", "bold", _by_reason(fixed.items())
     if skipped := report.get("not_pruned"):

@@ -44,8 +44,9 @@ def select_snip(graph: Graph, scores: Sequence[np.ndarray], sparsity: float | st
     keep = keep | graph.fixed_units
     least = floors(graph, floor, int(keep[graph.unit].sum()))
     if floored := lacking(graph, keep, least):
-        raised = raise_to(graph, strength_of(graph, links), keep, least)
-        return Selection(raised, floored, sparsity, by_score=keep)
+        strength = strength_of(graph, links)
+        by_score = raise_to(graph, strength, keep, floors(graph, 1, graph.n))
+        return Selection(raise_to(graph, strength, keep, least), floored, sparsity, by_score)
     return Selection(keep, [], sparsity)
 
 

@@ -41,10 +41,10 @@ def test_never_over_and_close_under(budget, method):
 
 
 def test_a_slightly_larger_network_is_over():
-    found = ranp.prune(net(), batch(), budget="macs=20%")
+    found = ranp.prune(net(), batch(), budget="macs=20%", min_neurons=1)
     line = found.report.to_dict()["budget"][0]
     n = found.mask.total
-    more = ranp.prune(net(), batch(), sparsity=1 - (round((1 - found.mask.requested) * n) + 1) / n)
+    more = ranp.prune(net(), batch(), sparsity=1 - (round((1 - found.mask.requested) * n) + 1) / n, min_neurons=1)
     assert more.report.to_dict()["after"]["macs"] > line["bound"]
 
 

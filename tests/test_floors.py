@@ -56,13 +56,14 @@ FLOORS = [
         "onnxshapes",
         "report",
         "page",
+        "trainability_text",
         "speed",
         "show",
         "tree",
         "plots",
         "html",
     },
-    {"steps", "fitting", "results", "findings", "pipeline", "comparison", "profiling"},
+    {"steps", "trainability", "fitting", "results", "findings", "pipeline", "comparison", "profiling"},
     {"__init__", "__main__", "process", "options", "cli"},
 ]
 FLOOR = {name: k for k, names in enumerate(FLOORS) for name in names}

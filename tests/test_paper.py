@@ -5,6 +5,7 @@ their gradients, and eq. 9-11 are written out below. It runs in float64, ranp in
 """
 
 import copy
+import functools
 import os
 import random
 import runpy
@@ -24,6 +25,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ranp_cli as ranp
 from ranp_cli.models.unet3d import unet3d
+
+prune = functools.partial(ranp.prune, min_neurons=1)  # the paper's rule
 
 MODEL = Path(__file__).parents[1] / "sample_configs" / "model.py"
 LAYERS = (nn.Conv3d, nn.ConvTranspose3d, nn.Linear)
@@ -177,7 +180,7 @@ def test_scores_are_those_of_mask_parameters(net, seed, criterion):
 @pytest.mark.parametrize("net", ["unet3d", "sample"])
 def test_masks_are_the_papers_index_for_index(net, seed, method, sparsity):
     model, batches = case(net, seed)
-    result = ranp.prune(model, batches, sparsity=sparsity, lambda_=LAMBDA, ignore_index=IGNORE, **METHODS[method])
+    result = prune(model, batches, sparsity=sparsity, lambda_=LAMBDA, ignore_index=IGNORE, **METHODS[method])
     scores = weigh(expected(net, seed), cost=costs(model, batches[0][0]), **METHODS[method])
     want, floored = select(scores, int(sum(map(len, scores.values())) * (1 - sparsity)))
     assert kept(result) == want
@@ -192,7 +195,7 @@ def test_max_is_the_largest_sparsity_that_needs_no_floor(net, floor):
     n = sum(map(len, scores.values()))
     masks = [select(scores, kappa, floor) for kappa in range(n + 1)]
     sparsest = next(mask for mask, floored in masks if not floored)
-    result = ranp.prune(
+    result = prune(
         case(net, 0)[0], scores=saved(net, 0), sparsity="max", method="weighted", min_neurons=floor, allow_less=True
     )
     assert kept(result) == sparsest
@@ -203,7 +206,7 @@ def test_max_is_the_largest_sparsity_that_needs_no_floor(net, floor):
 def test_min_neurons_is_the_floor_of_every_layer(floor):
     scores = saved("unet3d", 0)
     want, floored = select(scores.layers, int(sum(map(len, scores.layers.values())) * 0.2), floor)
-    result = ranp.prune(
+    result = prune(
         case("unet3d", 0)[0], scores=scores, sparsity=0.8, method="vanilla", min_neurons=floor, allow_less=True
     )
     assert kept(result) == want
@@ -213,8 +216,8 @@ def test_min_neurons_is_the_floor_of_every_layer(floor):
 @pytest.mark.parametrize("options", [{"keep": ["encoders.*"]}, {"only": ["decoders.*", "encoders.1.conv?"]}], ids=str)
 def test_keep_and_only_keep_whole_layers_and_leave_the_threshold(options):
     model, scores = case("unet3d", 0)[0], saved("unet3d", 0)
-    plain = kept(ranp.prune(model, scores=scores, sparsity=0.5))
-    got = kept(ranp.prune(model, scores=scores, sparsity=0.5, allow_less=True, **options))
+    plain = kept(prune(model, scores=scores, sparsity=0.5))
+    got = kept(prune(model, scores=scores, sparsity=0.5, allow_less=True, **options))
     for name, s in scores.layers.items():
         named = any(fnmatch(name, glob) for globs in options.values() for glob in globs)
         whole = named == ("keep" in options)
@@ -224,7 +227,7 @@ def test_keep_and_only_keep_whole_layers_and_leave_the_threshold(options):
 @pytest.mark.parametrize("sparsity", [0.25, 0.5, 0.8])
 def test_layerwise_keeps_the_best_share_of_every_layer(sparsity):
     scores = saved("sample", 0)
-    result = ranp.prune(case("sample", 0)[0], scores=scores, sparsity=sparsity, method="layerwise")
+    result = prune(case("sample", 0)[0], scores=scores, sparsity=sparsity, method="layerwise")
     for name, s in scores.layers.items():
         share = len(s) if name == "head" else ceil(round(len(s) * (1 - sparsity), 9))
         assert kept(result)[name] == sorted(np.argsort(-s)[:share].tolist()), name
@@ -234,13 +237,13 @@ def test_layerwise_share_is_not_rounded_up_by_float_noise():
     model, scores = nn.Sequential(nn.Linear(1, 10), nn.Linear(10, 2)), {}
     batch = torch.ones(1, 1), torch.zeros(1, dtype=torch.long)
     for sparsity in (0.1, 0.3, 0.7, 0.9):  # 10 * (1 - 0.7) is 3.0000000000000004
-        scores[sparsity] = kept(ranp.prune(model, batch, sparsity=sparsity, method="layerwise", allow_less=True))["0"]
+        scores[sparsity] = kept(prune(model, batch, sparsity=sparsity, method="layerwise", allow_less=True))["0"]
     assert {sparsity: len(some) for sparsity, some in scores.items()} == {0.1: 9, 0.3: 7, 0.7: 3, 0.9: 1}
 
 
 def test_random_is_seeded():
     model, batches = case("unet3d", 0)
-    masks = [kept(ranp.prune(model, batches, sparsity=0.5, method="random", seed=s)) for s in (0, 0, 1, 2)]
+    masks = [kept(prune(model, batches, sparsity=0.5, method="random", seed=s)) for s in (0, 0, 1, 2)]
     assert masks[0] == masks[1]
     assert masks[0] != masks[2] != masks[3] != masks[0]
 
@@ -251,8 +254,8 @@ def test_saved_scores_give_the_mask_of_the_batches(tmp_path, method):
     saved("unet3d", 0).save(tmp_path / "scores.safetensors")
     for sparsity in SPARSITIES:
         options = {"sparsity": sparsity, **METHODS[method]}
-        direct = ranp.prune(model, batches, ignore_index=IGNORE, **options).mask
-        assert ranp.prune(model, scores=tmp_path / "scores.safetensors", **options).mask.to_dict() == direct.to_dict()
+        direct = prune(model, batches, ignore_index=IGNORE, **options).mask
+        assert prune(model, scores=tmp_path / "scores.safetensors", **options).mask.to_dict() == direct.to_dict()
 
 
 # -- eq. 4 and 7 on post-activations
@@ -359,7 +362,7 @@ def test_scores_by_hand():
 @pytest.mark.parametrize(("method", "resource", "sparsity", "first", "floored"), HAND)
 def test_masks_by_hand(method, resource, sparsity, first, floored):
     model, batch, loss = by_hand()
-    result = ranp.prune(
+    result = prune(
         model, batch, loss=loss, method=method, resource=resource, sparsity=sparsity, lambda_=11, allow_less=True
     )
     assert kept(result) == {"0": first, "1": [0, 1]}
@@ -368,7 +371,7 @@ def test_masks_by_hand(method, resource, sparsity, first, floored):
 
 def test_resource_weights_by_hand():
     model, batch, loss = by_hand()
-    rows = ranp.prune(model, batch, loss=loss, sparsity=0.4, resource="mem").report.to_dict()["layers"]
+    rows = prune(model, batch, loss=loss, sparsity=0.4, resource="mem").report.to_dict()["layers"]
     assert [row["tau"] for row in rows] == pytest.approx([1, 2 / 3])
     assert [row["reweighting"] for row in rows] == pytest.approx([5.591728, 7.408272], abs=1e-6)
 
@@ -386,7 +389,7 @@ def test_resource_weights_by_hand():
 def test_costs_by_hand(resource, cost):
     model = nn.Sequential(nn.Conv3d(1, 2, 3), nn.ReLU(), nn.ConvTranspose3d(2, 3, 2, stride=2))
     batch = torch.randn(5, 1, 4, 4, 4), torch.randint(3, (5, 4, 4, 4))  # the cost is that of one sample
-    rows = ranp.prune(model, batch, sparsity=0.2, resource=resource, allow_less=True).report.to_dict()["layers"]
+    rows = prune(model, batch, sparsity=0.2, resource=resource, allow_less=True).report.to_dict()["layers"]
     assert [row["tau"] for row in rows] == pytest.approx([c / max(cost) for c in cost])
     assert [row["macs"] for row in rows] == [432, 384]
 
@@ -430,10 +433,10 @@ BATCHES = [(torch.full((2, 1, 4, 4, 4), float(k)).cumsum(-1), torch.arange(128).
 ACTIONS = {
     "score": lambda m: ranp.score(m, BATCHES),
     "score neuron": lambda m: ranp.score(m, BATCHES, criterion="neuron"),
-    "prune": lambda m: ranp.prune(m, BATCHES, sparsity=0.5),
-    "prune to max": lambda m: ranp.prune(m, BATCHES, sparsity="max", criterion="mnmg-max"),
-    "prune random, draw anew": lambda m: ranp.prune(m, BATCHES, sparsity=0.5, method="random", init="glorot"),
-    "refine": lambda m: ranp.refine(m, ranp.prune(m, BATCHES, sparsity=0.5).mask, init="orthogonal"),
+    "prune": lambda m: prune(m, BATCHES, sparsity=0.5),
+    "prune to max": lambda m: prune(m, BATCHES, sparsity="max", criterion="mnmg-max"),
+    "prune random, draw anew": lambda m: prune(m, BATCHES, sparsity=0.5, method="random", init="glorot"),
+    "refine": lambda m: ranp.refine(m, prune(m, BATCHES, sparsity=0.5).mask, init="orthogonal"),
     "profile": lambda m: ranp.profile(m, (1, 1, 4, 4, 4)),
     "shuffled loader": lambda m: ranp.score(m, DataLoader(TensorDataset(*BATCHES[0]), batch_size=1, shuffle=True)),
     "loader that draws": lambda m: ranp.score(m, drawing),
@@ -468,7 +471,7 @@ def test_weights_are_not_loaded_into_the_callers_model(tmp_path):
 
 def write(folder):
     folder = Path(folder)
-    result = ranp.prune(rich_model(), BATCHES, sparsity=0.5, init="glorot", seed=7)
+    result = prune(rich_model(), BATCHES, sparsity=0.5, init="glorot", seed=7)
     result.mask.save(folder / "mask.json")
     result.save(folder / "slim.safetensors")
     return [(folder / name).read_bytes() for name in ("mask.json", "slim.safetensors")]
