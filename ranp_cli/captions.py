@@ -8,8 +8,8 @@ RESOURCE_KEYS = {"macs": "macs", "mem": "activation_bytes", "params": "params"} 
 RESOURCE_WORDS = {"macs": "multiply-adds", "mem": "activations", "params": "parameters"}
 
 
-def captions_of(parts: dict[str, Any]) -> list[str]:
-    """What the numbers of a table are, in a sentence each, where they are not plain counts of one network."""
+def captions_of(parts: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the numbers of a table are, a label and a sentence each, where they are not plain counts of one network."""
     found = []
     if about := parts.get("fit"):
         seeds = about["seeds"]
@@ -18,13 +18,15 @@ def captions_of(parts: dict[str, Any]) -> list[str]:
             if len(seeds) > 1
             else f"of seed {seeds[0]} alone"
         )
-        found.append(f"{about['metric']}: {many}, higher is better; the best of each sparsity is marked.")
-        if len(seeds) > 1:
-            found[-1] += " Counts are means over the seeds."
+        counts = "; counts are means over the seeds" if len(seeds) > 1 else ""
+        told = f"{many}, higher is better; the best of each sparsity is marked, full left out{counts}"
+        found.append((f"{about['metric']}:", told))
     if about := parts.get("match"):
-        found.append(f"Matched: at each sparsity every method is cut to at most the {RESOURCE_WORDS[about['resource']]} of "
-                     f"{about['to']}.")  # fmt: skip
+        word = RESOURCE_WORDS[about["resource"]]
+        found.append(("matched:", f"at each sparsity every method is cut to at most the {word} of {about['to']}"))
     if about := parts.get("width"):
-        found.append(f"width: the same network with a smaller {about['argument']}, at most the {RESOURCE_WORDS[about['resource']]} "
-                     f"of {about['to']}.")  # fmt: skip
+        word = RESOURCE_WORDS[about["resource"]]
+        found.append(
+            ("width:", f"the same network with a smaller {about['argument']}, at most the {word} of {about['to']}")
+        )
     return found

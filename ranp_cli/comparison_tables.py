@@ -78,13 +78,8 @@ class Comparison:
                       f"{after['activation_bytes'] / 2**20:.3g} MiB (-{gone['activation_bytes']:.1%})"]  # fmt: skip
             cells.append("yes" if row["feasible"] else f"floor in {len(row['floored'])} layers")
             lines.append(f"| {' | '.join(cells)} |")
-        below = self.captions
+        below = [f"- {label} {text}" for label, text in captions_of(self.report.parts)]
         return "\n".join([*lines, *([""] if below else []), *below]) + "\n"
-
-    @property
-    def captions(self) -> list[str]:
-        """What the numbers are, in a sentence each, where they are not plain counts."""
-        return captions_of(self.report.parts)
 
     def plot(self, path: str | Path) -> None:
         """Fig. 4 of the paper, or, with accuracy, its Fig. 1 and Fig. 4 e-h; as .png, .svg or .pdf (extra `plot`)."""

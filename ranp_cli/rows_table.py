@@ -29,19 +29,19 @@ def rows_table(report: dict[str, Any], page: Page) -> list[Text]:
         Column("neurons", column_cells(f"{row['kept']:,}" for row in rows), drop=4),
     ]
     for key, label, write in _COMPARED:
-        columns.append(Column(label, column_cells((write(row["after"][key]) for row in rows), "dim"), drop=3))
+        counts, percent = (label, "") if "fit" not in report else ("", label)  # the head of what stays on a narrow page
+        columns.append(Column(counts, column_cells((write(row["after"][key]) for row in rows), "dim"), drop=3))
         changes = [
             Text(change_text(1, 1 - row["reduction"][key]), "green" if row["reduction"][key] else "") for row in rows
         ]
-        columns.append(Column("", changes))
+        columns.append(Column(percent, changes))
     columns.append(Column("", column_cells(notes, "yellow"), drop=1, left=True))
     head, body, rule = lay_out(columns, page)
     lines = [*head, rule]
     for k, line in enumerate(body):
         several = sum(row["method"] == rows[k]["method"] for row in rows) > 1
         lines += [Text()] * (k > 0 and several and rows[k]["method"] != rows[k - 1]["method"]) + [line]
-    captions = captions_of(report)
-    told = [line for caption in captions for line in page.paragraph("", "", caption)]
+    told = [line for label, text in captions_of(report) for line in page.paragraph(label, "bold", text)]
     return lines + ([Text(), *told] if told else []) + counted_lines(report, page)
 
 
