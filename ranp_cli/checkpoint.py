@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import struct
 import tempfile
@@ -58,6 +59,17 @@ def write_atomic(path: str | Path, data: bytes) -> None:
         raise BadInput(
             f"cannot write {path}: {error.strerror}; what was there is as it was; free space or give another path"
         ) from error
+
+
+def strict(value: Any) -> Any:
+    """`value` (nested dicts and lists) as strict JSON has it: no NaN, no infinities."""
+    if isinstance(value, Mapping):
+        return {str(k): strict(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
 
 
 def check_output(path: str | Path) -> None:

@@ -11,8 +11,44 @@ from typing import Annotated
 import typer
 
 from . import __version__, show
+from .arguments import (
+    WAY,
+    Amp,
+    Batch,
+    BatchLimit,
+    BatchSize,
+    Config,
+    CriterionOption,
+    Device,
+    Html,
+    IgnoreIndex,
+    Init,
+    Input,
+    Json,
+    Keep,
+    Lambda,
+    Loss,
+    LowMemory,
+    MemoryLimit,
+    MinNeurons,
+    ModelArg,
+    Only,
+    Optimizer,
+    Output,
+    Plot,
+    Precision,
+    Quiet,
+    ScoreInit,
+    Seed,
+    Strs,
+    Time,
+    Weights,
+    WeightsKey,
+)
 from .budget import gate, limit
 from .checkpoint import written
+from .compare_command import EXAMPLE as COMPARE_EXAMPLE
+from .compare_command import compare
 from .errors import GateExceeded, Interrupted, RanpError, Stopped
 from .options import Commands, Options, shapes
 from .process import launched, leads, speaks, stopped_by
@@ -29,128 +65,7 @@ app = typer.Typer(
     "Example: ranp prune model.py:UNet3D --batch calib.pt --sparsity 0.78 --resource mem -o slim.safetensors",
 )
 
-# -- options, named once; None is "not given", so that a config file can say it
-
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:Name, package.module:Name, or a TorchScript file")]
-Strs = list[str] | None
-ModelArg = Annotated[
-    Strs, typer.Option("--model-arg", metavar="KEY=VALUE", help="argument of the factory, read as YAML (repeatable)")
-]
-Weights = Annotated[
-    str | None, typer.Option("--weights", metavar="FILE", help="state dict to load: .safetensors or .pt")
-]
-WeightsKey = Annotated[
-    str | None, typer.Option("--weights-key", metavar="KEY", help="which nested state dict of --weights")
-]
-Batch = Annotated[
-    str | None, typer.Option("--batch", metavar="B", help=".pt, .safetensors, .npz of (input, target), or file.py:Name")
-]
-BatchLimit = Annotated[int | None, typer.Option("--batches", metavar="N", help="use at most N mini-batches")]
-Loss = Annotated[
-    str | None,
-    typer.Option(
-        "--loss", metavar="NAME", help="cross_entropy, mse, l1, smooth_l1, bce, dice, dice_ce, or file.py:Name"
-    ),
-]
-IgnoreIndex = Annotated[
-    int | None,
-    typer.Option(
-        "--ignore-index", metavar="I", help="target value that does not count  [default: -100, and 255 where no class]"
-    ),
-]
-CriterionOption = Annotated[
-    str | None,
-    typer.Option(
-        "--criterion",
-        metavar="C",
-        help="mpmg-sum|mean|max, mnmg-sum|mean|max, neuron, taylor, snip, l1, l2  [default: mpmg-sum, or the method's own]",
-    ),
-]
-Seed = Annotated[
-    int | None, typer.Option("--seed", metavar="N", help="seed of weights and of --method random  [default: 0]")
-]
-Device = Annotated[str | None, typer.Option("--device", metavar="D", help="auto, cpu, cuda, cuda:i  [default: auto]")]
-Config = Annotated[
-    str | None, typer.Option("--config", metavar="FILE", help="YAML with the same keys; an option beats it")
-]
-Json = Annotated[str | None, typer.Option("--json", metavar="PATH|-", help="write the report as JSON; - for stdout")]
-Quiet = Annotated[bool | None, typer.Option("--quiet", "-q", help="print nothing but errors")]
-Init = Annotated[
-    str | None,
-    typer.Option(
-        "--init", metavar="I", help="weights of the slim network: keep|factory|glorot|orthogonal  [default: keep]"
-    ),
-]
-Output = Annotated[
-    Strs, typer.Option("-o", "--output", metavar="FILE", help="where the slim network goes (repeatable)")
-]
-Input = Annotated[
-    Strs, typer.Option("--input", metavar="SHAPE", help="shape of an input, as 1x4x128x128x128 (repeatable)")
-]
-
-ScoreInit = Annotated[
-    str | None,
-    typer.Option(
-        "--score-init", metavar="I", help="weights that are scored: keep|factory|glorot|orthogonal  [default: keep]"
-    ),
-]
-MinNeurons = Annotated[
-    str | None,
-    typer.Option(
-        "--min-neurons", metavar="N|auto", help="each layer keeps its best N; 1: the paper's rule  [default: auto]"
-    ),
-]
-Keep = Annotated[Strs, typer.Option("--keep", metavar="GLOB", help="layers never pruned (repeatable)")]
-Only = Annotated[Strs, typer.Option("--only", metavar="GLOB", help="prune these layers only (repeatable)")]
-Lambda = Annotated[float | None, typer.Option("--lambda", metavar="X", help="weight of the resource  [default: 11]")]
-
-Plot = Annotated[
-    Strs,
-    typer.Option("--plot", metavar="FILE", help="a picture: .png, .svg or .pdf (needs the extra plot; repeatable)"),
-]
-
-Html = Annotated[
-    str | None,
-    typer.Option("--html", metavar="FILE", help="the report as one page: no scripts, nothing from elsewhere"),
-]
-Optimizer = Annotated[
-    str | None,
-    typer.Option("--optimizer", metavar="O", help="of the training step: sgd|sgd-momentum|adam|adamw  [default: sgd]"),
-]
-Amp = Annotated[
-    bool | None,
-    typer.Option(
-        "--amp", help="memory in mixed precision: weights in 32 bits, what autocast casts on the device in 16"
-    ),
-]
-BatchSize = Annotated[
-    int | None,
-    typer.Option(
-        "--batch-size", metavar="N", help="samples of the training step, and of what is timed  [default: the input's]"
-    ),
-]
-Time = Annotated[
-    bool | None,
-    typer.Option("--time", help="run the networks too, and say how fast they are: dense and slim turn by turn"),
-]
-
-Precision = Annotated[
-    str | None,
-    typer.Option(
-        "--precision",
-        metavar="P",
-        help="of the gradients: model, fp32, fp64, bf16, fp16, or auto: bf16 if the mask is that of fp32  [default: model]",
-    ),
-]
-LowMemory = Annotated[
-    bool | None, typer.Option("--low-memory", help="score with activations computed twice instead of kept")
-]
-MemoryLimit = Annotated[
-    str | None, typer.Option("--memory-limit", metavar="V", help="likewise, as little as keeps to it, as 6GiB")
-]
-
 SUFFIXES = (".safetensors", ".onnx", ".pt", ".pt2")
-WAY = {"precision": "model", "low_memory": False}  # in which gradients are computed
 
 
 @app.callback(invoke_without_command=True)
@@ -287,45 +202,7 @@ def refine(
     o.show(result.report)
 
 
-@app.command(epilog="Example: ranp compare model.py:UNet3D --batch calib.pt --sparsity 0.1:0.9:0.2 --csv table.csv")
-def compare(
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="file.py:Name, package.module:Name, or a TorchScript file")] = None,
-    batch: Batch = None,
-    sparsity: Annotated[Strs, typer.Option("--sparsity", metavar="X", help="a number in [0, 1), max, or from:to:step (repeatable)")] = None,
-    methods: Annotated[Strs, typer.Option("--methods", metavar="M,...", help="full, snip, random, layerwise, vanilla, weighted, ranp-mem, ranp-flops (these by default), flat, ranp-params, ranp-latency, taylor, magnitude; vanilla:mnmg-sum for another criterion")] = None,
-    input_: Annotated[Strs, typer.Option("--input", metavar="SHAPE", help="count for this shape of input, not that of the batch (repeatable)")] = None,
-    lambda_: Lambda = None, min_neurons: MinNeurons = None, keep: Keep = None, only: Only = None, score_init: ScoreInit = None,
-    loss: Loss = None, ignore_index: IgnoreIndex = None, batches: BatchLimit = None, model_arg: ModelArg = None,
-    weights: Weights = None, weights_key: WeightsKey = None, seed: Seed = None, device: Device = None,
-    precision: Precision = None, low_memory: LowMemory = None, memory_limit: MemoryLimit = None,
-    csv: Annotated[str | None, typer.Option("--csv", metavar="PATH|-", help="write the rows as CSV; - for stdout")] = None,
-    markdown: Annotated[str | None, typer.Option("--markdown", metavar="PATH|-", help="write the rows as Markdown; - for stdout")] = None,
-    plot: Plot = None, config: Config = None, json_: Json = None, quiet: Quiet = None,
-) -> None:  # fmt: skip
-    """Lay the methods side by side on your network: gradients once, cut at every method and sparsity."""
-    defaults = {
-        "sparsity": [],
-        "methods": [],
-        "input_": [],
-        "lambda_": 11.0,
-        "min_neurons": "auto",
-        "keep": [],
-        "only": [],
-        "score_init": "keep",
-        **WAY,
-    }
-    o = Options("compare", locals(), defaults, outputs={"csv", "markdown"})
-    o.need("model", "batch", "sparsity")
-    o.check_outputs(())
-    import ranp_cli as ranp
-    from ranp_cli.comparison import DEFAULT
-
-    same = {k: o[k] for k in ("sparsity", "lambda_", "min_neurons", "keep", "only", "score_init")}
-    chosen = [name.strip() for text in o["methods"] for name in str(text).split(",")]
-    result = ranp.compare(o["model"], o["batch"], methods=chosen or DEFAULT, inputs=shapes(o["input_"]), **same,
-                          progress=o.progress, **o.scoring())  # fmt: skip
-    o.draw(result)
-    o.show(result.report, csv=result.csv(), markdown=result.markdown())
+app.command(epilog=COMPARE_EXAMPLE)(compare)
 
 
 @app.command(epilog="Example: ranp profile model.py:UNet3D slim.safetensors")

@@ -24,7 +24,7 @@ import yaml
 
 from .errors import BadInput, nearest
 
-INPUTS = frozenset({"model", "model2", "batch", "weights", "scores", "resume", "mask", "loss", "latencies"})
+INPUTS = frozenset({"model", "model2", "batch", "weights", "scores", "resume", "mask", "loss", "latencies", "fit"})
 
 
 def read_config(

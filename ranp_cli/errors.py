@@ -82,6 +82,19 @@ class Interrupted(KeyboardInterrupt):
         self.scores, self.batches = scores, batches
 
 
+class FitsInterrupted(KeyboardInterrupt):
+    """Ctrl-C while `compare` trained cells: `kept` of `total` are on file in `path` (None: nowhere)."""
+
+    def __init__(self, kept: int, total: int, path: Any) -> None:
+        where = (
+            f" are kept in {path}"
+            if path is not None
+            else " were trained, and none is kept: there was no file of cells"
+        )
+        super().__init__(f"stopped; {kept} of {total} cells{where}")
+        self.kept, self.total, self.path = kept, total, path
+
+
 def nearest(given: str, known: Iterable[str]) -> str:
     """The tail of a message on an unknown name: `; did you mean 'mem'? (known: flops, mem)`."""
     known = list(known)

@@ -13,7 +13,7 @@ from typing import Any
 from typer.core import TyperGroup
 
 from . import show
-from .checkpoint import check_output, write_atomic, written
+from .checkpoint import check_output, strict, write_atomic, written
 from .config import INPUTS, merge, read_config
 from .errors import BadInput, Stopped
 from .process import launched, leads, stopped_by
@@ -47,7 +47,7 @@ class Options:
         config = {key: typed(f"config {path}", key, value) for key, value in config.items()}
         self.values = merge(given, config, {"seed": 0, "device": "auto", "model_arg": [], "quiet": False, **defaults})
         self.to_stderr = "-" in [self.values.get(name) for name in TEXTS]
-        if command != "score" and launched():
+        if launched() and not (command == "score" or (command == "compare" and self["fit"])):
             raise BadInput(
                 f"ranp {command} is the work of one process, torchrun started {os.environ['WORLD_SIZE']}: "
                 "run ranp score with torchrun, then ranp prune --scores without"
@@ -135,7 +135,7 @@ class Options:
     def show(self, report: Any, **texts: str) -> None:
         """Print the report, and write it (--json) and its other forms (`csv`, `markdown`) where they were asked for."""
         document = report if isinstance(report, dict) else report.to_dict()
-        for name, text in {"json_": json.dumps(document, indent=1) + "\n", **texts}.items():
+        for name, text in {"json_": json.dumps(strict(document), indent=1) + "\n", **texts}.items():
             if self[name] == "-":
                 self.stdout.write(text)
             elif self[name]:
@@ -163,7 +163,7 @@ def shapes(given: Sequence[str]) -> list[tuple[int, ...]] | None:
 
 
 TEXTS = ("json_", "csv", "markdown")
-INTS = {"batches", "ignore_index", "seed", "depth", "round_to", "batch_size"}
+INTS = {"batches", "ignore_index", "seed", "depth", "round_to", "batch_size", "seeds"}
 BOOLS = {"strict", "allow_less", "quiet", "transfer", "low_memory", "time", "tree", "amp"}
 LISTS = {"output", "keep", "only", "model_arg", "input_", "methods", "plot", "budget"}
 

@@ -40,7 +40,7 @@ class Page:
         self.width = console.width
         self.encoding = getattr(console.file, "encoding", None) or "utf-8"
         fancy = console.is_terminal and self.encoding.lower().startswith("utf")
-        self.glyphs = _UNICODE if fancy else _ASCII
+        self.fancy, self.glyphs = fancy, _UNICODE if fancy else _ASCII
 
     def clean(self, text: str) -> str:
         seen = "".join(c if c.isprintable() or c == JOINED else c.encode("unicode_escape").decode() for c in text)

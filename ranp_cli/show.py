@@ -25,7 +25,6 @@ from .page import (
     adding_up,
     change_text,
     column_cells,
-    counted_on,
     human,
     human_bytes,
     lay_out,
@@ -34,6 +33,7 @@ from .page import (
     seconds_text,
     side_by_side,
 )
+from .rows_table import counted_lines, rows_table
 from .speed import duration, speed_block
 from .trainability_text import floor_sentences
 from .tree import tree_lines
@@ -71,7 +71,7 @@ def show_report(report: Report, console: Console, depth: int | None = None) -> N
     page = Page(console)
     body = tree_lines(report["modules"], page, depth) if "modules" in report else _layers(report, page, depth)
     parts = (
-        [_comparison(report, page)] if "rows" in report else [_summary(report, page), speed_block(report, page), body]
+        [rows_table(report, page)] if "rows" in report else [_summary(report, page), speed_block(report, page), body]
     )
     blocks = [_headline(report, page), *parts, _remarks(report, page)]
     for i, block in enumerate(filter(None, blocks)):
@@ -184,43 +184,7 @@ def _summary(report: Report, page: Page) -> list[Text]:
         ]
     head, body, rule = lay_out(columns, page)
     paper = [Text(), Text("paper's counting", "bold"), rule, *body[split:]] if len(rows) > split else []
-    return [*([*head, rule] if after else []), *body[:split], *_counted(report, page), *paper]
-
-
-def _counted(report: Report, page: Page) -> list[Text]:
-    told = [page.paragraph(label, "bold", text) for label, text in counted_on(report)]
-    return sum(told, [Text()]) if told else []
-
-
-_COMPARED: list[tuple[str, str, Callable[[float], str]]] = [
-    ("params", "parameters", human),
-    ("macs", "multiply-adds", human),
-    ("activation_bytes", "activations", human_bytes),
-]
-
-
-def _comparison(report: Report, page: Page) -> list[Text]:
-    """One row for each method and sparsity; a rule where the method changes."""
-    rows = report["rows"]
-    notes = ["" if row["feasible"] else f"floor in {len(row['floored'])}" for row in rows]
-    columns = [
-        Column("method", column_cells(page.clean(row["method"]) for row in rows), left=True),
-        Column("sparsity", column_cells(f"{row['sparsity']['achieved']:.3f}" for row in rows)),
-        Column("neurons", column_cells(f"{row['kept']:,}" for row in rows), drop=4),
-    ]
-    for key, label, write in _COMPARED:
-        columns.append(Column(label, column_cells((write(row["after"][key]) for row in rows), "dim"), drop=3))
-        changes = [
-            Text(change_text(1, 1 - row["reduction"][key]), "green" if row["reduction"][key] else "") for row in rows
-        ]
-        columns.append(Column("", changes))
-    columns.append(Column("", column_cells(notes, "yellow"), drop=1, left=True))
-    head, body, rule = lay_out(columns, page)
-    lines = [*head, rule]
-    for k, line in enumerate(body):
-        several = sum(row["method"] == rows[k]["method"] for row in rows) > 1
-        lines += [Text()] * (k > 0 and several and rows[k]["method"] != rows[k - 1]["method"]) + [line]
-    return lines + _counted(report, page)
+    return [*([*head, rule] if after else []), *body[:split], *counted_lines(report, page), *paper]
 
 
 _SUMMED = ("neurons", "kept", "macs", "macs_after", "output_elements", "output_elements_after")

@@ -59,7 +59,7 @@ def load_model(spec: str, args: dict[str, Any] | None = None) -> LoadedModel:
     args = dict(args or {})
     what = f"model {spec}"
     if is_code(spec):
-        return LoadedModel(_build(spec, args, what), spec, args, "factory")
+        return LoadedModel(built(factory_of(spec, what), args, what), spec, args, "factory")
     suffix = Path(spec).suffix.lower()
     if suffix in TORCHSCRIPT:
         if args:
@@ -78,10 +78,9 @@ def load_model(spec: str, args: dict[str, Any] | None = None) -> LoadedModel:
     raise BadInput(f"{what}: wants file.py:Name, package.module:Name or a TorchScript file ({', '.join(TORCHSCRIPT)})")
 
 
-def _build(spec: str, args: dict[str, Any], what: str) -> nn.Module:
+def factory_of(spec: str, what: str) -> Any:
+    """The class or function that `spec` names, or the ready `nn.Module`; not called yet."""
     from torch import nn
-
-    from .shadow import uncompiled
 
     module, name = import_named(spec, what)
     offers = {k: v for k, v in offered(module).items() if not isinstance(v, type) or issubclass(v, nn.Module)}
@@ -92,7 +91,15 @@ def _build(spec: str, args: dict[str, Any], what: str) -> nn.Module:
             choices = ", ".join(classes or sorted(offers)) or "nothing that returns one"
             raise BadInput(f"{what}: the file defines {found}; say {spec.rstrip(':')}:NAME (it offers: {choices})")
         name = classes[0]
-    factory = attribute(module, name, what, offers)
+    return attribute(module, name, what, offers)
+
+
+def built(factory: Any, args: dict[str, Any], what: str) -> nn.Module:
+    """The network that a factory makes of `args`; a ready `nn.Module` is returned as it is. BadInput says what is wrong."""
+    from torch import nn
+
+    from .shadow import uncompiled
+
     if isinstance(factory, nn.Module):
         if args:
             raise BadInput(f"{what}: is a ready module and takes no arguments; name its class to use --model-arg")
@@ -101,12 +108,12 @@ def _build(spec: str, args: dict[str, Any], what: str) -> nn.Module:
         raise BadInput(f"{what}: is {found_instead(factory)}; wants a class or function that returns an nn.Module")
     check_args(factory, args, what)
     try:
-        built = factory(**args)
+        network = factory(**args)
     except USER_EXCEPTIONS as error:
         raise user_error(what, error) from error
-    if not isinstance(built, nn.Module):
-        raise BadInput(f"{what}: returned {found_instead(built)}; wants an nn.Module, so return one")
-    return uncompiled(built)
+    if not isinstance(network, nn.Module):
+        raise BadInput(f"{what}: returned {found_instead(network)}; wants an nn.Module, so return one")
+    return uncompiled(network)
 
 
 def parse_model_args(pairs: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:

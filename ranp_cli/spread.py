@@ -119,3 +119,12 @@ def together(wanted: bool, device: torch.device) -> Iterator[Spread]:
     finally:
         if own:
             dist.destroy_process_group()
+
+
+def place_in_job(wanted: bool) -> Spread:
+    """This process' place among those of torchrun, if it is `wanted`; it alone otherwise. No process is waited for."""
+    if not wanted:
+        return Spread()
+    if dist.is_initialized():
+        return Spread(dist.get_rank(), dist.get_world_size())
+    return Spread(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
