@@ -28,6 +28,7 @@ FLOORS = [
         "gathers",
         "precision",
         "recompute",
+        "checks",
         "planning",
         "spread",
         "importance",
