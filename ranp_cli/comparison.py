@@ -34,6 +34,7 @@ from .steps import (
     way_of,
 )
 from .units import Graph, cost_of, measure
+from .zeros import whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -198,9 +199,10 @@ def one_row(report: Report, job: Any, graph: Graph, e: Entry, level: float | str
     """Select, refine and count one method at one sparsity. `feasible`: no layer needed the floor."""
     ranking = e.ranking
     assert ranking is not None
-    scores = found[ranking.criterion].scores if ranking.criterion else [np.zeros(n) for n in graph.sizes]
-    chosen, slim, _, ran = settle(report, job, graph, lambda: ranking.select(graph, scores, level))
-    kept = [int(k.sum()) for k in graph.by_layer(chosen.keep[graph.unit])]
+    by = found[ranking.criterion] if ranking.criterion else Importance([np.zeros(n) for n in graph.sizes], 0)
+    with whole(graph, by.not_ranked):
+        chosen, slim, _, ran = settle(report, job, graph, lambda: ranking.select(graph, by.scores, level))
+        kept = [int(k.sum()) for k in graph.by_layer(chosen.keep[graph.unit])]
     after = cost_of(slim, ran.run) if at is None else measure(slim, at)[2]
     return {
         "method": e.name,

@@ -37,6 +37,7 @@ from .spread import Spread
 from .state import State
 from .sums import Sum, undivided
 from .units import Graph, named_tensors
+from .zeros import check_reached, find_zeros, unranked
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,13 @@ class Importance:
     """The scores of each layer in float64, and how many mini-batches they are the mean of.
 
     One score a neuron, of shape (N,); for the criterion `snip` one a weight, of the parameter's shape, in float32.
-    `sums` are what the mean was taken of, to go on from.
+    `sums` are what the mean was taken of, to go on from. `not_ranked`: the layers whose scores say nothing, and why.
     """
 
     scores: list[np.ndarray]
     batches: int
     sums: list[Sum | None] = field(default_factory=list)
+    not_ranked: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,9 @@ def score(model: nn.Module, graph: Graph, batches: Any, loss: Callable[[Any, Any
         for c in gather.criteria:
             scores = mean_of(c, gather.sums[c.name], score_shapes(graph, c), count)
             check_scores(scores, graph.layers)
-            found[c.name] = Importance(scores, count, gather.sums[c.name])
+            sums = gather.sums[c.name]
+            missing = {layer.name: gather.why_none(k) for k, layer in enumerate(graph.layers) if sums[k] is None}
+            found[c.name] = Importance(scores, count, sums, unranked(graph, scores, missing))
     return found
 
 
@@ -126,7 +130,12 @@ class Scorer:
     def __init__(self, model: nn.Module, graph: Graph, loss: Callable[[Any, Any], Tensor], criteria: Sequence[Criterion],
                  device: torch.device, seed: int, way: Way) -> None:  # fmt: skip
         self.model, self.graph, self.loss, self.device, self.seed, self.way = model, graph, loss, device, seed, way
-        self.twin = cast(training_twin(model, device, graph.written), way.precision)
+        self.zeros = find_zeros(model, graph)
+        self.unproved = bool(self.zeros.last)  # whether a gradient gets past the last layers
+        way.facts.update(self.zeros.facts(graph))
+        twin = training_twin(model, device, graph.written | self.zeros.names)
+        self.zeros.replace_in(twin, seed)
+        self.twin = cast(twin, way.precision)
         self.state = State(self.twin, model, graph.written)
         if (
             way.precision in ("bf16", "fp16", "auto")
@@ -166,12 +175,24 @@ class Scorer:
         if self.way.low_memory and elements(batch) > self.planned:
             self._plan(batch)
         try:
+            if self.unproved:
+                self._prove(index, batch)
             self._pass(index, batch)
         except torch.OutOfMemoryError as error:
             self._make_room(batch, error)
             self.run(index, batch)
         else:
             self._take(index, batch)
+
+    def _prove(self, index: int, batch: Any) -> None:
+        """BadInput when no gradient gets past the zeros of the last layers; else their weights are drawn too."""
+        self._pass(index, batch)
+        gather = self.gathers[0]
+        check_reached(gather.parts[gather.criteria[0].name], self.graph, self.zeros)
+        for each_gather in self.gathers:
+            each_gather.drop_batch()
+        self.zeros.replace_in(self.twin, self.seed, last=True)
+        self.unproved = False
 
     def _take(self, index: int, batch: Any) -> None:
         """Add what a pass has given to the sums."""

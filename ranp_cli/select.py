@@ -75,22 +75,25 @@ def select(
 ) -> Selection:
     """Keep the best units until kappa = int(n * (1 - sparsity)) neurons stay.
 
-    Ties at the threshold stay. Fixed units stay in any case, and so do the best `min_neurons` of every layer.
+    Ties at the threshold stay. Fixed units stay in any case, and so do the best `min_neurons` of every layer. Where layers
+    have no scores, n and kappa are of the others: what cannot be ranked neither takes their places nor costs them theirs.
     `sparsity` "max": the largest at which no layer needs that floor. The method `layerwise` keeps the best share of every
     layer, `flat` the same number of neurons in every layer.
     """
     units = len(graph.unit_roots)
     count = np.bincount(graph.unit, minlength=units)
-    value = unit_values(graph, scores)
+    unranked = graph.unranked_units
+    value = np.where(unranked, math.inf, unit_values(graph, scores))
+    outside = int(count[unranked].sum())
     order = np.lexsort((np.arange(units), -value))  # best first, the earlier unit first among equals
     if method == "layerwise":
         keep = _layerwise(graph, value, check(sparsity))
     elif method == "flat":
-        keep = _flat(graph, value, int(graph.n * (1 - check(sparsity))))
+        keep = _flat(graph, value, outside + int((graph.n - outside) * (1 - check(sparsity))))
     elif sparsity == "max":
         keep = value >= _lowest_needed(graph, value, min_neurons)
     else:
-        kappa = int(graph.n * (1 - check(sparsity)))
+        kappa = outside + int((graph.n - outside) * (1 - check(sparsity)))
         total = np.cumsum(count[order])
         last = min(int(np.searchsorted(total, kappa)), units - 1)
         keep = value >= value[order[last]] if kappa > 0 else np.zeros(units, dtype=bool)

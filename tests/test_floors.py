@@ -29,6 +29,7 @@ FLOORS = [
         "precision",
         "recompute",
         "checks",
+        "zeros",
         "planning",
         "spread",
         "importance",
