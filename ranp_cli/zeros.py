@@ -8,6 +8,7 @@ no score even so is not ranked, and stays whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -85,7 +86,8 @@ def glorot(shape: tuple[int, ...], seed: int) -> Tensor:
 
 def find_zeros(model: nn.Module, graph: Graph) -> Zeros:
     """The scales and the layers' weights that are all zero in `model`; what its forward writes is left out."""
-    slots = dict.fromkeys(layer.slot for layer in graph.layers)
+    gained = gains(graph)
+    slots = dict.fromkeys(layer.slot for layer in graph.layers if layer.slot not in gained)
     zero = {
         name: None
         for name, p in model.named_parameters()
@@ -99,6 +101,17 @@ def find_zeros(model: nn.Module, graph: Graph) -> Zeros:
     used: frozenset[str] = frozenset().union(*(t.origin or () for t in multipliers(graph.ties)))
     scales = zero_scales(model, graph, others) if used & others else frozenset()
     return Zeros(tuple(n for n in zero if n in scales), weights, frozenset(n for n in weights if fixed[n]))
+
+
+def gains(graph: Graph) -> frozenset[str]:
+    """Parameters with one number for each neuron of a layer whose weight has more: the g of a weight norm."""
+    sizes: dict[str, int] = {}
+    for use in graph.ties.uses:
+        for name in use.weight.origin or ():
+            sizes[name] = max(sizes.get(name, 0), math.prod(use.weight.shape))
+    return frozenset(
+        layer.slot for layer in graph.layers if layer.weights == len(layer.neurons) < sizes.get(layer.slot, 0)
+    )
 
 
 def multipliers(ties: Ties) -> Iterator[Labels]:
