@@ -34,6 +34,7 @@ from .steps import (
     settle,
 )
 from .units import Graph, cost_of, measure
+from .zeros import whole
 
 
 @dataclass
@@ -179,17 +180,17 @@ class Bench:
         assert e.ranking is not None
         assert self.found is not None
         graph, ranking = self.graph, replace(e.ranking, seed=self.seed)
-        scores = self.found[ranking.criterion].scores if ranking.criterion else [np.zeros(n) for n in graph.sizes]
+        by = self.found[ranking.criterion] if ranking.criterion else Importance([np.zeros(n) for n in graph.sizes], 0)
 
         def choose() -> Selection:
-            chosen = ranking.select(graph, scores, level)
+            chosen = ranking.select(graph, by.scores, level)
             return shuffled(graph, chosen, self.seed) if e.kind == "shuffled" else chosen
 
-        with seeded(self.seed):
+        with seeded(self.seed), whole(graph, by.not_ranked):
             chosen, slim, _, ran = settle(self.report, self.job, graph, choose)
+            kept = [int(k.sum()) for k in graph.by_layer(chosen.keep[graph.unit])]
             at = self.subject.at
             after = cost_of(slim, ran.run) if at is None else measure(slim, at)[2]
-        kept = [int(k.sum()) for k in graph.by_layer(chosen.keep[graph.unit])]
         how = {k: v for k, v in ranking.recorded.items() if k in ("criterion", "resource", "lambda")}
         how = {**how, **self.costs(level, sum(kept), after)}
         how |= {"feasible": not chosen.floored, "floored": chosen.floored, "layers_kept": kept}

@@ -18,6 +18,7 @@ from .shadow import seeded
 from .steps import Job
 from .units import Graph, cost_of, measure_all
 from .verify import verify
+from .zeros import SAID
 
 
 def scores_of(report: Report, job: Job, graph: Graph, found: Importance, how: dict[str, Any],
@@ -44,6 +45,7 @@ def scores_of(report: Report, job: Job, graph: Graph, found: Importance, how: di
         **how,
         "batches": found.batches,
         "model": {**job.about, "weights": job.weights_digest()},
+        **{key: value for key, value in report.parts.get("scoring", {}).items() if key in SAID},
     }
     sums = {layer.name: total for layer, total in zip(graph.layers, found.sums, strict=False) if total is not None}
     return Scores(layers, about, report, sums)

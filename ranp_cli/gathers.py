@@ -26,6 +26,7 @@ from .shadow import NoDropout, each, map_tensors, seeded, shadow, to_meta, to_re
 from .sums import Sum
 from .trace import Tracer
 from .units import Graph, Layer, named_tensors
+from .zeros import NO_ACTIVATION, NO_GRADIENT
 
 HALVES = (torch.float16, torch.bfloat16)  # in which nothing is added up
 Sums = dict[str, list[Sum | None]]  # by criterion and layer; None: no gradient came
@@ -66,6 +67,10 @@ class Gather(ABC):
                 elif part is not None:
                     self.sums[name][k] = Sum.of(part)
         self.drop_batch()
+
+    def why_none(self, k: int) -> str:
+        """Why a layer has no part in any mini-batch."""
+        return NO_GRADIENT
 
     @abstractmethod
     def take(self) -> None:
@@ -170,11 +175,15 @@ class MaskGather(Gather):
         super().__init__(criteria, len(graph.sizes))
         self.sizes, self.device = graph.sizes, next(model.parameters()).device
         self.at = post_activations(model, graph)
+        self.placed = {k for places in self.at.values() for k, _ in places}
         self.masks: list[list[tuple[Tensor, int]]] = []
 
     def forward(self) -> AbstractContextManager[Any]:
         self.masks = [[] for _ in self.sums[self.criteria[0].name]]
         return MaskMode(self.at, self.masks)
+
+    def why_none(self, k: int) -> str:
+        return NO_GRADIENT if k in self.placed else NO_ACTIVATION
 
     def nothing(self, criterion: Criterion, k: int) -> Tensor:
         return torch.zeros(self.sizes[k], dtype=torch.float64, device=self.device)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .budget import shown
+from .checks import check_finite, check_scores, run_backward, run_model
 from .criteria import Criterion
-from .errors import USER_EXCEPTIONS, BadInput, in_words
+from .errors import BadInput
 from .example import Example
 from .gathers import Gather, MaskGather, WeightGather, add_up, mean_of
 from .planning import Plan, Setting, plan
@@ -37,7 +36,8 @@ from .shadow import NoDropout, copy_on, each, in_checkpoints, map_tensors, seede
 from .spread import Spread
 from .state import State
 from .sums import Sum, undivided
-from .units import Graph, Layer, named_tensors
+from .units import Graph, named_tensors
+from .zeros import check_reached, find_zeros, unranked
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,13 @@ class Importance:
     """The scores of each layer in float64, and how many mini-batches they are the mean of.
 
     One score a neuron, of shape (N,); for the criterion `snip` one a weight, of the parameter's shape, in float32.
-    `sums` are what the mean was taken of, to go on from.
+    `sums` are what the mean was taken of, to go on from. `not_ranked`: the layers whose scores say nothing, and why.
     """
 
     scores: list[np.ndarray]
     batches: int
     sums: list[Sum | None] = field(default_factory=list)
+    not_ranked: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,9 @@ def score(model: nn.Module, graph: Graph, batches: Any, loss: Callable[[Any, Any
         for c in gather.criteria:
             scores = mean_of(c, gather.sums[c.name], score_shapes(graph, c), count)
             check_scores(scores, graph.layers)
-            found[c.name] = Importance(scores, count, gather.sums[c.name])
+            sums = gather.sums[c.name]
+            missing = {layer.name: gather.why_none(k) for k, layer in enumerate(graph.layers) if sums[k] is None}
+            found[c.name] = Importance(scores, count, sums, unranked(graph, scores, missing))
     return found
 
 
@@ -127,7 +130,12 @@ class Scorer:
     def __init__(self, model: nn.Module, graph: Graph, loss: Callable[[Any, Any], Tensor], criteria: Sequence[Criterion],
                  device: torch.device, seed: int, way: Way) -> None:  # fmt: skip
         self.model, self.graph, self.loss, self.device, self.seed, self.way = model, graph, loss, device, seed, way
-        self.twin = cast(training_twin(model, device, graph.written), way.precision)
+        self.zeros = find_zeros(model, graph)
+        self.unproved = bool(self.zeros.last)  # whether a gradient gets past the last layers
+        way.facts.update(self.zeros.facts(graph))
+        twin = training_twin(model, device, graph.written | self.zeros.names)
+        self.zeros.replace_in(twin, seed)
+        self.twin = cast(twin, way.precision)
         self.state = State(self.twin, model, graph.written)
         if (
             way.precision in ("bf16", "fp16", "auto")
@@ -167,12 +175,24 @@ class Scorer:
         if self.way.low_memory and elements(batch) > self.planned:
             self._plan(batch)
         try:
+            if self.unproved:
+                self._prove(index, batch)
             self._pass(index, batch)
         except torch.OutOfMemoryError as error:
             self._make_room(batch, error)
             self.run(index, batch)
         else:
             self._take(index, batch)
+
+    def _prove(self, index: int, batch: Any) -> None:
+        """BadInput when no gradient gets past the zeros of the last layers; else their weights are drawn too."""
+        self._pass(index, batch)
+        gather = self.gathers[0]
+        check_reached(gather.parts[gather.criteria[0].name], self.graph, self.zeros)
+        for each_gather in self.gathers:
+            each_gather.drop_batch()
+        self.zeros.replace_in(self.twin, self.seed, last=True)
+        self.unproved = False
 
     def _take(self, index: int, batch: Any) -> None:
         """Add what a pass has given to the sums."""
@@ -326,35 +346,6 @@ def elements(batch: Any) -> int:
     return sum(t.numel() for t in each(Tensor, batch.args, batch.kwargs))
 
 
-def run_model(model: nn.Module, args: Any, kwargs: Any, index: int) -> Any:
-    try:
-        return model(*args, **kwargs)
-    except (torch.OutOfMemoryError, BadInput):
-        raise  # mended where it is known how, or told
-    except USER_EXCEPTIONS as error:
-        shapes = ", ".join(str(tuple(t.shape)) for t in each(Tensor, args, kwargs))
-        raise BadInput(
-            f"the model fails on mini-batch {index}, of shape {shapes}: {in_words(error, 300)}; "
-            "every mini-batch must be of a shape and dtype that the model takes"
-        ) from error
-
-
-def run_backward(value: Tensor, index: int) -> None:
-    """BadInput where code of the model's own fails: a function's backward, an op in place on what autograd saved."""
-    try:
-        value.backward()
-    except (torch.OutOfMemoryError, BadInput):
-        raise
-    except USER_EXCEPTIONS as error:
-        last = traceback.extract_tb(error.__traceback__)[-1].filename
-        if Path(last).parent == Path(__file__).parent:
-            raise  # a defect of ours
-        raise BadInput(
-            f"the backward pass of the model fails on mini-batch {index}: {in_words(error, 300)}; "
-            "it must be one that can be trained"
-        ) from error
-
-
 def training_twin(model: nn.Module, device: torch.device, own: Container[str] = ()) -> nn.Module:
     """The model in training mode on `device`: its weights are shared where they are there, its buffers and `own` copied."""
     twin = copy_on(model, device, own)
@@ -366,34 +357,3 @@ def training_twin(model: nn.Module, device: torch.device, own: Container[str] = 
         p.grad = None
         p.requires_grad_(False)
     return twin
-
-
-def check_finite(loss: Tensor, index: int, layers: Sequence[Layer], weights: dict[str, Tensor]) -> None:
-    if not bool(torch.isfinite(loss)):
-        bad = next((layer.name for layer in layers if not bool(torch.isfinite(weights[layer.slot]).all())), None)
-        where = (
-            f"layer {bad} has weights that are not finite"
-            if bad
-            else f"all weights from layer {layers[0].name} on are finite"
-        )
-        raise BadInput(
-            f"the loss of mini-batch {index} is {loss.item()} ({where}); give a batch and --loss that make it finite"
-        )
-    if not loss.requires_grad:
-        raise BadInput(
-            f"the loss of mini-batch {index} has no gradient: it depends on no layer (the first is {layers[0].name}); "
-            "give a --loss that is differentiable in the model's output"
-        )
-
-
-def check_scores(scores: Sequence[np.ndarray], layers: Sequence[Layer]) -> None:
-    for s, layer in zip(scores, layers, strict=True):
-        if not np.isfinite(s).all():
-            raise BadInput(
-                f"the gradient of layer {layer.name} is not finite; give inputs of a sane scale or another --loss"
-            )
-    if not any(s.any() for s in scores):
-        raise BadInput(
-            f"the loss has no gradient: it is zero in every layer from {layers[0].name} on; "
-            "check that the targets are not all ignored and that the loss depends on the output"
-        )

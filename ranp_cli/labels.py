@@ -11,7 +11,7 @@ one that lies along several has been split (`view` of C into g x C/g) and not ye
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -87,6 +87,7 @@ class Ties:
         self._consumed: list[np.ndarray] = []
         self._statistics: list[tuple[np.ndarray, Reason]] = []
         self.uses: list[LayerUse] = []
+        self.scales: list[Labels] = []
         self.step: tuple[int, int] = (0, 0)  # the trace at work and the number of its op, set by it
         self.suspects: dict[tuple[int, int], list[Tensor]] = {}
         self.locate: Callable[[], str] = str
@@ -112,6 +113,15 @@ class Ties:
         """These labels may not go; `where` in the user's code, by default where the trace is."""
         if ids is not None and (flat := np.unique(np.asarray(ids))).size:
             self._fixed.append((flat[flat > 0], Reason(what, self.locate() if where is None else where)))
+
+    def unfix(self, reasons: Container[str]) -> None:
+        """Take back what was fixed for these reasons."""
+        self._fixed = [(ids, reason) for ids, reason in self._fixed if reason.what not in reasons]
+
+    def scale(self, t: Labels | None) -> None:
+        """t multiplies activations: where it is a parameter (or made of some alone) that is all zero, no gradient passes."""
+        if t is not None and t.origin:
+            self.scales.append(t)
 
     def consume(self, ids: Tensor | None) -> None:
         """These labels index parameters that are summed over: the slices that zero a removed unit's effect."""

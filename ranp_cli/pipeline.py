@@ -42,10 +42,12 @@ from .steps import (
     read_latencies,
     settle,
     silent,
+    tell_scoring,
     way_of,
 )
 from .trainability import trainability
 from .units import Graph, cost_of, guess_example, measure, measure_all
+from .zeros import SAID, keep_whole
 
 MUCH_LESS = 0.5  # a pruning that reaches less than this share of the sparsity asked for is an error
 
@@ -106,6 +108,7 @@ def score(model: nn.Module | str, batches: Any, *, loss: Any = None, ignore_inde
         spread.agree(source.length)
         way = replace(way, spread=spread, resumed=going_on, agreement=agreement_of(graph, ranking, sparsity))
         found = importances(report, job, graph, source, [criterion], loss, ignore_index, seed, progress, way)[criterion]
+    keep_whole(graph, found.not_ranked)
     scores = scores_of(report, job, graph, found, how, sparsity)
     if way.facts.get("stopped"):
         raise Interrupted(scores, found.batches)
@@ -205,7 +208,9 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         graph = job.analyse(report, Example.from_signature(given.about["model"]["input"]), strict)
         score_init = given.about.get("score_init", "keep")
         job.draw(graph, score_init, seed)
-        found = Importance(given.in_order(graph, job), given.about["batches"])
+        found = Importance(given.in_order(graph, job), given.about["batches"], not_ranked=given.not_ranked(graph))
+        told = {key: given.about.get(key) for key in SAID}
+        tell_scoring(report, {**told, "not_ranked": found.not_ranked})
     else:
         source, example = first_batch(batches, batch_limit, seed)
         graph = job.analyse(report, example, strict)
@@ -216,6 +221,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
             by = importances(report, job, graph, source, [ranking.criterion], loss, ignore_index, seed, progress, way)
             found = by[ranking.criterion]
     graph.fix_layers(keep, only)
+    keep_whole(graph, found.not_ranked)
     measured = None
     if ranking.resource == "latency":
         measured = layer_seconds(report, job, graph, known, progress)
@@ -259,9 +265,8 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     mask = Mask.from_units(
         graph, chosen.keep, model=job.about, method=how, requested=chosen.requested, floored=chosen.floored
     )
-    values = None if ranking.criterion is None else found.scores
     if not allow_less and not wanted:
-        enough(graph, chosen, mask, values, method == "snip")
+        enough(graph, chosen, mask, method == "snip")
     pruned = pruned_of(report, job, graph, mask, chosen.keep, slim, changed, ran, init, seed, at, large)
     with report.timing("memory"):
         pair = {"before": job.model, "after": slim}
@@ -278,7 +283,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
             {"kind": each.kind, "limit": each.text, "bound": each.of(before[each.kind]), "before": before[each.kind],
              "after": after[each.kind]} for each in wanted
         ]  # fmt: skip
-    report.parts["not_pruned"] = not_pruned(graph, chosen.keep, values)
+    report.parts["not_pruned"] = not_pruned(graph, chosen.keep)
     report.parts |= trainability(job, graph, chosen, report.parts["after"], at)
     pruned.rankings = ranking.steps(graph, found.scores)
     layer_tau = ranking.tau(graph)
@@ -289,12 +294,12 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     return pruned
 
 
-def enough(graph: Graph, chosen: Selection, mask: Mask, scores: Sequence[np.ndarray] | None, of_weights: bool) -> None:
+def enough(graph: Graph, chosen: Selection, mask: Mask, of_weights: bool) -> None:
     """Raise Infeasible when much less went than was asked for; of a share of weights (SNIP), when nothing did."""
     asked = chosen.requested
     if asked == "max" or mask.achieved >= MUCH_LESS * float(asked) or (of_weights and mask.achieved > 0):
         return
-    why = not_pruned(graph, chosen.keep, scores)
+    why = not_pruned(graph, chosen.keep)
     text = f"only {mask.achieved:.1%} of the neurons could be removed where {float(asked):.1%} was asked"
     if not why:
         raise Infeasible(f"{text}: every layer is at its floor; give --allow-less to take it")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -110,17 +110,15 @@ def _renamed(row: dict[str, Any]) -> dict[str, Any]:
     return {f"{key}_after": row[key] for key in LAYER_COSTS if key in row}
 
 
-def not_pruned(graph: Graph, keep: Any, scores: Sequence[Any] | None = None) -> list[dict[str, str]]:
+def not_pruned(graph: Graph, keep: Any) -> list[dict[str, str]]:
     """Each layer that lost nothing, with its reason."""
     rows = []
-    for k, (layer, units) in enumerate(zip(graph.layers, graph.by_layer(graph.unit), strict=True)):
+    for layer, units in zip(graph.layers, graph.by_layer(graph.unit), strict=True):
         if keep[units].all():
             reasons = [graph.reasons[u] for u in units]
             why = "all its neurons are above the threshold"
             if all(reasons):
                 why = "; ".join(dict.fromkeys(str(r) for r in reasons if r))
-            elif scores is not None and not scores[k].any():
-                why = "all its scores are zero: no gradient comes through (a scale that is initialised to zero?)"
             rows.append({"layer": layer.name, "reason": why})
     return rows
 

@@ -22,6 +22,7 @@ from .select import weigh
 from .steps import Job
 from .sums import Sum
 from .units import Graph
+from .zeros import SAID, find_zeros, unranked
 
 SUM, REST = "ranp:sum:", "ranp:rest:"  # in a file of scores, before a layer's name
 UNSAID = "default"  # of an option that has no name for what it is by default
@@ -63,6 +64,7 @@ class Scores:
         tensors = read_tensors(scores)
         sums = {name.removeprefix(SUM): Sum(t, tensors[REST + name.removeprefix(SUM)])
                 for name, t in tensors.items() if name.startswith(SUM)}  # fmt: skip
+        _check_said(scores, about)
         layers = {name: t.double().numpy() for name, t in tensors.items() if not name.startswith((SUM, REST))}
         return cls(layers, about, sums=sums)
 
@@ -96,6 +98,10 @@ class Scores:
             raise BadInput(f"--resume: these are the scores of {taken['batches']} mini-batches, and --batch gives {most}; "
                            "give the same --batch, and --batches of more than there are, or none")  # fmt: skip
         values = self.in_order(graph, job)
+        zeros = find_zeros(job.model, graph).facts(graph)
+        if differing := [names[0] for key, names in zeros.items() if self.about.get(key) != names]:
+            raise BadInput(f"--resume: these scores were taken with the zeros of {differing[0]}, by an older ranp, which "
+                           "no gradient passes; score anew")  # fmt: skip
         if not self.sums:
             raise BadInput("--resume: this file holds scores, but not their sums; score anew")
         return Importance(values, self.about["batches"], [self.sums.get(layer.name) for layer in graph.layers])
@@ -114,6 +120,11 @@ class Scores:
                 raise BadInput(f"the scores are of another network: layer {layer.name} has {len(layer.neurons)} neurons, the scores have "
                                f"{have}; score this model first")  # fmt: skip
         return [self.layers[layer.name] for layer in graph.layers]
+
+    def not_ranked(self, graph: Graph) -> dict[str, str]:
+        """Layer -> why its scores say nothing: as the file has it, and each whose scores are all zero."""
+        reasons: dict[str, str] = self.about.get("not_ranked") or {}
+        return unranked(graph, [self.layers[layer.name] for layer in graph.layers], reasons)
 
 
 @dataclass
@@ -170,6 +181,16 @@ class Pruned:
         document = {"format": SLIM, "version": VERSION, **self.about, "mask": self.mask.to_dict()}
         document |= {"aliases": aliases, "buffers_outside_state": unsaved, "profile": kept}
         _write(path, to_bytes(tensors, document), self.report)
+
+
+def _check_said(path: Any, about: dict[str, Any]) -> None:
+    """BadInput where a file of scores does not say as ranp does what was scored at one, drawn, or not ranked."""
+    for key in SAID:
+        given, wanted = about.get(key, []), "names and reasons" if key == "not_ranked" else "a list of names"
+        texts = given.values() if isinstance(given, dict) else given
+        sound = isinstance(given, dict if key == "not_ranked" and given else list)
+        if not (sound and all(isinstance(text, str) for text in texts)):
+            raise BadInput(f"'{key}' of {path} must be {wanted}, not {given!r}; write it anew with ranp score")
 
 
 def _given(key: str, value: Any) -> str:

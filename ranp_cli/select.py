@@ -80,16 +80,19 @@ def select(
 ) -> Selection:
     """Keep the best units until kappa = int(n * (1 - sparsity)) neurons stay.
 
-    Ties at the threshold stay. Fixed units stay in any case. `floor`: a number of neurons that every layer keeps, beyond
+    Ties at the threshold stay. Fixed units stay in any case. Where layers have no scores, n and kappa are of the others:
+    what cannot be ranked neither takes their places nor costs them theirs. `floor`: a number of neurons that every layer keeps, beyond
     kappa (the paper's rule), or `auto` (see `floors`), which counts within kappa. `sparsity` "max": the largest at which no
     layer needs its floor. The method `layerwise` keeps the best share of every layer, `flat` the same number of neurons in
     every layer; of these `auto` raises none.
     """
-    value = unit_values(graph, scores)
+    unranked = graph.unranked_units
+    value = np.where(unranked, math.inf, unit_values(graph, scores))
     if sparsity == "max":
         keep = value >= _lowest_needed(graph, value, floors(graph, floor, graph.n))
         return Selection(keep | graph.fixed_units, [], sparsity)
-    kappa = int(graph.n * (1 - check(sparsity)))
+    outside = int(unranked[graph.unit].sum())
+    kappa = outside + int((graph.n - outside) * (1 - check(sparsity)))
     if method in ("layerwise", "flat"):
         keep = _layerwise(graph, value, check(sparsity)) if method == "layerwise" else _flat(graph, value, kappa)
         keep, floor = keep | graph.fixed_units, 1 if floor == AUTO else floor

@@ -31,11 +31,14 @@ class Links:
 def select_snip(graph: Graph, scores: Sequence[np.ndarray], sparsity: float | str, floor: Floor = 1) -> Selection:
     """Mask the share `sparsity` of all weights, those of least |g|; keep the units that still have live weights.
 
-    `scores`: |g| of every weight, one array a layer of its parameter's shape. Ties at the threshold live. "max": the
-    largest share at which every layer keeps its floor (see `floors`; for `auto` by the neurons that are alive).
+    `scores`: |g| of every weight, one array a layer of its parameter's shape; a layer without scores has all its weights
+    alive, and the share is of the others'. Ties at the threshold live. "max": the largest share at which every layer keeps
+    its floor (see `floors`; for `auto` by the neurons that are alive).
     """
+    ranked = [layer.name not in graph.unranked for layer in graph.layers]
+    every = np.sort(np.concatenate([g.reshape(-1) for g, known in zip(scores, ranked, strict=True) if known]))
+    scores = [g if known else np.full_like(g, np.inf) for g, known in zip(scores, ranked, strict=True)]
     links = [links_of(graph, k, g) for k, g in enumerate(scores)]
-    every = np.sort(np.concatenate([g.reshape(-1) for g in scores]))
     if sparsity == "max":
         keep = _largest(graph, links, every, floor)
     else:

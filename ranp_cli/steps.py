@@ -18,7 +18,7 @@ from torch import nn
 
 from .batches import Batches, load_batches
 from .budget import limit
-from .criteria import criterion
+from .criteria import Criterion, criterion
 from .errors import BadInput, VerificationFailed, nearest
 from .example import Example
 from .floors import AUTO, Floor, check_floor, floors
@@ -37,6 +37,7 @@ from .shadow import replicate, seeded, uncompiled
 from .snip import links_of, select_snip, strength_of
 from .source import TORCHSCRIPT_NOTE, load_model, load_weights
 from .units import Graph, analyse, fingerprint
+from .zeros import SAID, ZERO_WEIGHTS, notes, unranked
 
 NOISE = 1e-4  # a sum of signed gradients below this share of the unsigned one is what rounding left
 LAMBDA = 11.0  # the paper's for ShapeNet; 15 for BraTS, 80 for UCF101
@@ -277,7 +278,8 @@ def importances(report: Report, job: Job, graph: Graph, source: Batches, criteri
         twins = {}
     wanted += [criterion(name) for name in twins.values() if name not in criteria]
     function = load_loss(loss, ignore_index)
-    found = {c.name: Importance(norms(job.model, graph, c), 0) for c in wanted if not c.needs_gradients}
+    found = {c.name: norm_scores(job.model, graph, c) for c in wanted if not c.needs_gradients}
+    told: dict[str, Any] = {}
     if by_gradient := [c for c in wanted if c.needs_gradients]:
         length = (
             None
@@ -286,11 +288,11 @@ def importances(report: Report, job: Job, graph: Graph, source: Batches, criteri
         )
         with report.timing("score"), progress("scoring", length) as advance:
             found |= score(job.model, graph, source, function, by_gradient, job.device, seed, advance, way)
-        if notes := way.facts.pop("notes", []):
-            report.parts.setdefault("notes", []).extend(notes)
-        asked = {} if way.precision == "model" else {"precision": way.precision}
-        if told := {**asked, **way.facts}:
-            report.parts["scoring"] = told
+        if said := way.facts.pop("notes", []):
+            report.parts.setdefault("notes", []).extend(said)
+        told = {**({} if way.precision == "model" else {"precision": way.precision}), **way.facts}
+    asked = [found[c.name] for c in wanted if c.name not in twins.values()]
+    tell_scoring(report, {**told, "not_ranked": {k: why for each in asked for k, why in each.not_ranked.items()}})
     for name, twin in twins.items():
         pairs = zip(graph.layers, found[name].scores, found[twin].scores, strict=True)
         noise = [layer.name for layer, signed, plain in pairs if plain.sum() > 0 and signed.sum() < NOISE * plain.sum()]
@@ -300,6 +302,21 @@ def importances(report: Report, job: Job, graph: Graph, source: Batches, criteri
                 f"loss does not depend on the scale of the weights, so the signed sum is zero; use {twin} or neuron"
             )
     return found
+
+
+def norm_scores(model: nn.Module, graph: Graph, c: Criterion) -> Importance:
+    """The norms of the layers' weights as scores."""
+    values = norms(model, graph, c)
+    return Importance(values, 0, not_ranked=unranked(graph, values, {}, ZERO_WEIGHTS))
+
+
+def tell_scoring(report: Report, facts: dict[str, Any]) -> None:
+    """Write to the report how was scored, and notes of what a reader has to know of it; what is empty is left out."""
+    facts = {key: value for key, value in facts.items() if value or key not in SAID}
+    if facts:
+        report.parts["scoring"] = facts
+    if said := notes(facts):
+        report.parts.setdefault("notes", []).extend(said)
 
 
 def settle(report: Report, job: Job, graph: Graph, choose: Callable[[], Selection]) -> Settled:

@@ -28,6 +28,8 @@ FLOORS = [
         "gathers",
         "precision",
         "recompute",
+        "checks",
+        "zeros",
         "planning",
         "spread",
         "importance",

@@ -16,8 +16,8 @@ UNARY = """
 """.split()
 
 BINARY = """
-    add sub rsub subtract mul multiply div divide true_divide floor_divide remainder fmod pow float_power
-    maximum minimum fmax fmin atan2 hypot copysign xlogy logaddexp logaddexp2 lerp addcmul addcdiv nextafter
+    add sub rsub subtract div divide true_divide floor_divide remainder fmod pow float_power
+    maximum minimum fmax fmin atan2 hypot copysign xlogy logaddexp logaddexp2 lerp addcdiv nextafter
     eq ne lt le gt ge not_equal less less_equal greater greater_equal
     logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift
     where masked_fill heaviside polar complex
@@ -38,6 +38,22 @@ def elementwise(ties, *operands, out, **options):
     if isinstance(out, list):  # a second output (a mask, a norm) carries labels where it has the shape of the first
         return [planes if s == shape else None for s in out]
     return planes
+
+
+@rule("aten.mul", "aten.multiply")
+def mul(ties, a, b, *, out):
+    """Labels of the operands tie where they broadcast together."""
+    for factor, other in ((a, b), (b, a)):
+        if getattr(other, "is_data", False) and hasattr(factor, "planes"):
+            ties.scale(factor)
+    return elementwise(ties, a, b, out=out)
+
+
+@rule("aten.addcmul")
+def addcmul(ties, x, a, b, *, out, value=1):
+    """Labels of the operands tie where they broadcast together."""
+    mul(ties, a, b, out=out)
+    return elementwise(ties, x, a, b, out=out)
 
 
 LOSSES = """

@@ -16,6 +16,8 @@ def batch_norm(ties, x, *params, out, **options):
     """Axis 1 of x ties with weight, bias and the running statistics."""
     # x (N, C, *S), weight, bias, running_mean, running_var (C) or None -> y (N, C, *S), saved statistics
     channels = ties.vector(x, 1)
+    for weight in params[:1]:
+        ties.scale(weight)
     for p in params[:4]:
         if getattr(p, "ndim", 0) == 1:
             ties.tie(channels, ties.vector(p, 0))
@@ -32,6 +34,7 @@ def group_norm(ties, x, weight, bias, n, c, hxw, group, eps, *, out):
     """Axis 1 of x ties with weight and bias; each group loses the same lanes."""
     # x (N, C, *S), weight, bias (C) or None -> y (N, C, *S), mean (N, G), rstd (N, G)
     channels = ties.vector(x, 1)
+    ties.scale(weight)
     if channels is not None:
         lanes = channels.view(group, -1)
         if lanes.shape[1] > 1:
@@ -47,6 +50,7 @@ def group_norm(ties, x, weight, bias, n, c, hxw, group, eps, *, out):
 def layer_norm(ties, x, shape, weight, bias, eps, *, out):
     """The last axes of x tie with weight and bias."""
     # x (..., *shape), weight, bias (*shape) or None -> y (..., *shape), mean, rstd
+    ties.scale(weight)
     ties.statistics(ties.along(x, range(-len(shape), 0)), "layer norm")
     y = out[0]
     return [ties.merge(y, [t for t in (x, weight, bias) if t is not None])]
