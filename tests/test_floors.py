@@ -55,12 +55,14 @@ FLOORS = [
         "report",
         "page",
         "speed",
+        "tally",
+        "probetext",
         "show",
         "tree",
         "plots",
         "html",
     },
-    {"steps", "fitting", "results", "findings", "pipeline", "comparison", "profiling"},
+    {"steps", "probe", "fitting", "results", "findings", "pipeline", "comparison", "profiling"},
     {"__init__", "__main__", "process", "options", "cli"},
 ]
 FLOOR = {name: k for k, names in enumerate(FLOORS) for name in names}
