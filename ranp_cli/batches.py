@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +53,15 @@ class Batches:
     """Mini-batches, checked and ready for the network; iterate as often as you like.
 
     A generator or DataLoader is streamed: one mini-batch is in memory at a time, and each is checked as it comes. An
-    iterator that exists already (a generator object) can be gone through once; a second time is a `BadInput`.
+    iterator that exists already (a generator object) can be gone through once; a second time is a `BadInput`. Of such
+    a one the first `hold` mini-batches stay in `held` as they go by.
     """
 
     name: str
     source: Any  # an iterable of raw mini-batches, or a callable that returns one
     limit: int | None = None
+    hold: int = 0
+    held: list[Batch] = field(default_factory=list, init=False, repr=False)
     _spent: bool = field(default=False, init=False, repr=False)
 
     @property
@@ -86,8 +90,10 @@ class Batches:
         if self._spent:
             raise BadInput(f"{self.name}: this iterator is used up; give a list, or a function that returns a new one")
         self._spent = True
-        yield self.first
-        yield from self._stream(start=1)
+        for index, batch in enumerate(chain((self.first,), self._stream(start=1))):
+            if index < self.hold:
+                self.held.append(batch)
+            yield batch
 
     def _stream(self, start: int = 0) -> Iterator[Batch]:
         raws = self._open()

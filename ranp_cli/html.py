@@ -10,6 +10,7 @@ from typing import Any
 from . import __version__
 from .checkpoint import write_atomic
 from .page import JOINED, counted_on, model_name
+from .probetext import probe_page
 from .speed import Timing, conditions, duration, times_text, timings
 
 Report = Mapping[str, Any]
@@ -41,7 +42,7 @@ def write_html(report: Report, path: str | Path) -> None:
 def page(report: Report) -> str:
     """The page: before and after, the measured speed, the layers, the memory of a training step over its ops."""
     title = f"ranp {report.get('command', '')}: {model_name(report) or 'model'}"
-    blocks = (_numbers, _speed, _layers, _timeline, _remarks)
+    blocks = (_numbers, _speed, probe_page, _layers, _timeline, _remarks)
     parts = [_head(report, title), *(block(report) for block in blocks)]
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

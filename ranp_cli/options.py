@@ -163,7 +163,7 @@ def shapes(given: Sequence[str]) -> list[tuple[int, ...]] | None:
 
 
 TEXTS = ("json_", "csv", "markdown")
-INTS = {"batches", "ignore_index", "seed", "depth", "round_to", "batch_size", "seeds"}
+INTS = {"batches", "ignore_index", "seed", "depth", "round_to", "batch_size", "seeds", "probe"}
 BOOLS = {"strict", "allow_less", "quiet", "transfer", "low_memory", "time", "tree", "amp"}
 LISTS = {"output", "keep", "only", "model_arg", "input_", "methods", "plot", "budget"}
 
@@ -182,7 +182,7 @@ def typed(where: str, key: str, value: Any) -> Any:
         wanted, sound = "true or false", type(value) is bool
     elif key == "min_neurons":
         wanted, sound = "a whole number, or auto", type(value) is int or value == "auto"
-    elif key == "lambda_":
+    elif key in ("lambda_", "probe_lr"):
         wanted, sound = "a number", type(value) in (int, float)
     elif key == "sparsity":
         wanted = "a number in [0, 1) or max"

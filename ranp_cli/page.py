@@ -205,3 +205,11 @@ def _shapes(signature: Any) -> list[list[int]]:
     if isinstance(signature, Mapping):
         return [signature["shape"]] if "shape" in signature else _shapes(list(signature.values()))
     return [shape for part in signature for shape in _shapes(part)] if isinstance(signature, list) else []
+
+
+def by_reason(pairs: Iterable[tuple[str, str]]) -> str:
+    """`a, b (network output); c (unknown op)`."""
+    groups: dict[str, list[str]] = {}
+    for layer, reason in pairs:
+        groups.setdefault(reason, []).append(layer)
+    return "; ".join(f"{', '.join(layers)} ({reason})" for reason, layers in groups.items())

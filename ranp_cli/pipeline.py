@@ -22,6 +22,7 @@ from .latency import Stand
 from .losses import loss_name
 from .mask import Mask
 from .memory import STATES, Grounds, check_optimizer, memory_of, with_training
+from .probe import Probing
 from .refining import INITS, SlimRun
 from .report import Report, not_pruned
 from .resources import reweighting
@@ -118,12 +119,12 @@ def score(model: nn.Module | str, batches: Any, *, loss: Any = None, ignore_inde
 @labels_on_cpu
 def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str | Path | None = None, sparsity: float | str | None = None,
           resource: str = "flops", lambda_: float = LAMBDA, method: str = "ranp", criterion: str | None = None, min_neurons: int | str = "auto",
-          keep: Sequence[str] = (), only: Sequence[str] = (), budget: Any = (), round_to: int = 1, optimizer: str = "sgd", batch_size: int | None = None,
+          keep: Sequence[str] = (), only: Sequence[str] = (), budget: Any = (), round_to: int = 1, optimizer: str | None = None, batch_size: int | None = None,
           inputs: Any = None, amp: bool = False, latencies: Any = None, time: bool = False, init: str = "keep", score_init: str = "keep", loss: Any = None, ignore_index: int | None = None,
           batch_limit: int | None = None, seed: int = 0, device: str = "auto", strict: bool = False, allow_less: bool = False,
           model_args: dict[str, Any] | None = None, weights: str | None = None, weights_key: str | None = None,
           precision: str = "model", low_memory: bool = False, memory_limit: str | int | None = None,
-          progress: Progress = silent) -> Pruned:  # fmt: skip
+          probe: int | None = None, probe_lr: float | None = None, progress: Progress = silent) -> Pruned:  # fmt: skip
     """Remove the least important neurons of `model`.
 
     `model` is not changed: not its weights, gradients, buffers or modes, nor the global RNG.
@@ -148,7 +149,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
             measured on `device`). A share is of the dense network.
         round_to: each layer keeps a multiple of so many neurons, where its units allow.
         optimizer, batch_size: of the training step whose memory is foretold, and of what is timed; by default the
-            batch's own size.
+            batch's own size. Optimiser: `sgd`, `sgd-momentum`, `adam` or `adamw`; by default sgd, and adam for the probe.
         time: also measure how fast both networks are.
         inputs: shape(s) of the input to count, budget and foretell memory for, when another than that of the batches: score
             at a small spatial size, train at a large one. What is kept at a given sparsity does not depend on it.
@@ -156,6 +157,8 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         init: weights of the slim network: `keep`, or drawn anew: `factory`, `glorot`, `orthogonal`.
         score_init: weights that are scored, likewise; the slim network keeps them.
         precision, low_memory, memory_limit: of the gradients, as for `score`.
+        probe: train copies of both networks for so many steps on the first mini-batches, and report how far each loss
+            falls; `probe_lr`: with this learning rate. See `ranp_cli.probe.probe`.
         strict: an op without a rule is an error instead of fixing its channels.
         allow_less: do not raise when much less than `sparsity` could be removed.
 
@@ -177,6 +180,8 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     wanted = limits(budget)
     if (sparsity is None) == (not wanted):
         raise BadInput("give either --sparsity X in [0, 1), or max, or --budget, such as --budget macs=10%")
+    probing = Probing.of(probe, optimizer, probe_lr, scores, loss, ignore_index)
+    optimizer = "sgd" if optimizer is None else optimizer
     check_optimizer(optimizer)
     way = way_of(precision, low_memory, memory_limit)
     if batch_size is not None and batch_size < 1:
@@ -213,6 +218,8 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         tell_scoring(report, {**told, "not_ranked": found.not_ranked})
     else:
         source, example = first_batch(batches, batch_limit, seed)
+        if probing is not None:
+            source.hold = probing.plan.kept
         graph = job.analyse(report, example, strict)
         job.draw(graph, score_init, seed)
         found = Importance([np.zeros(n) for n in graph.sizes], 0)
@@ -291,6 +298,8 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
         row["importance_mean"] = float(np.mean(found.scores[k]))
         if layer_tau is not None:
             row["tau"], row["reweighting"] = float(layer_tau[k]), float(reweighting(layer_tau, lambda_)[k])
+    if probing is not None:
+        probing.report(report, job, slim, source, seed, progress)
     return pruned
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from .page import (
     Column,
     Page,
     adding_up,
+    by_reason,
     change_text,
     column_cells,
     human,
@@ -33,6 +34,7 @@ from .page import (
     seconds_text,
     side_by_side,
 )
+from .probetext import probe_sentences
 from .rows_table import counted_lines, rows_table
 from .speed import duration, speed_block
 from .trainability_text import floor_sentences
@@ -291,14 +293,15 @@ def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
     for side, about in report.get("memory", {}).items():
         if side == "after" or "after" not in report:
             yield from _training(about)
+    yield from probe_sentences(report)
     if transfer := report.get("transfer"):
-        left = _by_reason((entry["layer"], entry["reason"]) for entry in transfer["left"])
+        left = by_reason((entry["layer"], entry["reason"]) for entry in transfer["left"])
         yield "transferred:", "bold", f"{len(transfer['matched'])} layers matched" + (f"; left: {left}" if left else "")
     yield from floor_sentences(report, _floored(report))
     if fixed := _fixed(report):
-        yield "fixed:", "bold", _by_reason(fixed.items())
+        yield "fixed:", "bold", by_reason(fixed.items())
     if skipped := report.get("not_pruned"):
-        yield "not pruned:", "yellow", _by_reason((entry["layer"], entry["reason"]) for entry in skipped)
+        yield "not pruned:", "yellow", by_reason((entry["layer"], entry["reason"]) for entry in skipped)
     if unruled := report.get("unruled_ops"):
         places = (f"{u['op']} in {u['module'] or 'the model'} ({u['source']})" for u in unruled)
         yield "no rule, so fixed:", "yellow", ", ".join(places)
@@ -353,11 +356,3 @@ def _verdict(verified: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "verified", "green", f"against the {against} network: max error {', '.join(errors)}"
     if other := verified.get("not_comparable"):
         yield "not comparable:", "yellow", ", ".join(other)
-
-
-def _by_reason(pairs: Iterable[tuple[str, str]]) -> str:
-    """`a, b (network output); c (unknown op)`."""
-    groups: dict[str, list[str]] = {}
-    for layer, reason in pairs:
-        groups.setdefault(reason, []).append(layer)
-    return "; ".join(f"{', '.join(layers)} ({reason})" for reason, layers in groups.items())

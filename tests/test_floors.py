@@ -60,6 +60,8 @@ FLOORS = [
         "page",
         "trainability_text",
         "speed",
+        "tally",
+        "probetext",
         "show",
         "tree",
         "plots",
@@ -72,6 +74,7 @@ FLOORS = [
     },
     {
         "steps",
+        "probe",
         "trainability",
         "fitting",
         "results",

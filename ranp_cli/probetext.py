@@ -1,0 +1,103 @@
+"""The probe in words and as a picture: what was trained, how far each loss fell, and whether to worry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from html import escape
+from typing import Any
+
+LAGS = 0.25  # of the way down that a slim network may lack without a warning
+LOST = 0.02  # of a class' places: a network that labels fewer of them right has not begun to learn the class
+LEARNED = 0.1  # a network that labels more of them right has
+TRY = "try --min-neurons 4, a lower --sparsity (or a larger --budget), or --method flat"
+SIDES = ("dense", "slim")
+
+
+def notes_of(probe: Mapping[str, Any]) -> list[str]:
+    """One warning for each way in which the slim network falls behind the dense one."""
+    if "error" in probe:
+        return []
+    dense, slim, steps = probe["dense"], probe["slim"], probe["steps"]
+    if "diverged" in dense:
+        return [f"the loss of the dense network was not finite after {dense['diverged']} steps of the probe, which so says "
+                f"nothing; give a --probe-lr below {probe['lr']:g}"]  # fmt: skip
+    if "diverged" in slim:
+        return [f"the loss of the slim network was not finite after {slim['diverged']} steps of the probe, that of the dense one "
+                f"was; {TRY}"]  # fmt: skip
+    notes = []
+    if probe["lag"] is None:
+        notes.append(f"no loss fell in the {steps} steps of the probe, which so says nothing; give it more steps, or another "
+                     f"--probe-lr than {probe['lr']:g}")  # fmt: skip
+    elif probe["lag"] > LAGS:
+        notes.append(f"the slim network learns more slowly than the dense one: after {steps} steps its loss still has "
+                     f"{probe['lag']:.0%} of the way to go (a warning above {LAGS:.0%}); {TRY}")  # fmt: skip
+    return notes
+
+
+def probe_sentences(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(label, style, text) of the report's part `probe`, for the terminal."""
+    probe = report.get("probe")
+    if not probe:
+        return
+    if "error" in probe:
+        yield "probe:", "yellow", probe["error"]
+        return
+    lag = probe["lag"]
+    good = lag is not None and lag <= LAGS
+    yield "probe:", "green" if good else "yellow", in_words(probe)
+
+
+def in_words(probe: Mapping[str, Any]) -> str:
+    """`50 steps of adam (lr 0.003): loss 1.16 to 0.40 dense, 1.05 to 0.52 slim, which still has 16% of the way to go`."""
+    falls = ", ".join(f"{_fall(probe[name])} {name}" for name in SIDES)
+    text = f"{probe['steps']} steps of {probe['optimizer']} (lr {probe['lr']:g}): loss {falls}"
+    lag = probe["lag"]
+    if lag is not None:
+        text += f", which still has {lag:.0%} of the way to go" if lag > 0 else ", which is ahead"
+    worst = [(name, probe[name]["worst_class"]) for name in SIDES if "worst_class" in probe[name]]
+    if worst:
+        told = ", ".join(
+            f"{row['class']} {name} (loss {row['loss']:.2f}, {row['right']:.0%} right)" for name, row in worst
+        )
+        text += f"; worst class: {told}"
+    return text
+
+
+def _fall(side: Mapping[str, Any]) -> str:
+    first = "not finite" if side["first"] is None else f"{side['first']:.3g}"
+    return f"{first} to {'not finite' if side['last'] is None else format(side['last'], '.3g')}"
+
+
+def probe_page(report: Mapping[str, Any]) -> str:
+    """The sentence and the two curves, loss over steps, for the page."""
+    probe = report.get("probe")
+    if not probe:
+        return ""
+    head = "<h2>Probe: a few training steps of both networks</h2>\n"
+    if "error" in probe:
+        return f"{head}<p>{escape(probe['error'])}</p>\n"
+    curves = {name: probe[name]["curve"] for name in SIDES if probe[name]["curve"]}
+    picture = _curves(curves, probe["steps"]) if curves else ""
+    return f'{head}<p class="dim">{escape(in_words(probe))}</p>\n{picture}'
+
+
+def _curves(curves: Mapping[str, list[float]], steps: int) -> str:
+    low, high = (extreme(min_max(curve) for curve in curves.values()) for extreme, min_max in ((min, min), (max, max)))
+    colours = {"dense": "var(--was)", "slim": "var(--now)"}
+    lines = ""
+    for k, (name, curve) in enumerate(curves.items()):
+        at = [
+            (60 + 780 * i / max(steps - 1, 1), 150 - 140 * (v - low) / ((high - low) or 1)) for i, v in enumerate(curve)
+        ]
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+        lines += (
+            f'<polyline points="{points}" fill="none" stroke="{colours[name]}" stroke-width="2"><title>{name}</title></polyline>'
+            f'<rect x="{700 + 80 * k}" y="4" width="10" height="10" fill="{colours[name]}"/>'
+            f'<text x="{714 + 80 * k}" y="13">{name}</text>'
+        )
+    return (
+        '<figure><svg viewBox="0 0 900 180" width="100%" role="img"><title>loss of each step</title>'
+        f'<text x="52" y="14" text-anchor="end">{high:.3g}</text><text x="52" y="154" text-anchor="end">{low:.3g}</text>'
+        f'<line x1="60" x2="840" y1="150" y2="150" stroke="var(--line)"/><text x="60" y="172">step 1</text>'
+        f'<text x="840" y="172" text-anchor="end">step {steps}</text>{lines}</svg></figure>\n'
+    )

@@ -1,0 +1,421 @@
+"""The probe: dense and slim trained side by side for a few steps. Losses are worked by hand or by a plain torch loop."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from typing import Any
+
+import laws
+import pytest
+import torch
+from rich.console import Console
+from test_html import Reader
+from timing import batch, net
+from torch import nn
+from torch.nn import functional as F
+
+import ranp_cli as ranp
+from ranp_cli.batches import load_batches
+from ranp_cli.cli import run
+from ranp_cli.html import page
+from ranp_cli.probe import Plan, first_of, lag_of, probe
+from ranp_cli.probetext import notes_of
+from ranp_cli.show import show_report
+from ranp_cli.tally import Tally
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+UNET = "ranp_cli.models.unet3d:unet3d --model-arg layers=7 --model-arg width=8 --model-arg num_classes=3"
+
+
+def seeded(make: Any, seed: int = 0) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make()
+
+
+def clouds(count: int = 2, classes: int = 6) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Points around `classes` corners, each labelled with its corner."""
+    g = torch.Generator().manual_seed(3)
+    found = []
+    for _ in range(count):
+        y = torch.randint(classes, (60,), generator=g)
+        found.append((2 * F.one_hot(y, classes) + 0.3 * torch.randn(60, classes, generator=g), y))
+    return found
+
+
+def through(neurons: int, classes: int = 6) -> nn.Module:
+    """All that is known of a class goes through so many neurons."""
+    return seeded(lambda: nn.Sequential(nn.Linear(classes, neurons), nn.ReLU(), nn.Linear(neurons, classes)))
+
+
+def without_seconds(part: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in part.items() if key != "seconds"}
+
+
+# -- the numbers
+
+
+def test_one_weight_by_hand():
+    """Loss (w x - y)^2 with x = 1, y = 0: a step of rate 0.25 halves w, so the loss is 1, 1/4, 1/16, 1/64."""
+
+    def one(weight: float) -> nn.Module:
+        model = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(model.weight, weight)
+        return model
+
+    data = torch.ones(1, 1), torch.zeros(1, 1)
+    part = probe(one(1.0), one(2.0), data, steps=3, loss="mse", optimizer="sgd", lr=0.25)
+    assert part["dense"] == {"first": 1.0, "last": 1 / 64, "curve": [1.0, 1 / 4, 1 / 16]}
+    assert part["slim"] == {"first": 4.0, "last": 4 / 64, "curve": [4.0, 1.0, 1 / 4]}
+    assert part["lag"] == (4 / 64 - 1 / 64) / (4 - 1 / 64)
+    assert (part["steps"], part["optimizer"], part["lr"], part["batches"]) == (3, "sgd", 0.25, 1)
+    assert part["seconds"].keys() == {"dense", "slim"}
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("sgd", lambda p: torch.optim.SGD(p, 0.05)),
+        ("sgd-momentum", lambda p: torch.optim.SGD(p, 0.01, momentum=0.9)),
+        ("adam", lambda p: torch.optim.Adam(p, 3e-3)),
+        ("adamw", lambda p: torch.optim.AdamW(p, 3e-3)),
+    ],
+)
+def test_it_is_a_plain_loop(name, make):
+    """Two mini-batches in turn, default rates; `first` and `last` are means over both, without a step between."""
+    data, dense, slim = clouds(), through(8), through(4)
+    part = probe(dense, slim, data, steps=5, optimizer=name)
+    for side, given in (("dense", dense), ("slim", slim)):
+        model = through(given[0].out_features)
+        optimizer = make(model.parameters())
+        first = sum(F.cross_entropy(model(x), y).item() for x, y in data) / 2
+        curve = []
+        for step in range(5):
+            x, y = data[step % 2]
+            loss = F.cross_entropy(model(x), y)
+            curve.append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        last = sum(F.cross_entropy(model(x), y).item() for x, y in data) / 2
+        assert [part[side]["first"], part[side]["last"], *part[side]["curve"]] == pytest.approx([first, last, *curve])
+    assert Plan.of(5).optimizer == "adam"
+
+
+@pytest.mark.parametrize(
+    ("dense", "slim", "lag"),
+    [
+        ((2.0, 1.0), (2.0, 1.0), 0.0),
+        ((2.0, 1.0), (2.0, 2.0), 1.0),
+        ((2.0, 1.0), (2.0, 0.5), -0.5),
+        ((0.1, 0.1), (2.1, 0.6), 0.25),  # a trained network: only the slim one has a way to go
+        ((1.0, 1.0), (1.0, 1.0), None),
+        ((1.0, 1.5), (1.0, 0.5), None),
+        ((2.0, None), (2.0, 1.0), None),
+    ],
+)
+def test_lag(dense, slim, lag):
+    sides = [dict(zip(("first", "last"), ends, strict=True)) for ends in (dense, slim)]
+    assert lag_of(*sides) == (None if lag is None else pytest.approx(lag))
+
+
+def test_classes_by_hand():
+    """Logits (0, log 3) give probabilities 1/4 and 3/4; the place of the ignored target counts for nothing."""
+    output = torch.tensor([[0.0, math.log(3)]]).repeat(4, 1)
+    tally = Tally()
+    tally.add(output[:2], torch.tensor([0, 1]))
+    tally.add([output[2:]], torch.tensor([1, -100]))  # a list of outputs
+    zero, one = tally.by_class()
+    assert zero == {"class": 0, "loss": pytest.approx(math.log(4)), "right": 0.0}
+    assert one == {"class": 1, "loss": pytest.approx(math.log(4 / 3)), "right": 1.0}
+    assert tally.worst() == zero
+    ignoring = Tally(0)
+    ignoring.add(output[:2], torch.tensor([0, 1]))
+    assert [row["class"] for row in ignoring.by_class()] == [1]
+    assert ignoring.worst() is None
+
+
+def test_classes_of_volumes_and_of_one_channel():
+    """255 marks nothing where there are fewer classes; an axis of one channel of the target is left out."""
+    output = torch.zeros(1, 3, 2, 1, 1)
+    tally = Tally()
+    tally.add(output, torch.tensor([2, 255]).view(1, 1, 2, 1, 1))
+    assert tally.by_class() == [{"class": 2, "loss": pytest.approx(math.log(3)), "right": 0.0}]
+    binary = Tally()
+    binary.add(torch.tensor([[math.log(3)], [math.log(3)]]), torch.tensor([0, 1]))
+    assert [row["loss"] for row in binary.by_class()] == pytest.approx([math.log(4), math.log(4 / 3)])
+    none = Tally()
+    none.add(torch.zeros(2, 3), torch.zeros(2, 3))  # probabilities
+    none.add(torch.zeros(2, 3), torch.zeros(5, dtype=torch.int64))
+    assert none.worst() is None
+
+
+# -- the verdict
+
+
+def test_a_network_that_cannot_learn_is_warned_about_and_a_good_one_is_not():
+    data = clouds()
+    narrow = probe(through(32), through(1), data, steps=50, lr=0.03)
+    good = probe(through(32), through(24), data, steps=50, lr=0.03)
+    assert good["dense"] == narrow["dense"]
+    assert good["lag"] < 0.1 < 0.6 < narrow["lag"]
+    assert narrow["slim"]["worst_class"]["right"] == 0 < 0.9 < good["slim"]["worst_class"]["right"]
+    assert notes_of(good) == []
+    note = " ".join(notes_of(narrow))
+    for word in ("more slowly", f"{narrow['lag']:.0%} of the way", "--min-neurons", "--sparsity", "--method flat"):
+        assert word in note
+
+
+def test_a_loss_that_is_not_finite_is_said_and_no_error():
+    data = torch.ones(1, 1), torch.zeros(1, 1)
+    part = probe(nn.Linear(1, 1), nn.Linear(1, 1), data, steps=80, loss="mse", optimizer="sgd", lr=1e4)
+    for side in ("dense", "slim"):
+        assert 0 < part[side]["diverged"] < 80
+        assert len(part[side]["curve"]) == part[side]["diverged"]
+        assert part[side]["last"] is None
+    assert part["lag"] is None
+    assert "--probe-lr below 10000" in notes_of(part)[0]
+    json.dumps(part, allow_nan=False)
+    only_slim = {**part, "dense": {"first": 1.0, "last": 0.5, "curve": [1.0]}}
+    assert "that of the dense one was" in notes_of(only_slim)[0]
+
+
+def test_a_loss_that_does_not_fall_says_nothing():
+    part = probe(nn.Linear(1, 1), nn.Linear(1, 1), (torch.zeros(1, 1), torch.ones(1, 1)), steps=1, loss="mse", lr=1e-30)
+    assert part["lag"] is None or part["lag"] != 0
+    same = nn.Linear(1, 1, bias=False)
+    part = probe(same, same, (torch.zeros(1, 1), torch.ones(1, 1)), steps=2, loss="mse")
+    assert part["lag"] is None
+    assert "says nothing" in notes_of(part)[0]
+
+
+# -- prune
+
+
+def test_prune_reports_it_and_changes_nothing_else():
+    model = net()
+    model.train()
+    model(batch()[0]).sum().backward()
+    before = laws.snapshot(model)
+    data = batch()
+    with torch.no_grad():
+        probed = ranp.prune(model, data, sparsity=0.5, probe=4)
+    laws.unchanged(model, before)
+    plain = ranp.prune(model, data, sparsity=0.5)
+    assert probed.mask.to_dict() == plain.mask.to_dict()
+    assert laws.as_file(probed.model) == laws.as_file(plain.model)
+    assert all(p.grad is None and p.requires_grad for p in probed.model.parameters())
+    report = probed.report.to_dict()
+    part = report["probe"]
+    assert (part["steps"], part["optimizer"], part["lr"]) == (4, "adam", 3e-3)
+    assert report["memory"]["after"]["optimizer"] == "sgd"
+    assert report["seconds"]["probe"] > 0
+    assert len(part["slim"]["curve"]) == 4
+    assert set(part["dense"]["worst_class"]) == {"class", "loss", "right"}
+    assert "probe" not in plain.report.to_dict()
+    again = ranp.prune(model, data, sparsity=0.5, probe=4).report.to_dict()["probe"]
+    assert without_seconds(again) == without_seconds(part)
+    alone = probe(model, plain.model, data, steps=4)
+    assert without_seconds(alone) == without_seconds(part)
+
+
+def test_the_given_optimizer_is_that_of_both():
+    report = ranp.prune(net(), batch(), sparsity=0.5, probe=1, optimizer="sgd-momentum", probe_lr=0.5).report.to_dict()
+    assert (report["probe"]["optimizer"], report["probe"]["lr"]) == ("sgd-momentum", 0.5)
+    assert report["memory"]["after"]["optimizer"] == "sgd-momentum"
+
+
+def test_drawn_weights_are_the_ones_that_train():
+    kept, drawn = (ranp.prune(net(), batch(), sparsity=0.5, probe=1, init=init) for init in ("keep", "glorot"))
+    first = [each.report.to_dict()["probe"] for each in (kept, drawn)]
+    assert first[0]["dense"] == first[1]["dense"]
+    assert first[0]["slim"]["first"] != first[1]["slim"]["first"]
+    assert without_seconds(probe(net(), drawn.model, batch(), steps=1)) == without_seconds(first[1])
+
+
+def test_dropout_is_off():
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.drop = nn.Linear(6, 8), nn.Linear(8, 6), nn.Dropout(0.5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(F.dropout(self.drop(self.a(x)), 0.5, self.training))
+
+    dropping = seeded(Dropping)
+    plain = nn.Sequential(dropping.a, dropping.b)
+    part = probe(dropping, plain, clouds(), steps=4)
+    assert part["dense"] == part["slim"]
+
+
+def test_an_input_that_the_model_writes_into_is_whole():
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(6, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.a(x.mul_(0.5))
+
+    data = clouds(1)
+    before = data[0][0].clone()
+    probe(seeded(Writing), seeded(Writing), data, steps=3)
+    assert torch.equal(data[0][0], before)
+
+
+@pytest.mark.parametrize("method", ["ranp", "random"])
+def test_a_stream_is_held_as_it_goes_by(method):
+    """A generator object can be gone through once: by the scoring, which draws what it drew without a probe."""
+    whole = [batch(8), batch(12), batch(8)]
+
+    def stream() -> Any:
+        for x, y in whole:
+            yield x + torch.rand(1), y
+
+    model = net()
+    plain = ranp.prune(model, stream(), sparsity=0.5, method=method)
+    probed = ranp.prune(model, stream(), sparsity=0.5, method=method, probe=2)
+    assert probed.mask.to_dict() == plain.mask.to_dict()
+    assert probed.report.to_dict()["probe"]["batches"] == 2
+
+
+def test_no_more_than_eight_mini_batches_are_held():
+    data = clouds(20)
+    seen = []
+
+    def stream() -> Any:
+        for k, one in enumerate(data):
+            seen.append(k)
+            yield one
+
+    assert len(first_of(load_batches(stream), Plan.of(50).kept)) == 8
+    assert max(seen) == 7
+    assert Plan.of(3).kept == 3
+    source = load_batches(stream())
+    source.hold = 2
+    assert len(list(source)) == 20
+    assert [one.target is y for one, (_, y) in zip(source.held, data, strict=False)] == [True, True]
+
+
+def test_torchscript_trains():
+    eager = seeded(lambda: nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv3d(8, 3, 1)))
+    with pytest.warns(DeprecationWarning, match="torch.jit.trace"):
+        script = torch.jit.trace(eager, batch()[0])
+    before = {name: t.clone() for name, t in script.state_dict().items()}
+    parts = [ranp.prune(m, batch(), sparsity=0.5, probe=6).report.to_dict()["probe"] for m in (eager, script)]
+    assert all(torch.equal(t, before[name]) for name, t in script.state_dict().items())
+    for side in ("dense", "slim"):
+        assert parts[1][side]["curve"] == pytest.approx(parts[0][side]["curve"], rel=1e-4)
+        assert parts[1][side]["last"] < parts[1][side]["first"]
+
+
+def test_several_outputs_and_named_inputs():
+    """Deep supervision: the loss is the sum, the classes are those of the output that fits the target."""
+
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.coarse, self.fine = nn.Conv3d(1, 8, 3, padding=1), nn.Conv3d(8, 3, 1), nn.Conv3d(8, 3, 1)
+
+        def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+            x = self.body(image).relu()
+            return [self.coarse(F.avg_pool3d(x, 2)), self.fine(x)]
+
+    x, y = batch()
+    part = ranp.prune(seeded(Deep), {"input": {"image": x}, "target": y}, sparsity=0.5, probe=3).report.to_dict()[
+        "probe"
+    ]
+    model = seeded(Deep)
+    coarse, fine = model(x)
+    by_hand = F.cross_entropy(fine, y) + F.cross_entropy(coarse, y[:, ::2, ::2, ::2])
+    assert part["dense"]["first"] == pytest.approx(by_hand.item())
+    assert part["dense"]["worst_class"]["class"] in (0, 1, 2)
+
+
+def test_a_network_that_cannot_train_has_a_note():
+    model = net().requires_grad_(False)
+    report = ranp.prune(model, batch(), sparsity=0.5, probe=3).report.to_dict()
+    assert report["probe"] == {"steps": 3, "optimizer": "adam", "lr": 3e-3, "error": report["probe"]["error"]}
+    assert "no parameter of the model requires a gradient" in report["probe"]["error"]
+    with pytest.raises(ranp.BadInput, match="no parameter of the model requires a gradient"):
+        probe(model, model, batch(), steps=3)
+
+
+def test_only_what_requires_a_gradient_is_trained():
+    model = through(8)
+    model[0].requires_grad_(False)
+    part = probe(model, through(8), clouds(), steps=20, lr=0.03)
+    assert part["dense"]["last"] > part["slim"]["last"]
+
+
+# -- the command line
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(batch(), "calib.pt")
+    return tmp_path
+
+
+def test_on_the_command_line(folder, capsys):
+    words = f"prune {UNET} --batch calib.pt --sparsity 0.5 --probe 3 --html page.html --json report.json -o slim.safetensors"
+    assert run(words.split()) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    text = " ".join(out.split())
+    assert "probe: 3 steps of adam (lr 0.003): loss" in text
+    assert "worst class:" in text
+    report = json.loads((folder / "report.json").read_text())
+    assert len(report["probe"]["dense"]["curve"]) == 3
+    content = Reader((folder / "page.html").read_text())
+    assert "polyline" in content.tags
+    assert content.open == []
+    assert "script" not in content.tags
+
+
+def test_from_a_config_file(folder, capsys):
+    (folder / "c.yaml").write_text(
+        "model: ranp_cli.models.unet3d:unet3d\nmodel-arg: {layers: 7, width: 8, num_classes: 3}\nbatch: calib.pt\n"
+        "sparsity: 0.5\nprobe: 2\nprobe-lr: 1\noptimizer: sgd\n"
+    )
+    assert run("prune --config c.yaml --json -".split()) == 0
+    part = json.loads(capsys.readouterr().out)["probe"]
+    assert (part["steps"], part["lr"], part["optimizer"]) == (2, 1.0, "sgd")
+    (folder / "c.yaml").write_text("probe: many\n")
+    assert run("prune --config c.yaml".split()) == 2
+    assert "'probe' is 'many'; wants a whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--batch calib.pt --probe 0", "probe 0: give the number of training steps"),
+        ("--batch calib.pt --probe -3", "probe -3: give the number of training steps"),
+        ("--batch calib.pt --probe many", "--probe"),
+        ("--batch calib.pt --probe 5 --probe-lr 0", "probe-lr 0.0: give a learning rate above 0"),
+        ("--batch calib.pt --probe 5 --probe-lr nan", "probe-lr nan: give a learning rate above 0"),
+        ("--batch calib.pt --probe-lr 0.1", "--probe-lr 0.1 has no effect without --probe"),
+        ("--batch calib.pt --probe 5 --optimizer lbfgs", "unknown optimizer 'lbfgs'"),
+        ("--scores s.safetensors --probe 5", "give --batch instead of --scores"),
+        ("--batch calib.pt --method random --probe 5 --loss no_such", "--loss no_such: no such loss"),
+    ],
+)
+def test_bad_usage(words, says, folder, capsys):
+    assert run([*f"prune {UNET} --sparsity 0.5".split(), *words.split()]) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert len(err.splitlines()) == 1
+
+
+def test_the_page_and_the_sentence_without_numbers():
+    """Where nothing could be trained, the reason stands in both."""
+    report = {"probe": {"steps": 3, "optimizer": "adam", "lr": 3e-3, "error": "no <gradient>"}}
+    out = io.StringIO()
+    show_report(report, Console(file=out, width=80))
+    assert "probe: no <gradient>" in out.getvalue()
+    assert "no &lt;gradient&gt;" in page(report)
+    assert "Probe" not in page({})
