@@ -81,8 +81,8 @@ def compare(
                               **same, distributed=launched(), progress=o.progress, **o.scoring())  # fmt: skip
     except FitsInterrupted as stopped:
         name, code = stopped_by()
-        how = f": go on with --resume {stopped.path}" if stopped.kept else ""
-        raise Stopped(f"stopped by {name}; {stopped.kept} of {stopped.total} cells are kept in {stopped.path}{how}", code) from None  # fmt: skip
+        kept = f"{stopped.kept} of {stopped.total} cells are kept in {stopped.path}: go on with --resume {stopped.path}"
+        raise Stopped(f"stopped by {name}; {kept if stopped.kept else 'no cell was trained so far'}", code) from None
     if leads():
         o.draw(result)
         o.show(result.report, csv=result.csv(), markdown=result.markdown())
