@@ -253,11 +253,11 @@ def raised(graph: Graph, value: np.ndarray, keep: np.ndarray, unit: int, multipl
 
 
 def unit_values(graph: Graph, scores: Sequence[np.ndarray]) -> np.ndarray:
-    """The mean score of the neurons of each unit."""
-    units = len(graph.unit_roots)
-    return np.bincount(graph.unit, weights=np.concatenate(scores), minlength=units) / np.bincount(
-        graph.unit, minlength=units
-    )
+    """The mean score of the neurons of each unit, those of layers without scores left out; 0 where there are no others."""
+    units, ranked = len(graph.unit_roots), graph.ranked
+    count = np.bincount(graph.unit[ranked], minlength=units)
+    total = np.bincount(graph.unit[ranked], weights=np.concatenate(scores)[ranked], minlength=units)
+    return total / np.maximum(count, 1)
 
 
 def _fill(units: np.ndarray, value: np.ndarray, keep: np.ndarray, wanted: int) -> None:

@@ -7,7 +7,7 @@ what it removes of neurons.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,8 +37,9 @@ def select_snip(graph: Graph, scores: Sequence[np.ndarray], sparsity: float | st
     """
     ranked = [layer.name not in graph.unranked for layer in graph.layers]
     every = np.sort(np.concatenate([g.reshape(-1) for g, known in zip(scores, ranked, strict=True) if known]))
-    scores = [g if known else np.full_like(g, np.inf) for g, known in zip(scores, ranked, strict=True)]
+    alive = graph.unranked_units
     links = [links_of(graph, k, g) for k, g in enumerate(scores)]
+    links = [replace(each, strength=np.where(alive[each.neurons][:, None], np.inf, each.strength)) for each in links]
     if sparsity == "max":
         keep = _largest(graph, links, every, floor)
     else:

@@ -94,7 +94,7 @@ class Graph:
     unit: np.ndarray = field(default_factory=lambda: np.empty(0))
     unit_roots: np.ndarray = field(default_factory=lambda: np.empty(0))
     reasons: list[Reason | None] = field(default_factory=list)
-    unranked: frozenset[str] = frozenset()  # layers without scores, which are fixed
+    unranked: frozenset[str] = frozenset()  # layers without scores
 
     def settle(self) -> None:
         """Work out the units; again after more labels were fixed."""
@@ -136,12 +136,14 @@ class Graph:
         return np.array([r is not None for r in self.reasons])
 
     @property
+    def ranked(self) -> np.ndarray:
+        """One flag per neuron: its layer has scores."""
+        return np.repeat([layer.name not in self.unranked for layer in self.layers], self.sizes)
+
+    @property
     def unranked_units(self) -> np.ndarray:
-        """One flag per unit: one of its layers has no scores."""
-        flags = np.zeros(len(self.unit_roots), dtype=bool)
-        for layer, units in zip(self.layers, self.by_layer(self.unit), strict=True):
-            flags[units] |= layer.name in self.unranked
-        return flags
+        """One flag per unit: none of its layers has scores."""
+        return np.bincount(self.unit[self.ranked], minlength=len(self.unit_roots)) == 0
 
     def flags(self, keep_units: np.ndarray) -> np.ndarray:
         """One flag per label: does it stay? Labels without a neuron always do."""

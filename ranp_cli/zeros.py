@@ -191,13 +191,13 @@ def unranked(
 
 
 def keep_whole(graph: Graph, reasons: Mapping[str, str]) -> None:
-    """Fix those layers, and what is tied to them, for these reasons."""
+    """Fix those layers for these reasons, but for neurons that are tied to ones with scores: those go by their scores."""
     if not reasons:
         return
     graph.unranked = frozenset(reasons)
-    for layer in graph.layers:
+    for layer, units in zip(graph.layers, graph.by_layer(graph.unit), strict=True):
         if layer.name in reasons:
-            graph.ties.fix(layer.neurons, reasons[layer.name], "")
+            graph.ties.fix(layer.neurons[graph.unranked_units[units]], reasons[layer.name], "")
     graph.settle()
 
 
@@ -227,7 +227,7 @@ def notes(facts: Mapping[str, Any]) -> list[str]:
     for name, reason in (facts.get("not_ranked") or {}).items():
         by_reason.setdefault(reason, []).append(name)
     for reason, names in by_reason.items():
-        said.append(f"{_some(names, 'layer')} not ranked and kept whole: {reason}")
+        said.append(f"{_some(names, 'layer')} not ranked, and kept whole where no ranked one is tied to it: {reason}")
     return said
 
 

@@ -308,7 +308,7 @@ def test_layers_that_no_gradient_reaches_stay_whole_and_say_why(kind, criterion)
     assert {name: pruned.mask.fixed[name] for name in reasons} == reasons
     assert {"layer": "e0", "reason": NO_GRADIENT} in report["not_pruned"]
     start = "2 layers (e0, e1)" if len(reasons) == 2 else "1 layer (e0)"
-    assert f"{start} not ranked and kept whole: {NO_GRADIENT}" in report["notes"]
+    assert f"{start} not ranked, and kept whole where no ranked one is tied to it: {NO_GRADIENT}" in report["notes"]
     assert all(len(pruned.mask.layers[name]["kept"]) == 8 for name in reasons)
 
 
@@ -326,6 +326,21 @@ def test_the_sparsity_is_of_the_neurons_that_are_ranked():
     order = np.sort(np.concatenate([by_mean["b"] * weights[0], by_mean["head"] * weights[1]]))[::-1]
     stay = int((by_mean["b"] * weights[0] >= order[9 - 1]).sum())  # int(0.5 * (16 + 3)) = 9 are ranked in
     assert kept == {"e0": 8, "e1": 8, "b": stay, "head": 3}
+
+
+@pytest.mark.parametrize("method", ["ranp", "layerwise", "flat", "snip"])
+def test_what_is_tied_to_ranked_neurons_goes_by_their_scores(method):
+    torch.manual_seed(0)
+    model = Net(lambda m, x: m.b(m.a(x).relu() * m.g(x).sigmoid().detach()), a=conv(1, 8), g=conv(1, 8), b=conv(8, 3))
+    pruned = ranp.prune(model, batches(), sparsity=0.95 if method == "snip" else 0.6, method=method)
+    scores = ranp.score(model, batches()).layers
+    assert pruned.report.parts["scoring"]["not_ranked"] == {"g": NO_GRADIENT}
+    assert "g" not in pruned.mask.fixed
+    kept = pruned.mask.layers["a"]["kept"]
+    assert pruned.mask.layers["g"]["kept"] == kept
+    assert 0 < len(kept) < 8
+    if method != "snip":  # the unit of a and g is worth what a is
+        assert kept == sorted(np.argsort(-scores["a"])[: len(kept)].tolist())
 
 
 def test_without_the_mechanism_they_are_emptied(monkeypatch):
