@@ -36,7 +36,7 @@ class UNet3D(nn.Module):
         torch.Size([2, 6, 24, 24, 24])
     """
 
-    def __init__(self, in_channels: int = 1, num_classes: int = 6, width: int = 16, levels: int = 4) -> None:
+    def __init__(self, in_channels: int = 1, num_classes: int = 6, width: int = 32, levels: int = 4) -> None:
         super().__init__()
         widths = [width * 2**level for level in range(levels)]
 

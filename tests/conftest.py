@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: two processes would spin on the same cores
+# The memory of 16-bit convolutions is modelled for processors without matrix units (AMX); oneDNN reads this at its start.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 import pytest
 from packages import declare_torchvision_ops

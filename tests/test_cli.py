@@ -289,7 +289,7 @@ BAD: list[tuple[str, str, dict[str, str]]] = [
             "--keep nothing*": "no layer matches 'nothing*'; the layers are enc, mid, up, dec, head",
             "--only nothing*": "no layer matches 'nothing*'",
             "--min-neurons 0": "min-neurons 0: give 1 or more",
-            "--min-neurons two": "'--min-neurons'",
+            "--min-neurons two": "min-neurons two: give 1 or more, or auto",
             "--batches 0": "--batches 0: wants at least 1",
             "--lambda -1": "lambda -1.0: give 0 or more",
             "--lambda nan": "lambda nan",
@@ -394,6 +394,8 @@ RAN = ALWAYS | {"seconds", "device", "neurons", "method"}
 SLIMMED = RAN | {"sparsity", "after", "reduction", "verified", "not_pruned"}
 PRUNED = SLIMMED | {"memory"}
 MAYBE = {
+    "floor",
+    "narrowest",
     "floored",
     "fixed",
     "not_pruned",

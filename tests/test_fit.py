@@ -451,6 +451,7 @@ def test_matched_per_seed():
         match="macs",
         fit=parameters,
         seeds=2,
+        min_neurons=1,
     )
     for first, second in zip(*(row["seeds"] for row in table.rows), strict=True):
         assert second["matched"]["bound"] == first["after"]["macs"] >= second["after"]["macs"]

@@ -116,7 +116,7 @@ def test_max_is_the_largest_without_a_floor(method):
     weights = sum(p.numel() for p in model.parameters() if p.ndim == 5)
     n = weights if method == "snip" else sum(p.shape[0] for p in model.parameters() if p.ndim == 5)
     levels = [(n - k) / n for k in (range(1, 300, 7) if method == "snip" else range(1, n))]
-    rows = ranp.compare(model, data, sparsity=["max", *levels], methods=[method]).rows
+    rows = ranp.compare(model, data, sparsity=["max", *levels], methods=[method], min_neurons=1).rows
     assert rows[0]["feasible"]
     assert not rows[1]["feasible"]
     assert rows[0]["kept"] <= min(row["kept"] for row in rows if row["feasible"])
@@ -245,7 +245,8 @@ def test_scores_are_of_the_drawn_weights(init, tmp_path):
 def test_score_reports_the_balance_of_the_layers():
     report = ranp.score(net(), batches(), sparsity=0.5).report.to_dict()
     assert abs(sum(row["importance_share"] for row in report["layers"]) - 1) < 1e-9
-    kept = ranp.prune(net(), batches(), sparsity=0.5, method="vanilla").report.to_dict()["layers"]
+    pruned = ranp.prune(net(), batches(), sparsity=0.5, method="vanilla", min_neurons=1)
+    kept = pruned.report.to_dict()["layers"]
     assert [row["kept"] for row in report["layers"]] == [row["kept"] for row in kept]
 
 

@@ -29,7 +29,8 @@ def brats():
 def rows(request):
     """Method -> its row, at the largest sparsity that each can have, and at 0.6."""
     model, batches = request.param()
-    table = ranp.compare(model, batches, sparsity=["max", 0.6], methods=["vanilla", "weighted", "ranp-m", "ranp-f"])
+    methods = ["vanilla", "weighted", "ranp-m", "ranp-f"]
+    table = ranp.compare(model, batches, sparsity=["max", 0.6], methods=methods, min_neurons=1)
     return {(row["method"], row["sparsity"]["requested"]): row for row in table.rows}
 
 

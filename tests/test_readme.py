@@ -31,9 +31,14 @@ def folder(tmp_path_factory):
     return path
 
 
+def place_of(line: str, folder: Path) -> Path:
+    """Where a command is typed: the first ones beside sample_configs, the others in it."""
+    return folder.parent if COMMANDS.index(line) < COMMANDS.index("cd sample_configs") else folder
+
+
 @pytest.mark.parametrize("line", COMMANDS)
 def test_command(line, folder, monkeypatch, capfd):
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(place_of(line, folder))
     for part in line.split(" && "):
         words = shlex.split(part)
         if words[0] == "ranp":  # installing and testing is what .ci/run does
@@ -48,7 +53,7 @@ def test_python(code, folder):
 
 def test_the_report_shown_is_of_this_version(folder, monkeypatch, capfd, request):
     """Words and layers are as printed (numbers may differ in the last neuron between processors); --overwrite pastes it."""
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(folder.parent)
     assert run(shlex.split(COMMANDS[0].split(" && ")[-1])[1:]) == 0
     printed = capfd.readouterr().out.rstrip() + "\n"
     shown = re.search(r"```text\n(ranp prune.*?)```", TEXT, re.S)

@@ -107,12 +107,12 @@ def test_a_zero_scale_is_scored_at_one(kind):
     name, make = SCALED[kind]
     model = make()
     before = laws.snapshot(model)
-    pruned = ranp.prune(model, batches(), sparsity=0.5)
+    pruned = ranp.prune(model, batches(), sparsity=0.5, min_neurons=1)
     laws.unchanged(model, before)
     report = pruned.report.to_dict()
     assert report["scoring"] == {"scales_at_one": [name]}
     assert any(f"1 scale ({name}) initialised to zero: scored at one" in note for note in report["notes"])
-    assert pruned.mask.layers == ranp.prune(with_ones(model, name), batches(), sparsity=0.5).mask.layers
+    assert pruned.mask.layers == ranp.prune(with_ones(model, name), batches(), sparsity=0.5, min_neurons=1).mask.layers
     assert not dict(pruned.model.named_parameters())[name].any()  # the slim network starts as the user's did
 
 
@@ -345,7 +345,7 @@ def test_what_is_tied_to_ranked_neurons_goes_by_their_scores(method):
 
 def test_without_the_mechanism_they_are_emptied(monkeypatch):
     monkeypatch.setattr("ranp_cli.pipeline.keep_whole", lambda *_: None)
-    mask = ranp.prune(two_parts(under_no_grad), batches(), sparsity=0.5).mask
+    mask = ranp.prune(two_parts(under_no_grad), batches(), sparsity=0.5, min_neurons=1).mask
     assert [len(mask.layers[name]["kept"]) for name in ("e0", "e1")] == [1, 1]
 
 

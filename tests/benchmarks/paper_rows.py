@@ -75,7 +75,7 @@ NETWORKS = {
 def rows_of(name: str, network: Network, count: int, init: str, seed: int) -> list[dict[str, Any]]:
     """Our rows of one network, each with the paper's where we know it."""
     start = time.perf_counter()
-    table = ranp.compare(network.build(), list(islice(network.batches(), count)), sparsity=network.sparsity, methods=METHODS,
+    table = ranp.compare(network.build(), list(islice(network.batches(), count)), sparsity=network.sparsity, methods=METHODS, min_neurons=1,
                          lambda_=network.lam, score_init=init, inputs=network.inputs, loss=network.loss, seed=seed)  # fmt: skip
     rows = []
     for row in table.rows:

@@ -42,7 +42,8 @@ def measured(width: int, size: int, batches: int, sparsity: float) -> dict[str, 
     data = list(voxel_shapes(size=size, batches=batches))
     scores = ranp.score(dense, data, device="cpu")
     found = {
-        name: ranp.prune(dense, scores=scores, sparsity=sparsity, device="cpu", **how) for name, how in SLIM.items()
+        name: ranp.prune(dense, scores=scores, sparsity=sparsity, device="cpu", min_neurons=1, **how)
+        for name, how in SLIM.items()
     }
     models = [dense, *(each.model for each in found.values())]
     stand = Stand(Example((data[0][0],)), torch.device("cpu"))
