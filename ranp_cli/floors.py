@@ -16,7 +16,7 @@ from .errors import BadInput
 from .units import Graph
 
 AUTO = "auto"
-MOST = 8
+MOST = 12
 SHARE = 0.6
 
 Floor = int | str

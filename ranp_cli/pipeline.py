@@ -142,7 +142,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
             `magnitude`.
         criterion: as for `score`; by default the one that the method goes by.
         min_neurons: the fewest neurons that each layer keeps, its best ones: a number (1 is the paper's rule), or "auto":
-            8, and no more than 0.6 of its share if all layers were cut to the same width.
+            12, and no more than 0.6 of its share if all layers were cut to the same width.
         keep, only: globs of layer names that are never pruned / that alone are pruned.
         budget: instead of `sparsity`: `["macs=40G", "train-mem=8GiB", ...]` or `{"params": "10%"}`; the largest network
             that meets all of `macs`, `flops`, `params`, `forward-mem`, `train-mem` and `latency` (`20ms`, of a forward pass,

@@ -36,13 +36,14 @@ def place_of(line: str, folder: Path) -> Path:
     return folder.parent if COMMANDS.index(line) < COMMANDS.index("cd sample_configs") else folder
 
 
-@pytest.mark.parametrize("line", COMMANDS)
-def test_command(line, folder, monkeypatch, capfd):
-    monkeypatch.chdir(place_of(line, folder))
-    for part in line.split(" && "):
-        words = shlex.split(part)
-        if words[0] == "ranp":  # installing and testing is what .ci/run does
-            assert run(words[1:]) == 0, capfd.readouterr().err
+def test_commands(folder, monkeypatch, capfd):
+    """All of them in one test and in their order: later ones read what earlier ones wrote."""
+    for line in COMMANDS:
+        monkeypatch.chdir(place_of(line, folder))
+        for part in line.split(" && "):
+            words = shlex.split(part)
+            if words[0] == "ranp":  # installing and testing is what .ci/run does
+                assert run(words[1:]) == 0, f"{line}\n{capfd.readouterr().err}"
 
 
 @pytest.mark.parametrize("code", PYTHON)

@@ -45,7 +45,8 @@ def test_level_by_hand():
 @pytest.mark.parametrize(
     ("kappa", "wanted"),
     [
-        (35, [8, 8, 3, 2]),  # level 14.5: 0.6 of it is 8.7, of which 8 are needed; 0.6 * 4 = 2.4
+        (35, [9, 9, 3, 2]),  # level 14.5: 0.6 of it is 8.7; 0.6 * 4 = 2.4
+        (47, [10, 12, 3, 2]),  # level 25: 0.6 * 16 = 9.6; 0.6 of the level is 15, of which 12 are needed
         (16, [3, 3, 3, 2]),  # level 5
         (4, [1, 1, 1, 1]),
     ],
@@ -69,9 +70,9 @@ def uneven(floor):
 
 def test_the_places_of_auto_count_within_the_sparsity():
     chosen, kept = uneven("auto")
-    assert kept == [8, 20, 2]  # level 14: 8 are needed, and the best fill the rest
+    assert kept == [9, 19, 2]  # level 14: 0.6 of it is 8.4, and the best fill the rest
     assert chosen.floored == ["0"]
-    assert chosen.keep[:16].tolist() == [False] * 8 + [True] * 8  # the best of the layer
+    assert chosen.keep[:16].tolist() == [False] * 7 + [True] * 9  # the best of the layer
 
 
 def test_a_number_is_kept_beyond_the_sparsity():
