@@ -93,3 +93,15 @@ def test_the_zoo_table_is_true(case):
     """Neurons and units as they are now; the rest of the row depends on the machine."""
     graph = analyse(zoo.build(case), Example((torch.zeros(case.shape),)))
     assert rows_of_the_zoo()[case.name][:2] == [str(graph.n), str(len(graph.unit_roots))]
+
+
+@pytest.mark.slow
+def test_the_first_table_has_its_script():
+    """The table's rows are those that tests/benchmarks/first_table.py writes; a run of two steps makes one of that form."""
+    from benchmarks.first_table import END, START, measure, table
+
+    shown = TEXT.partition(START)[2].partition(END)[0].strip().splitlines()
+    made = table(measure(seeds=1, steps=2, progress=lambda _: None)).splitlines()
+    labels = [[line.split("|")[1].partition(",")[0] for line in lines] for lines in (shown, made)]
+    assert labels[0] == labels[1]
+    assert shown[2:5] == made[2:5]  # parameters, multiply-adds and memory are counted, not trained
