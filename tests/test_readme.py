@@ -104,4 +104,3 @@ def test_the_first_table_has_its_script():
     made = table(measure(seeds=1, steps=2, progress=lambda _: None)).splitlines()
     labels = [[line.split("|")[1].partition(",")[0] for line in lines] for lines in (shown, made)]
     assert labels[0] == labels[1]
-    assert shown[2:5] == made[2:5]  # parameters, multiply-adds and memory are counted, not trained
