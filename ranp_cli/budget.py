@@ -124,13 +124,15 @@ def used(limits: Sequence[Limit], before: Mapping[str, float], after: Mapping[st
     return max(after[each.kind] / each.of(before[each.kind]) for each in limits)
 
 
-def infeasible(limits: Sequence[Limit], before: Mapping[str, float], least: Mapping[str, float]) -> Infeasible:
-    """What to say when even the smallest network exceeds a limit."""
+def infeasible(
+    limits: Sequence[Limit], before: Mapping[str, float], least: Mapping[str, float], floors: str = ""
+) -> Infeasible:
+    """What to say when even the smallest network exceeds a limit; `floors`: which layers take the most of it."""
     over = [each for each in limits if least[each.kind] > each.of(before[each.kind])]
     parts = [f"{each.kind}={each.text} ({shown(each.kind, each.of(before[each.kind]))})" for each in over]
     closest = ", ".join(f"{each.kind} {shown(each.kind, least[each.kind])}" for each in over)
     return Infeasible(
-        f"no network meets {', '.join(parts)}: the smallest, with every layer at its floor, has {closest}",
+        f"no network meets {', '.join(parts)}: the smallest, with every layer at its floor, has {closest}{floors}",
         [each.kind for each in over],
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -43,7 +43,7 @@ def fit(report: Report, job: Job, graph: Graph, ranking: Ranking, scores: Sequen
     with progress("fitting", None) as advance:
         best, least = at(low)
         if not met(counted, before, least):
-            raise infeasible(counted, before, least)
+            raise infeasible(counted, before, least, costliest(best, counted, before, least))
         found, after = at(cells)
         if met(counted, before, after):
             low, high, best = cells, cells, found
@@ -82,6 +82,16 @@ def fit(report: Report, job: Job, graph: Graph, ranking: Ranking, scores: Sequen
                 return stand.forward(job.model, found[1], sure=sure)
 
         return largest_within(timed[0], low, allowed, times, advance)
+
+
+def costliest(found: Settled, limits: Sequence[Limit], before: Mapping[str, float], least: Mapping[str, float]) -> str:
+    """Which layers of the smallest network take the most of the first limit that it exceeds: `; the most of it in a, b, c`."""
+    over = next((each.kind for each in limits if least[each.kind] > each.of(before[each.kind])), None)
+    cost = {"params": lambda layer: layer.weights, "macs": lambda layer: layer.macs, "flops": lambda layer: layer.macs}
+    layers = sorted(
+        found[3].layers.values(), key=cost.get(str(over), lambda layer: layer.output_elements), reverse=True
+    )
+    return f"; the most of it in {', '.join(layer.name for layer in layers[:3])}" if layers else ""
 
 
 @dataclass

@@ -15,7 +15,7 @@ def floor_sentences(report: dict[str, Any], floored: list[str]) -> Iterator[tupl
     part = report.get("floor", {})
     if rows := part.get("layers"):
         raised = [f"{row['layer']} {row['by_score']} -> {row['kept']}" for row in rows]
-        text = ", ".join(raised[:MOST]) + (f", {len(raised) - MOST} others" if len(raised) > MOST else "")
+        text = ", ".join(raised[:MOST]) + (f", and {len(raised) - MOST} more" if len(raised) > MOST else "")
         if cost := part.get("cost"):
             share = cost["macs"] / report["after"]["macs"]
             text += f"; it costs {human(cost['macs']).strip()} multiply-adds, {share:.0%} of the slim network's"

@@ -211,3 +211,12 @@ def test_a_narrow_cut_is_named():
     assert cut["channels"] < 6 == cut["output_channels"]
     assert cut["channels"] == sum(kept[name] for name in cut["layers"])
     assert "narrowest" not in ranp.prune(unet3d(7, 16, 1, 6), unet_batches(), sparsity=0.2).report.to_dict()
+
+
+def test_a_budget_below_the_floor_names_the_layers_that_are_in_the_way():
+    """Four neurons in each layer: those at full resolution, where a convolution of 8 channels enters, cost the most."""
+    with pytest.raises(
+        ranp.Infeasible, match=r"at its floor, has macs .*; the most of it in decoders\.0\.conv1, "
+    ) as error:
+        ranp.prune(unet3d(7, 16, 1, 6), unet_batches(), budget="macs=0.1%", min_neurons=4)
+    assert "lower --min-neurons" in str(error.value)
