@@ -9,7 +9,7 @@ from typing import Any
 LAGS = 0.25  # of the way down that a slim network may lack without a warning
 LOST = 0.02  # of a class' places: a network that labels fewer of them right has not begun to learn the class
 LEARNED = 0.1  # a network that labels more of them right has
-TRY = "try --min-neurons 4, a lower --sparsity (or a larger --budget), or --method flat"
+TRY = "try a lower --sparsity (or a larger --budget), a higher --min-neurons, or --method flat"
 SIDES = ("dense", "slim")
 
 
