@@ -120,6 +120,22 @@ Precision = Annotated[
 LowMemory = Annotated[
     bool | None, typer.Option("--low-memory", help="score with activations computed twice instead of kept")
 ]
+Probe = Annotated[
+    int | None,
+    typer.Option(
+        "--probe",
+        metavar="N",
+        help="train copies of both networks for N steps on the batch, with --optimizer or else adam, and say whether the slim one keeps up; 50 is a good number",
+    ),
+]
+ProbeLr = Annotated[
+    float | None,
+    typer.Option(
+        "--probe-lr",
+        metavar="X",
+        help="learning rate of --probe  [default: adam, adamw 3e-3, sgd 0.05, sgd-momentum 0.01]",
+    ),
+]
 MemoryLimit = Annotated[
     str | None, typer.Option("--memory-limit", metavar="V", help="likewise, as little as keeps to it, as 6GiB")
 ]

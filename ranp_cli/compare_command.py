@@ -25,6 +25,8 @@ from .arguments import (
     Only,
     Plot,
     Precision,
+    Probe,
+    ProbeLr,
     Quiet,
     ScoreInit,
     Seed,
@@ -58,6 +60,7 @@ def compare(
     loss: Loss = None, ignore_index: IgnoreIndex = None, batches: BatchLimit = None, model_arg: ModelArg = None,
     weights: Weights = None, weights_key: WeightsKey = None, seed: Seed = None, device: Device = None,
     precision: Precision = None, low_memory: LowMemory = None, memory_limit: MemoryLimit = None,
+    probe: Probe = None, probe_lr: ProbeLr = None,
     csv: Annotated[str | None, typer.Option("--csv", metavar="PATH|-", help="write the rows as CSV; - for stdout")] = None,
     markdown: Annotated[str | None, typer.Option("--markdown", metavar="PATH|-", help="write the rows as Markdown; - for stdout")] = None,
     plot: Plot = None, config: Config = None, json_: Json = None, quiet: Quiet = None,
@@ -73,7 +76,19 @@ def compare(
 
     same = {
         k: o[k]
-        for k in ("sparsity", "lambda_", "min_neurons", "keep", "only", "score_init", "match", "width_arg", *OF_FIT)
+        for k in (
+            "sparsity",
+            "lambda_",
+            "min_neurons",
+            "keep",
+            "only",
+            "score_init",
+            "match",
+            "width_arg",
+            "probe",
+            "probe_lr",
+            *OF_FIT,
+        )
     }
     chosen = [name.strip() for text in o["methods"] for name in str(text).split(",")]
     try:

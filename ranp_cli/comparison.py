@@ -15,6 +15,7 @@ from .errors import BadInput
 from .fits import Fit, Training
 from .losses import loss_name
 from .matching import cut, full_width
+from .probe import Probing
 from .refining import INITS
 from .report import Report, layer_row
 from .shadow import labels_on_cpu
@@ -37,6 +38,7 @@ def compare(model: nn.Module | str | Callable[..., nn.Module], batches: Any, *, 
             precision: str = "model", low_memory: bool = False, memory_limit: str | int | None = None, match: str | None = None,
             width_arg: str | None = None, fit: Any = None, seeds: int | None = None, metric: str | None = None, init: str | None = None,
             cells: str | Path | None = None, resume: str | Path | None = None, distributed: bool = False,
+            probe: int | None = None, probe_lr: float | None = None,
             progress: Progress = silent) -> Comparison:  # fmt: skip
     """Lay methods side by side on one network: Table 2 and Fig. 4 of the paper for your own; with `fit`, trained.
 
@@ -62,6 +64,8 @@ def compare(model: nn.Module | str | Callable[..., nn.Module], batches: Any, *, 
         init: weights that rows are trained from: `keep` (if not said), or drawn anew: `factory`, `glorot`, `orthogonal`.
         cells: a file (.jsonl) that each trained cell is appended to; it must not exist yet.
         resume: such a file of an earlier call with the same options: what it holds is not trained again.
+        probe, probe_lr: train copies of the dense network and of each row's for so many steps, as `prune` does; a row then
+            has the part `probe`. A fit trains them in full, and goes without.
         distributed: this process is one of torchrun's, and trains its share of the cells; all return the whole table.
         the others: as for `prune`.
 
@@ -81,11 +85,14 @@ def compare(model: nn.Module | str | Callable[..., nn.Module], batches: Any, *, 
         full_width(subject)
     alone = {"seeds": seeds, "metric": metric, "init": init, "cells": cells, "resume": resume}
     check_fit(trained, alone, distributed, subject)
+    probing = Probing.of(probe, None, probe_lr, None, loss, ignore_index)
+    if probing is not None and trained:
+        raise BadInput("--probe: --fit trains every row in full, which says more; leave one of them out")
     report = Report("compare")
     function = Fit.of(fit, metric) if trained else None
     first = Bench(subject, seed, report)
     if function is None:
-        rows = counted(first, progress)
+        rows = counted(first, probing, progress)
     else:
         run = range(seed, seed + (SEEDS if seeds is None else seeds))
         about: dict[str, Any] = {
@@ -163,14 +170,20 @@ def header(bench: Bench, about: dict[str, Any]) -> dict[str, Any]:
     return {"model": known, "options": options}
 
 
-def counted(bench: Bench, progress: Progress) -> list[dict[str, Any]]:
-    """The rows, without training."""
+def counted(bench: Bench, probing: Probing | None, progress: Progress) -> list[dict[str, Any]]:
+    """The rows, without a fit; each with its probe, where one was asked for."""
+    if probing is not None:
+        bench.source.hold = probing.plan.kept
     bench.score(progress)
     plan = bench.subject.table.rows
     rows = []
     with progress("comparing", len(plan)) as advance:
         for e, level in plan:
-            rows.append(cut(bench, e, level).row)
+            found = cut(bench, e, level)
+            if probing is not None:
+                part = probing.run(bench.job, found.network, bench.source, bench.seed, silent)
+                found.row["probe"] = {key: value for key, value in part.items() if key != "seconds"}
+            rows.append(found.row)
             advance()
     return rows
 

@@ -147,22 +147,20 @@ class Probing:
         plan = plan_of(steps, optimizer, lr, scores)
         return None if plan is None else cls(plan, load_loss(loss, ignore_index), ignore_index)
 
+    def run(self, job: Job, slim: nn.Module, source: Batches, seed: int, progress: Progress) -> dict[str, Any]:
+        """The part `probe` of a network; one that cannot be trained has the `error` that says why."""
+        try:
+            with seeded(seed):
+                held = first_of(source, self.plan.kept)
+            return run_probe(job.model, slim, held, self.loss, self.plan, job.device, self.ignore_index, seed, progress)
+        except BadInput as error:
+            plan = self.plan
+            return {"steps": plan.steps, "optimizer": plan.optimizer, "lr": plan.lr, "error": str(error)}
+
     def report(self, report: Report, job: Job, slim: nn.Module, source: Batches, seed: int, progress: Progress) -> None:
-        """Write the parts `probe` and `notes`; a network that cannot be trained has the `error` that says why."""
+        """Write the parts `probe` and `notes`."""
         with report.timing("probe"):
-            try:
-                with seeded(seed):
-                    held = first_of(source, self.plan.kept)
-                part = run_probe(
-                    job.model, slim, held, self.loss, self.plan, job.device, self.ignore_index, seed, progress
-                )
-            except BadInput as error:
-                part = {
-                    "steps": self.plan.steps,
-                    "optimizer": self.plan.optimizer,
-                    "lr": self.plan.lr,
-                    "error": str(error),
-                }
+            part = self.run(job, slim, source, seed, progress)
         report.parts["probe"] = part
         if notes := notes_of(part):
             report.parts["notes"] = [*report.parts.get("notes", []), *notes]

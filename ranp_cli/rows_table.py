@@ -26,6 +26,7 @@ def rows_table(report: dict[str, Any], page: Page) -> list[Text]:
         Column("method", column_cells(page.clean(row["method"]) for row in rows), left=True),
         Column("sparsity", column_cells(f"{row['sparsity']['achieved']:.3f}" for row in rows)),
         *_accuracy(report, page),
+        *_probe(rows),
         Column("neurons", column_cells(f"{row['kept']:,}" for row in rows), drop=4),
     ]
     for key, label, write in _COMPARED:
@@ -43,6 +44,14 @@ def rows_table(report: dict[str, Any], page: Page) -> list[Text]:
         lines += [Text()] * (k > 0 and several and rows[k]["method"] != rows[k - 1]["method"]) + [line]
     told = [line for label, text in captions_of(report) for line in page.paragraph(label, "bold", text)]
     return lines + ([Text(), *told] if told else []) + counted_lines(report, page)
+
+
+def _probe(rows: list[dict[str, Any]]) -> list[Column]:
+    """What the loss of each network still lacks of the dense one's way down after the probe's steps; empty without one."""
+    if not any("probe" in row for row in rows):
+        return []
+    lags = [row["probe"].get("lag") for row in rows]
+    return [Column("probe's\nlag", column_cells("" if lag is None else f"{lag:.0%}" for lag in lags))]
 
 
 def _accuracy(report: dict[str, Any], page: Page) -> list[Column]:

@@ -419,3 +419,22 @@ def test_the_page_and_the_sentence_without_numbers():
     assert "probe: no <gradient>" in out.getvalue()
     assert "no &lt;gradient&gt;" in page(report)
     assert "Probe" not in page({})
+
+
+def test_compare_has_the_probe_of_each_row():
+    """As prune has it: the same networks, steps and mini-batches. The dense network keeps up with itself."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv3d(8, 3, 1))
+    g = torch.Generator().manual_seed(1)
+    data = [(torch.randn(2, 1, 4, 4, 4, generator=g), torch.randint(3, (2, 4, 4, 4), generator=g)) for _ in range(2)]
+    table = ranp.compare(model, data, sparsity=0.5, methods=["full", "weighted"], probe=3)
+    full, weighted = (row["probe"] for row in table.rows)
+    assert full["lag"] == 0
+    pruned = ranp.prune(model, data, sparsity=0.5, method="weighted", probe=3).report.to_dict()["probe"]
+    assert weighted == {key: value for key, value in pruned.items() if key != "seconds"}
+
+
+def test_a_fit_goes_without_a_probe():
+    with pytest.raises(ranp.BadInput, match="--fit trains every row in full"):
+        ranp.compare(nn.Conv3d(1, 2, 1), [], sparsity=0.5, fit=lambda net, seed: 0.0, probe=3)
