@@ -281,6 +281,24 @@ def test_dropout_is_off():
     assert part["dense"] == part["slim"]
 
 
+def test_what_a_forward_draws_depends_on_the_seed_alone():
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(6, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.a(x + torch.randn_like(x))
+
+    model, before = seeded(Noisy), torch.get_rng_state()
+    first = probe(model, model, clouds(), steps=4)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    second, third = (probe(model, model, clouds(), steps=4, seed=seed) for seed in (0, 1))
+    assert without_seconds(first) == without_seconds(second) != without_seconds(third)
+    assert first["dense"] == first["slim"]  # both meet the same noise
+
+
 def test_an_input_that_the_model_writes_into_is_whole():
     class Writing(nn.Module):
         def __init__(self) -> None:
