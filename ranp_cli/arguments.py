@@ -125,7 +125,7 @@ Probe = Annotated[
     typer.Option(
         "--probe",
         metavar="N",
-        help="train copies of both networks for N steps on the batch, with --optimizer or else adam, and say whether the slim one keeps up; 50 is a good number",
+        help="train copies of both networks for N steps on the batch, with --optimizer or else adam, and say whether the slim one keeps up; 200 tells well",
     ),
 ]
 ProbeLr = Annotated[

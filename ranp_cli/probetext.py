@@ -6,9 +6,14 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
-LAGS = 0.25  # of the way down that a slim network may lack without a warning
-LOST = 0.02  # of a class' places: a network that labels fewer of them right has not begun to learn the class
-LEARNED = 0.1  # a network that labels more of them right has
+# Measured with adam at 3e-3 on 16 slim 3D-UNets of 7% of the multiply-adds on brain tissue, each trained for 400 steps, 5
+# of which failed (a Dice score below 0.8; the others had 0.84 to 0.93). After 200 steps of the probe a lag above a third
+# named the 5 and no other, an unlearned class 4 of the 5 and no other; of 7 networks on another task (parts of shapes) the
+# two together named the 2 worst of the 3 below a mean IoU of 0.8, and no other. After 100 steps a lag above a half named 4
+# of the 5 and no other. After 50 steps both named failed and good networks alike.
+SURE = 200  # steps
+LAGS, LAGS_EARLY = 1 / 3, 1 / 2  # of the way down that a slim network may lack unwarned: from SURE steps on, before
+UNLEARNED, LEARNED = 0.02, 0.1  # of the places of a class: right in fewer, the class is not learned; in more, it is
 TRY = "try a lower --sparsity (or a larger --budget), a higher --min-neurons, or --method flat"
 SIDES = ("dense", "slim")
 
@@ -28,10 +33,26 @@ def notes_of(probe: Mapping[str, Any]) -> list[str]:
     if probe["lag"] is None:
         notes.append(f"no loss fell in the {steps} steps of the probe, which so says nothing; give it more steps, or another "
                      f"--probe-lr than {probe['lr']:g}")  # fmt: skip
-    elif probe["lag"] > LAGS:
+    elif not keeps_up(probe):
+        sure = "" if steps >= SURE else f"; --probe {SURE} would say it more surely"
         notes.append(f"the slim network learns more slowly than the dense one: after {steps} steps its loss still has "
-                     f"{probe['lag']:.0%} of the way to go (a warning above {LAGS:.0%}); {TRY}")  # fmt: skip
+                     f"{probe['lag']:.0%} of the way to go (a warning above {most_lag(steps):.0%}); {TRY}{sure}")  # fmt: skip
+    if "worst_class" in dense and "worst_class" in slim and steps >= SURE:
+        good, bad = dense["worst_class"], slim["worst_class"]
+        if bad["right"] < UNLEARNED and good["right"] > LEARNED:
+            notes.append(f"the slim network has not begun to learn class {bad['class']}: after {steps} steps {bad['right']:.0%} of its "
+                         f"places are labelled right, of the dense network's worst class {good['right']:.0%}; {TRY}")  # fmt: skip
     return notes
+
+
+def most_lag(steps: int) -> float:
+    """The lag above which there is a warning."""
+    return LAGS if steps >= SURE else LAGS_EARLY
+
+
+def keeps_up(probe: Mapping[str, Any]) -> bool:
+    """Whether the slim loss is as near to the dense one as a good network's."""
+    return probe["lag"] is not None and probe["lag"] <= most_lag(probe["steps"])
 
 
 def probe_sentences(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -42,9 +63,7 @@ def probe_sentences(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]
     if "error" in probe:
         yield "probe:", "yellow", probe["error"]
         return
-    lag = probe["lag"]
-    good = lag is not None and lag <= LAGS
-    yield "probe:", "green" if good else "yellow", in_words(probe)
+    yield "probe:", "green" if keeps_up(probe) else "yellow", in_words(probe)
 
 
 def in_words(probe: Mapping[str, Any]) -> str:

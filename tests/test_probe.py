@@ -169,6 +169,36 @@ def test_a_network_that_cannot_learn_is_warned_about_and_a_good_one_is_not():
         assert word in note
 
 
+def outcome(steps: int, lag: float, right: float, dense_right: float = 0.9) -> dict[str, Any]:
+    """The report of a probe in which class 2 is the worst."""
+    sides = {
+        name: {"first": 1.0, "last": 0.5, "curve": [], "worst_class": {"class": 2, "loss": 1.0, "right": share}}
+        for name, share in (("dense", dense_right), ("slim", right))
+    }
+    return {"steps": steps, "optimizer": "adam", "lr": 3e-3, "lag": lag, **sides}
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        (outcome(200, 0.3, 0.5), []),
+        (outcome(200, 0.4, 0.5), ["40% of the way to go (a warning above 33%)"]),
+        (outcome(100, 0.4, 0.5), []),  # early, good networks lag too
+        (outcome(100, 0.6, 0.5), ["--probe 200 would say it more surely"]),
+        (outcome(200, 0.3, 0.0), ["not begun to learn class 2: after 200 steps 0% of its places"]),
+        (outcome(100, 0.3, 0.0), []),  # early, good networks have unlearned classes too
+        (outcome(200, 0.3, 0.0, 0.05), []),  # the dense one has not learned it either
+        (outcome(200, 0.4, 0.0), ["of the way to go", "not begun to learn class 2"]),
+    ],
+)
+def test_what_is_warned_of(part, says):
+    notes = notes_of(part)
+    assert len(notes) == len(says)
+    for note, words in zip(notes, says, strict=True):
+        assert words in note
+        assert "--min-neurons" in note
+
+
 def test_a_loss_that_is_not_finite_is_said_and_no_error():
     data = torch.ones(1, 1), torch.zeros(1, 1)
     part = probe(nn.Linear(1, 1), nn.Linear(1, 1), data, steps=80, loss="mse", optimizer="sgd", lr=1e4)
@@ -249,6 +279,24 @@ def test_dropout_is_off():
     plain = nn.Sequential(dropping.a, dropping.b)
     part = probe(dropping, plain, clouds(), steps=4)
     assert part["dense"] == part["slim"]
+
+
+def test_what_a_forward_draws_depends_on_the_seed_alone():
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(6, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.a(x + torch.randn_like(x))
+
+    model, before = seeded(Noisy), torch.get_rng_state()
+    first = probe(model, model, clouds(), steps=4)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    second, third = (probe(model, model, clouds(), steps=4, seed=seed) for seed in (0, 1))
+    assert without_seconds(first) == without_seconds(second) != without_seconds(third)
+    assert first["dense"] == first["slim"]  # both meet the same noise
 
 
 def test_an_input_that_the_model_writes_into_is_whole():
