@@ -202,10 +202,10 @@ def load(path: str | Path, model: nn.Module | str | None = None) -> nn.Module:
     Example:
         slim = ranp_cli.load("slim.safetensors", UNet3D())
     """
+    from .fingerprint import fingerprint
     from .refining import apply_attributes
     from .shadow import replicate, seeded, uncompiled
     from .source import load_model
-    from .units import fingerprint
 
     document = read_document(path, SLIM)
     about = document["model"]

@@ -174,9 +174,10 @@ def _measured(
     running: list[tuple[nn.Module, Example]] | None,
 ) -> dict[str, Any]:
     from .example import as_example
+    from .fingerprint import fingerprint
     from .memory import check_optimizer, memory_of, with_training
     from .modules import module_rows
-    from .units import fingerprint, guess_example, measure
+    from .units import guess_example, measure
 
     optimizer, batch_size = step[0] or "sgd", step[1]
     check_optimizer(optimizer)

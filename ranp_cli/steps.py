@@ -21,6 +21,7 @@ from .budget import limit
 from .criteria import Criterion, criterion
 from .errors import BadInput, VerificationFailed, nearest
 from .example import Example
+from .fingerprint import fingerprint
 from .floors import AUTO, Floor, check_floor, floors
 from .gathers import norms
 from .importance import Importance, Way, score
@@ -36,7 +37,7 @@ from .select import METHODS, Selection, rounded, select, unit_values, weigh
 from .shadow import replicate, seeded, uncompiled
 from .snip import links_of, select_snip, strength_of
 from .source import TORCHSCRIPT_NOTE, load_model, load_weights
-from .units import Graph, analyse, fingerprint
+from .units import Graph, analyse
 from .zeros import SAID, ZERO_WEIGHTS, notes, unranked
 
 NOISE = 1e-4  # a sum of signed gradients below this share of the unsigned one is what rounding left

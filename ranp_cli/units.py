@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -12,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from . import rules
 from .costs import Paper, costs
@@ -370,15 +367,6 @@ def guess_example(model: nn.Module) -> Example:
     raise BadInput(
         "the shape of the model's input is not known and could not be guessed; give --input, as in --input 1x1x64x64x64"
     )
-
-
-def fingerprint(model: nn.Module) -> str:
-    """sha256 of the sorted (parameter name, shape) list, as JSON without blanks."""
-    lazy = next((name for name, p in model.named_parameters() if is_lazy(p)), None)
-    if lazy:
-        raise BadInput(f"{lazy} is uninitialized (a lazy module); run the model once on an input in the factory")
-    rows = sorted([name, list(p.shape)] for name, p in model.named_parameters())
-    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
 
 @labels_on_cpu

@@ -14,6 +14,7 @@ FLOORS = [
     {
         "costs",
         "autocast",
+        "fingerprint",
         "units",
         "attention",
         "workspace",
