@@ -509,7 +509,8 @@ def test_the_command_line_says_so(tmp_path, capsys):
 
 
 def test_nnunets_residual_encoder_as_nnunet_initialises_it():
-    unet = pytest.importorskip("dynamic_network_architectures.architectures.unet")
+    from dynamic_network_architectures.architectures import unet
+
     torch.manual_seed(0)
     model = unet.ResidualEncoderUNet(1, 3, (4, 8, 16), nn.Conv3d, 3, (1, 2, 2), (1, 2, 2), 2, (1, 1), conv_bias=True,
                                      norm_op=nn.InstanceNorm3d, norm_op_kwargs={"affine": True}, nonlin=nn.LeakyReLU,
@@ -525,8 +526,10 @@ def test_nnunets_residual_encoder_as_nnunet_initialises_it():
     assert all(not p.any() for name, p in pruned.model.named_parameters() if name in names)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # timm scripts functions when it is imported
 def test_timms_zero_init_last():
-    timm = pytest.importorskip("timm")
+    import timm
+
     torch.manual_seed(0)
     model = timm.create_model("resnet18", num_classes=3, zero_init_last=True)
     scores = ranp.score(model, [(torch.randn(2, 3, 32, 32), torch.tensor([0, 2]))])
@@ -535,7 +538,8 @@ def test_timms_zero_init_last():
 
 
 def test_monais_diffusion_unet():
-    nets = pytest.importorskip("monai.networks.nets")
+    from monai.networks import nets
+
     torch.manual_seed(0)
     inner = nets.DiffusionModelUNet(2, 1, 1, channels=(8, 16), attention_levels=(False, False), num_res_blocks=1,
                                     norm_num_groups=4)  # fmt: skip

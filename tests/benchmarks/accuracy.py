@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import importlib.util
-import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -23,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ranp_cli as ranp
@@ -31,11 +29,10 @@ from ranp_cli.models.mobilenetv2 import mobilenetv2_3d
 from ranp_cli.models.unet3d import unet3d
 from ranp_cli.samples import brain_volumes, moving_patterns
 
-from .first_table import shapes
+from .first_table import mean_iou, outputs_of, shapes, train
 
 METHODS = ("ranp-f", "full", "ranp-m", "weighted", "vanilla", "snip", "random", "layerwise", "flat", "shuffle:ranp-f")
 Batches = list[tuple[Tensor, Tensor]]
-Fit = Callable[[nn.Module, int], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -52,34 +49,16 @@ class Task:
 
 
 def fit(task: Task, net: nn.Module, seed: int) -> dict[str, float]:
-    """Adam at 3e-3 with cosine decay, then the count on the test."""
-    rng, order = random.Random(seed), list[int]()
-    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.steps)
-    for _ in range(task.steps):
-        order = order or rng.sample(range(len(task.train)), len(task.train))
-        x, y = task.train[order.pop()]
-        optimizer.zero_grad()
-        F.cross_entropy(net(x), y, ignore_index=task.ignored).backward()
-        optimizer.step()
-        schedule.step()
-    net.eval()
-    with torch.no_grad():
-        outputs = [net(x) for x, _ in task.test]
-    return task.count(outputs, [y for _, y in task.test])
+    """Train as the README's first table does, then count the test."""
+    train(net, task.train, task.steps, seed, task.ignored)
+    return task.count(outputs_of(net, task.test), [y for _, y in task.test])
 
 
 # -- how a test is counted
 
 
-def mean_iou(outputs: list[Tensor], targets: list[Tensor], classes: int, ignored: int) -> dict[str, float]:
-    counts = np.zeros((classes, classes))
-    for output, y in zip(outputs, targets, strict=True):
-        known = y != ignored
-        pairs = y[known] * classes + output.argmax(1)[known]
-        counts += np.bincount(pairs.numpy(), minlength=classes**2).reshape(classes, classes)
-    both = np.diag(counts)
-    return {"miou": float(np.mean(both / np.maximum(counts.sum(0) + counts.sum(1) - both, 1)))}
+def iou(outputs: list[Tensor], targets: list[Tensor]) -> dict[str, float]:
+    return {"miou": mean_iou(outputs, targets)}
 
 
 def mean_dice(outputs: list[Tensor], targets: list[Tensor], regions: dict[str, tuple[int, ...]]) -> dict[str, float]:
@@ -146,7 +125,7 @@ def crops(batches: int, left: bool, seed: int, size: int = 24) -> Batches:
 def unet(task: str, width: int) -> Task:
     if task == "shapes":
         build, data = partial(unet3d, width=width, in_channels=1, num_classes=6), (shapes(100, 1234), shapes(24, 99))
-        return Task(build, *data, partial(mean_iou, classes=6, ignored=255), "width", 600, 255)
+        return Task(build, *data, iou, "width", 600, 255)
     if task == "tissue":
         build, data = (
             partial(unet3d, width=width, in_channels=1, num_classes=3),

@@ -38,7 +38,7 @@ def shapes(batches: int, seed: int) -> Batches:
     return [(x, y.long()) for x, y in make_calib(batches, seed)]
 
 
-def train(net: nn.Module, data: Batches, steps: int, seed: int) -> None:
+def train(net: nn.Module, data: Batches, steps: int, seed: int, ignored: int = IGNORED) -> None:
     """Adam at 3e-3 with cosine decay; each pass over the data in another order."""
     rng, order = random.Random(seed), []
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
@@ -49,22 +49,27 @@ def train(net: nn.Module, data: Batches, steps: int, seed: int) -> None:
             order = rng.sample(range(len(data)), len(data))
         x, y = data[order.pop()]
         optimizer.zero_grad()
-        F.cross_entropy(net(x), y, ignore_index=IGNORED).backward()
+        F.cross_entropy(net(x), y, ignore_index=ignored).backward()
         optimizer.step()
         schedule.step()
 
 
-def miou(net: nn.Module, data: Batches) -> float:
+def mean_iou(outputs: list[Tensor], targets: list[Tensor], classes: int = CLASSES, ignored: int = IGNORED) -> float:
     """The mean over the classes of intersection over union, of all voxels that count."""
-    counts = np.zeros((CLASSES, CLASSES))
-    net.eval()
-    with torch.no_grad():
-        for x, y in data:
-            known = y != IGNORED
-            pairs = y[known] * CLASSES + net(x).argmax(1)[known]
-            counts += np.bincount(pairs.numpy(), minlength=CLASSES**2).reshape(CLASSES, CLASSES)
+    counts = np.zeros((classes, classes))
+    for output, y in zip(outputs, targets, strict=True):
+        known = y != ignored
+        pairs = y[known] * classes + output.argmax(1)[known]
+        counts += np.bincount(pairs.numpy(), minlength=classes**2).reshape(classes, classes)
     both = np.diag(counts)
     return float(np.mean(both / np.maximum(counts.sum(0) + counts.sum(1) - both, 1)))
+
+
+def outputs_of(net: nn.Module, data: Batches) -> list[Tensor]:
+    """What the network says of each mini-batch, in eval mode."""
+    net.eval()
+    with torch.no_grad():
+        return [net(x) for x, _ in data]
 
 
 def measure(seeds: int, steps: int, progress: Any = print) -> dict[str, Any]:
@@ -80,7 +85,7 @@ def measure(seeds: int, steps: int, progress: Any = print) -> dict[str, Any]:
         found.setdefault("report", pruned.report.to_dict())
         for name, net in (("slim", pruned.model), ("dense", dense)):
             train(net, data, steps, seed)
-            found[name].append(miou(net, test))
+            found[name].append(mean_iou(outputs_of(net, test), [y for _, y in test]))
             progress(f"seed {seed} {name} mIoU {found[name][-1]:.3f}")
     return found
 
