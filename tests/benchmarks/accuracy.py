@@ -1,27 +1,33 @@
 """Does a slim network learn? Every method cut to the same multiply-adds and trained from its own start, under several seeds.
 
     pip install -e '.[bench]'    # nilearn, whose wheel carries the anatomy of the task `tissue`
-    python -m tests.benchmarks.accuracy shapes-16 tissue-16 --cells FOLDER [--seeds 3] [--write tests/benchmarks/RESULTS.md]
+    python -m tests.benchmarks.accuracy shapes-16 tissue-16 --cells FOLDER [--seeds 3]
+    python -m tests.benchmarks.accuracy shapes-16 tissue-16 --cells FOLDER --write tests/benchmarks/RESULTS.md
 
 Each trained network is a line of FOLDER/TASK.jsonl; the same command goes on where it was stopped. Tasks: `shapes`, parts of
 shapes (mean IoU); `tissue`, grey and white matter of the ICBM152 brain, trained on crops of one hemisphere and tested on the
 other (mean Dice); `brains`, nested lesions (mean Dice of ET, TC, WT); `clips`, moving patterns (top-1). A number behind the
-name is the width of the 3D-UNet.
+name is the width of the 3D-UNet; `nnunet-16` is nnU-Net's PlainConvUNet on the tissue.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import gzip
 import importlib.util
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import math
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ranp_cli as ranp
@@ -29,9 +35,13 @@ from ranp_cli.models.mobilenetv2 import mobilenetv2_3d
 from ranp_cli.models.unet3d import unet3d
 from ranp_cli.samples import brain_volumes, moving_patterns
 
-from .first_table import mean_iou, outputs_of, shapes, train
+from .first_table import SAMPLES, mean_iou, outputs_of, shapes, train
 
 METHODS = ("ranp-f", "full", "ranp-m", "weighted", "vanilla", "snip", "random", "layerwise", "flat", "shuffle:ranp-f")
+OURS = ("ranp-flops", "ranp-mem")
+RIVALS = ("layerwise", "random", "flat", "width", "weighted", "vanilla", "snip")
+LABELS = {"ranp-flops": "RANP-f", "ranp-mem": "RANP-m"}
+MARKS, PROBE = 8, 200
 Batches = list[tuple[Tensor, Tensor]]
 
 
@@ -47,11 +57,40 @@ class Task:
     steps: int
     ignored: int = -100
 
+    def test_metrics(self, net: nn.Module, test: Batches) -> dict[str, float]:
+        return self.count(outputs_of(net, test), [y for _, y in test])
+
 
 def fit(task: Task, net: nn.Module, seed: int) -> dict[str, float]:
-    """Train as the README's first table does, then count the test."""
-    train(net, task.train, task.steps, seed, task.ignored)
-    return task.count(outputs_of(net, task.test), [y for _, y in task.test])
+    """Train as the README's first table does, then count the test; on the way a part of the test, at MARKS marks.
+
+    `probe_first` and `probe_last` are the losses of a probe: PROBE steps on the calibration batches (`--probe`).
+    """
+    probe_first, probe_last = probe(task, copy.deepcopy(net), seed)
+    marks = {round(task.steps * (k + 1) / MARKS): 0.0 for k in range(MARKS)}
+
+    def mark(step: int) -> None:
+        if step in marks:
+            marks[step] = next(iter(task.test_metrics(net, task.test[:8]).values()))
+            net.train()
+
+    train(net, task.train, task.steps, seed, task.ignored, mark)
+    curve = {f"at_{step}": value for step, value in marks.items()}
+    return {**task.test_metrics(net, task.test), "probe_first": probe_first, "probe_last": probe_last, **curve}
+
+
+def probe(task: Task, net: nn.Module, seed: int) -> tuple[float, float]:
+    """The mean loss over the calibration batches, before and after PROBE steps on them."""
+    data = task.train[:4]
+
+    def loss() -> float:
+        net.train()
+        with torch.no_grad():
+            return float(np.mean([F.cross_entropy(net(x), y, ignore_index=task.ignored).item() for x, y in data]))
+
+    first = loss()
+    train(net, data, PROBE, seed, task.ignored, decay=False)
+    return first, loss()
 
 
 # -- how a test is counted
@@ -145,15 +184,29 @@ def clips() -> Task:
     return Task(partial(mobilenetv2_3d, num_classes=20, width=0.5), *data, top_k, None, 600)
 
 
+def nnunet(width: int) -> Task:
+    """nnU-Net's plain network (instance norm, leaky ReLU, biases) in place of the 3D-UNet; no deep supervision."""
+    tissue = unet("tissue", width)
+    return replace(tissue, build=partial(plain_unet, width=width))
+
+
+def plain_unet(width: int) -> nn.Module:
+    if str(SAMPLES) not in sys.path:
+        sys.path.insert(0, str(SAMPLES))
+    from nnunet import plain_unet as sample
+
+    return sample(1, 3, [width, 2 * width, 4 * width, 8 * width], deep_supervision=False)
+
+
 def task_of(name: str) -> Task:
     kind, _, width = name.partition("-")
     if kind == "clips" and not width:
         return clips()
-    if kind not in ("shapes", "tissue", "brains") or not width.isdigit():
+    if kind not in ("shapes", "tissue", "brains", "nnunet") or not width.isdigit():
         raise SystemExit(
-            f"unknown task {name}: give clips, or shapes, tissue or brains with a width, such as shapes-16"
+            f"unknown task {name}: give clips, or shapes, tissue, brains or nnunet with a width, such as shapes-16"
         )
-    return unet(kind, int(width))
+    return nnunet(int(width)) if kind == "nnunet" else unet(kind, int(width))
 
 
 def run(name: str, options: argparse.Namespace) -> ranp.Comparison:
@@ -161,23 +214,52 @@ def run(name: str, options: argparse.Namespace) -> ranp.Comparison:
     task = task_of(name)
     path = options.cells / f"{name}.jsonl"
     given = {"resume": path} if path.exists() else {"cells": path}
-    methods = [*METHODS, *(["width"] if task.width_arg else [])]
+    methods = options.methods or [*METHODS, *(["width"] if task.width_arg else [])]
     return ranp.compare(task.build, task.train[:4], sparsity=options.sparsity, methods=methods, match="macs", width_arg=task.width_arg,
-                        fit=partial(fit, task), seeds=options.seeds, ignore_index=task.ignored, **given)  # fmt: skip
+                        fit=partial(fit, task), seeds=options.seeds, ignore_index=task.ignored, init=options.init, **given)  # fmt: skip
 
 
-def table(name: str, rows: Iterable[dict[str, Any]]) -> str:
+# -- the page
+
+
+def table(name: str, rows: list[dict[str, Any]]) -> str:
     """Best first; the worst seed beside the mean, since a class that is lost shows there."""
-    rows = sorted(rows, key=lambda row: -row["accuracy"]["mean"])
+    dense = next(row["accuracy"]["mean"] for row in rows if row["method"] == "full")
     metric = rows[0]["accuracy"]["metric"]
-    lines = [f"### {name}\n", f"| method | multiply-adds | {metric} | worst seed |", "|---|---:|---:|---:|"]
-    for row in rows:
+    lines = [f"### {name}\n\n{verdict(rows)}\n"]
+    lines += [
+        f"| method | multiply-adds | {metric} | worst seed | steps to 95 % of dense |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in sorted(rows, key=lambda row: -row["accuracy"]["mean"]):
         accuracy = row["accuracy"]
         spread = f" ± {accuracy['std']:.3f}" if accuracy["std"] is not None else ""
+        cost = f"-{row['reduction']['macs']:.1%}" if row["reduction"]["macs"] else "1"
+        reached = steps_to(row["seeds"], 0.95 * dense)
         lines.append(
-            f"| {row['method']} | -{row['reduction']['macs']:.1%} | {accuracy['mean']:.3f}{spread} | {accuracy['worst']:.3f} |"
+            f"| {row['method']} | {cost} | {accuracy['mean']:.3f}{spread} | {accuracy['worst']:.3f} | {reached} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def verdict(rows: list[dict[str, Any]]) -> str:
+    """Which of the rivals are ahead of the better of RANP-f and RANP-m on the mean: the first sentence of a table."""
+    mean = {row["method"]: row["accuracy"]["mean"] for row in rows}
+    best = max(OURS, key=lambda name: mean[name])
+    ahead = [name for name in RIVALS if name in mean and mean[name] >= mean[best]]
+    if ahead:
+        return f"{LABELS[best]} ({mean[best]:.3f}) is **not** ahead of {', '.join(f'{name} ({mean[name]:.3f})' for name in ahead)}."
+    return f"{LABELS[best]} ({mean[best]:.3f}) is ahead of {', '.join(f'{name} ({mean[name]:.3f})' for name in RIVALS if name in mean)}."
+
+
+def steps_to(cells: list[dict[str, Any]], wanted: float) -> str:
+    """The median over the seeds of the first mark at which the test reached `wanted`; a seed that never did counts as last."""
+    firsts = []
+    for cell in cells:
+        marks = {int(key[3:]): value for key, value in cell["metrics"].items() if key.startswith("at_")}
+        firsts.append(min((step for step, value in marks.items() if value >= wanted), default=math.inf))
+    middle = statistics.median_low(firsts)
+    return "never" if middle == math.inf else f"{middle:.0f}"
 
 
 def main() -> None:
@@ -188,12 +270,14 @@ def main() -> None:
     parser.add_argument(
         "--sparsity", type=float, default=0.78, help="of the first method; the others get its multiply-adds"
     )
+    parser.add_argument("--init", default="keep", help="what the slim networks start from")
+    parser.add_argument("--methods", nargs="+", help="the first method and others, in place of all")
     parser.add_argument("--write", type=Path, help="a page to append the tables to")
     options = parser.parse_args()
     options.cells.mkdir(parents=True, exist_ok=True)
     for name in options.tasks:
         text = table(name, run(name, options).rows)
-        print(text)
+        print(text, flush=True)
         if options.write:
             with options.write.open("a") as page:
                 page.write(f"\n{text}")

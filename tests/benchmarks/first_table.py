@@ -13,6 +13,7 @@ import argparse
 import random
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +39,23 @@ def shapes(batches: int, seed: int) -> Batches:
     return [(x, y.long()) for x, y in make_calib(batches, seed)]
 
 
-def train(net: nn.Module, data: Batches, steps: int, seed: int, ignored: int = IGNORED) -> None:
-    """Adam at 3e-3 with cosine decay; each pass over the data in another order."""
+def train(net: nn.Module, data: Batches, steps: int, seed: int, ignored: int = IGNORED,
+          after: Callable[[int], None] = lambda step: None, decay: bool = True) -> None:  # fmt: skip
+    """Adam at 3e-3, with cosine decay; each pass over the data in another order. `after` is called after each step."""
     rng, order = random.Random(seed), []
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     net.train()
-    for _ in range(steps):
+    for step in range(1, steps + 1):
         if not order:
             order = rng.sample(range(len(data)), len(data))
         x, y = data[order.pop()]
         optimizer.zero_grad()
         F.cross_entropy(net(x), y, ignore_index=ignored).backward()
         optimizer.step()
-        schedule.step()
+        if decay:
+            schedule.step()
+        after(step)
 
 
 def mean_iou(outputs: list[Tensor], targets: list[Tensor], classes: int = CLASSES, ignored: int = IGNORED) -> float:
