@@ -16,33 +16,36 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "score": "pipeline",
-    "prune": "pipeline",
-    "refine": "pipeline",
-    "profile": "profiling",
-    "compare": "comparison",
-    "Pruned": "results",
-    "Scores": "results",
-    "Comparison": "comparison",
-    "load": "checkpoint",
-    "Mask": "mask",
-    "Report": "report",
-    "RanpError": "errors",
-    "BadInput": "errors",
-    "Infeasible": "errors",
-    "VerificationFailed": "errors",
+    "score": "api.score",
+    "prune": "api.prune",
+    "refine": "api.refine",
+    "profile": "api.profile",
+    "compare": "api.compare",
+    "Pruned": "api.results",
+    "Scores": "api.results",
+    "Comparison": "api.comparison.result",
+    "load": "io.slim_file",
+    "Mask": "pruning.mask",
+    "Report": "reporting.report",
+    "RanpError": "core.errors",
+    "BadInput": "core.errors",
+    "Infeasible": "core.errors",
+    "VerificationFailed": "core.errors",
 }
 __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
-    from .checkpoint import load
-    from .comparison import Comparison, compare
-    from .errors import BadInput, Infeasible, RanpError, VerificationFailed
-    from .mask import Mask
-    from .pipeline import prune, refine, score
-    from .profiling import profile
-    from .report import Report
-    from .results import Pruned, Scores
+    from .api.compare import compare
+    from .api.comparison.result import Comparison
+    from .api.profile import profile
+    from .api.prune import prune
+    from .api.refine import refine
+    from .api.results import Pruned, Scores
+    from .api.score import score
+    from .core.errors import BadInput, Infeasible, RanpError, VerificationFailed
+    from .io.slim_file import load
+    from .pruning.mask import Mask
+    from .reporting.report import Report
 
 
 def __getattr__(name: str) -> Any:

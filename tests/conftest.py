@@ -30,9 +30,9 @@ def one_thread():
 @pytest.fixture
 def clock(monkeypatch):
     """Give `latency.once` times made by a function of the work."""
-    from ranp_cli import latency
+    from ranp_cli.costs import timing
 
     def use(seconds):
-        monkeypatch.setattr(latency, "once", lambda work, device: seconds(work))
+        monkeypatch.setattr(timing, "once", lambda work, device: seconds(work))
 
     return use

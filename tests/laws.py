@@ -16,11 +16,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import ranp_cli as ranp
-from ranp_cli.example import Example
-from ranp_cli.results import Pruned
-from ranp_cli.shadow import NoDropout, map_tensors, replicate, seeded, tensors_in
-from ranp_cli.units import Graph, analyse
-from ranp_cli.verify import WithoutStatistics, masked_model
+from ranp_cli.api.results import Pruned
+from ranp_cli.core.contexts import NoDropout, seeded
+from ranp_cli.core.copies import replicate
+from ranp_cli.core.example import Example
+from ranp_cli.core.tensors import map_tensors, tensors_in
+from ranp_cli.graph.analyse import analyse
+from ranp_cli.graph.graph import Graph
+from ranp_cli.pruning.verify import WithoutStatistics, masked_model
 
 aten = torch.ops.aten
 UNKNOWN_TO_TORCH = {  # its counter has no formula for these and counts nothing: spectral norms have them

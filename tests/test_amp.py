@@ -17,8 +17,8 @@ from torch import nn
 
 import ranp_cli as ranp
 from ranp_cli.cli import run
-from ranp_cli.example import Example
-from ranp_cli.memory import forward_memory, training_memory
+from ranp_cli.core.example import Example
+from ranp_cli.costs.memory import forward_memory, training_memory
 
 HALF = 2 * 8 * 10  # a tensor of (8, 10) in 16 bits
 WEIGHT = 2 * 100  # a weight's cast

@@ -11,9 +11,10 @@ import zoo
 from torch import nn
 
 import ranp_cli as ranp
-from ranp_cli import fitting
-from ranp_cli.budget import limit, shown
+from ranp_cli.api import budget_search
 from ranp_cli.cli import run
+from ranp_cli.core.numbers import shown
+from ranp_cli.costs.budget import limit
 from ranp_cli.models.unet3d import unet3d
 
 
@@ -88,7 +89,7 @@ def test_no_neuron_that_stays_out_would_fit(budget, method):
 def test_the_search_is_not_ended_by_one_neuron(monkeypatch):
     """A control: with the threshold alone, far less of the budget is used."""
     full = [ranp.prune(Uneven(), batch(), budget="train-mem=60%").mask.kept]
-    monkeypatch.setattr(fitting.Fill, "candidate", lambda *args: None)
+    monkeypatch.setattr(budget_search.Fill, "candidate", lambda *args: None)
     full.append(ranp.prune(Uneven(), batch(), budget="train-mem=60%").mask.kept)
     assert full[0] > full[1] + 5
 

@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 
 import ranp_cli
 from ranp_cli.cli import run
-from ranp_cli.errors import BadInput
-from ranp_cli.mask import SCHEMA
+from ranp_cli.core.errors import BadInput
+from ranp_cli.pruning.mask import SCHEMA
 
 NETS = """
 import torch
@@ -510,7 +510,7 @@ def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def net(home: Path, name: str = "Net", **args: Any) -> torch.nn.Module:
-    from ranp_cli.files import named
+    from ranp_cli.io.user_code import named
 
     return named(f"{home / 'net.py'}:{name}", "model")(**args)
 
@@ -819,9 +819,9 @@ def test_keeping_nearly_everything_is_infeasible(here: Path, capsys: pytest.Capt
 def test_failed_verification_writes_nothing(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ranp_cli import steps
+    from ranp_cli.api import session
 
-    build = steps.slim_model
+    build = session.slim_model
 
     def corrupt(*args: Any) -> Any:
         slim, changed = build(*args)
@@ -829,7 +829,7 @@ def test_failed_verification_writes_nothing(
             slim.dec.weight.mul_(1.1)
         return slim, changed
 
-    monkeypatch.setattr(steps, "slim_model", corrupt)
+    monkeypatch.setattr(session, "slim_model", corrupt)
     end = f"-o {tmp_path}/s.safetensors --json {tmp_path}/r.json"
     assert ranp(f"{PRUNE} {end} --mask {tmp_path}/m.json") == 4
     assert "slim(x) differs from masked(x)" in error_line(capsys)
@@ -841,7 +841,7 @@ def test_bug_of_ours(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     def bug(*args: Any, **kwargs: Any) -> None:
         raise KeyError("our own\nfault")
 
-    monkeypatch.setattr("ranp_cli.steps.select", bug)
+    monkeypatch.setattr("ranp_cli.api.session.select", bug)
     monkeypatch.delenv("RANP_DEBUG", raising=False)
     assert ranp(PRUNE) == 1
     assert "a bug of ranp: KeyError" in error_line(capsys)

@@ -8,7 +8,7 @@ from torch import nn
 from zoo import Net, conv
 
 import ranp_cli as ranp
-from ranp_cli.source import load_model, load_weights
+from ranp_cli.io.model import load_model, load_weights
 
 X = torch.randn(2, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
 BATCH = X, torch.randint(3, (2, 8, 8, 8), generator=torch.Generator().manual_seed(1))

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ranp_cli.config import INPUTS, merge, read_config
-from ranp_cli.errors import BadInput
+from ranp_cli.cli.config import INPUTS, merge, read_config
+from ranp_cli.core.errors import BadInput
 
 KNOWN = ["model", "model-arg", "batch", "loss", "round_to", "lambda_", "budget", "mask", "scores", "output", "quiet"]
 

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo import Net
 
 import ranp_cli as ranp
-from ranp_cli import counts
+from ranp_cli.core import flop_formulas
 
 ATTENTION = "on a CPU attention runs as one fused op, which torch's counter has no formula for"
 WHOLE = "in inference the whole layer runs as one fused op, which torch's counter has no formula for"
@@ -259,8 +259,8 @@ def test_the_layer_of_a_gpu():
     """cuDNN runs a recurrent layer as one op: by hand as above, of 2 samples, and of packed steps."""
     shapes = [tuple(w.shape) for w in nn.LSTM(5, 4, 2, bidirectional=True).parameters()]
     macs = KINDS["lstm, two layers both ways"].macs
-    assert counts.FORMULAS["aten._cudnn_rnn"]((6, 2, 5), shapes, out=None) == 2 * macs
-    assert counts.FORMULAS["aten._cudnn_rnn"]((12, 5), shapes, out=None) == 2 * macs
+    assert flop_formulas.FORMULAS["aten._cudnn_rnn"]((6, 2, 5), shapes, out=None) == 2 * macs
+    assert flop_formulas.FORMULAS["aten._cudnn_rnn"]((12, 5), shapes, out=None) == 2 * macs
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_the_layer_of_a_gpu():
 )
 def test_einsum(equation, shapes, macs):
     """By hand, as torch takes it apart, and as an op of an .onnx file (test_export.py) has it."""
-    assert counts.einsum(equation, shapes) == macs
+    assert flop_formulas.einsum(equation, shapes) == macs
     with FlopCounterMode(display=False) as counter:
         torch.einsum(equation, [torch.ones(s) for s in shapes])
     assert counter.get_total_flops() == 2 * macs
@@ -289,7 +289,7 @@ def test_einsum(equation, shapes, macs):
 
 def test_a_second_formula_for_an_op_is_refused():
     with pytest.raises(ValueError, match=r"aten\.mv has a formula already: mv"):
-        counts.formula("aten.mv")(lambda a, x, out: 0)
+        flop_formulas.formula("aten.mv")(lambda a, x, out: 0)
 
 
 INDEX = torch.tensor([0, 2, 1])

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 import ranp_cli as ranp
-from ranp_cli.example import Example
-from ranp_cli.memory import forward_memory, training_memory
+from ranp_cli.core.example import Example
+from ranp_cli.costs.memory import forward_memory, training_memory
 from ranp_cli.models.unet3d import unet3d
 
 pytestmark = pytest.mark.gpu

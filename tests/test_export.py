@@ -17,14 +17,14 @@ import torch
 from torch import nn
 
 import ranp_cli as ranp
-from ranp_cli import export, program
 from ranp_cli.cli import run
-from ranp_cli.errors import BadInput, VerificationFailed
-from ranp_cli.example import Example
-from ranp_cli.export import to_onnx
-from ranp_cli.onnxfile import profile_onnx
-from ranp_cli.program import to_pt2
-from ranp_cli.source import load_model
+from ranp_cli.core.errors import BadInput, VerificationFailed
+from ranp_cli.core.example import Example
+from ranp_cli.io.exchange import onnx_export, pt2_export
+from ranp_cli.io.exchange.onnx_export import to_onnx
+from ranp_cli.io.exchange.onnx_profile import profile_onnx
+from ranp_cli.io.exchange.pt2_export import to_pt2
+from ranp_cli.io.model import load_model
 
 onnx = importlib.import_module("onnx")
 onnxruntime = importlib.import_module("onnxruntime")  # in the extra `onnx`, which the extra `test` includes
@@ -235,7 +235,7 @@ def test_what_cannot_be_exported_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_a_file_that_says_something_else_is_not_written(tmp_path, monkeypatch):
-    real = export._by_torchscript
+    real = onnx_export._by_torchscript
 
     def wrong(*args):
         made = real(*args)
@@ -244,7 +244,7 @@ def test_a_file_that_says_something_else_is_not_written(tmp_path, monkeypatch):
         return made
 
     without(monkeypatch, "onnxscript")
-    monkeypatch.setattr(export, "_by_torchscript", wrong)
+    monkeypatch.setattr(onnx_export, "_by_torchscript", wrong)
     model = nn.Sequential(nn.Conv3d(1, 2, 3), nn.ReLU(), nn.Conv3d(2, 2, 1))
     (tmp_path / "a.onnx").write_bytes(b"an older file")
     with pytest.raises(VerificationFailed, match=r"differs from the model by .* nothing was written"):
@@ -254,7 +254,7 @@ def test_a_file_that_says_something_else_is_not_written(tmp_path, monkeypatch):
 
 def test_too_large_for_one_file(tmp_path, monkeypatch):
     without(monkeypatch, "onnxscript")
-    monkeypatch.setattr(export, "ONE_FILE", 1000)
+    monkeypatch.setattr(onnx_export, "ONE_FILE", 1000)
     model = nn.Sequential(nn.Conv3d(1, 16, 3), nn.ReLU(), nn.Conv3d(16, 8, 3)).eval()
     result = to_onnx(model, example(), tmp_path / "a.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.onnx", "a.onnx.data"]
@@ -355,11 +355,11 @@ def test_a_program_that_says_something_else_is_not_written(tmp_path, monkeypatch
     def wrong(made):
         made.state_dict["0.weight"] = nn.Parameter(made.state_dict["0.weight"] * 1.001, requires_grad=False)
 
-    monkeypatch.setattr(program, "_tidy", wrong)
+    monkeypatch.setattr(pt2_export, "_tidy", wrong)
     model = nn.Sequential(nn.Conv3d(1, 2, 3), nn.ReLU(), nn.Conv3d(2, 2, 1))
     with pytest.raises(VerificationFailed, match=r"the .pt2 file differs from the model by .* nothing was written"):
         to_pt2(model, example(), tmp_path / "a.pt2")
-    monkeypatch.setattr(program, "_tidy", lambda made: None)
+    monkeypatch.setattr(pt2_export, "_tidy", lambda made: None)
     monkeypatch.setattr(torch.export, "save", lambda made, file: file.write(b"PK"))
     with pytest.raises(VerificationFailed, match=r"torch.export.load does not read the file: .* nothing was written"):
         to_pt2(model, example(), tmp_path / "a.pt2")

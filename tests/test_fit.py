@@ -18,15 +18,15 @@ import torch
 from torch import nn
 
 import ranp_cli as ranp
-from ranp_cli.accuracy import joined, mark_best, mean_of, summary
+from ranp_cli.api.comparison.over_seeds import joined, mark_best, mean_of, summary
+from ranp_cli.api.comparison.rows import shuffled
+from ranp_cli.api.comparison.training import HIDDEN, alone, metrics_of
 from ranp_cli.cli import run
-from ranp_cli.entries import shuffled
-from ranp_cli.errors import FitsInterrupted
-from ranp_cli.example import Example
-from ranp_cli.fits import HIDDEN, alone, metrics_of
+from ranp_cli.core.errors import FitsInterrupted
+from ranp_cli.core.example import Example
+from ranp_cli.graph.analyse import analyse
 from ranp_cli.models.unet3d import unet3d
-from ranp_cli.select import select
-from ranp_cli.units import analyse
+from ranp_cli.pruning.select import select
 
 FIT = """
 import os, torch, torch.nn.functional as F

@@ -13,9 +13,9 @@ from rich.console import Console
 
 import ranp_cli as ranp
 from ranp_cli.cli import run
-from ranp_cli.html import bytes_, human, page
 from ranp_cli.models.unet3d import unet3d
-from ranp_cli.show import show_report
+from ranp_cli.reporting.html import bytes_, human, page
+from ranp_cli.reporting.show import show_report
 
 VOID = {"meta", "link"}
 

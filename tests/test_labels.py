@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ranp_cli import rules
-from ranp_cli.labels import FIXED, Labels, Ties, axes_of, decided_axis, factor
-from ranp_cli.shadow import rebatch
-from ranp_cli.trace import Tracer, coordinates, geometry, locate, reshaped
+from ranp_cli.core.tensors import rebatch
+from ranp_cli.graph.storage import coordinates, geometry, reshaped
+from ranp_cli.graph.trace import Tracer, locate
+from ranp_cli.rules.labels import FIXED, Labels, Ties, axes_of, decided_axis, factor
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
 

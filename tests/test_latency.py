@@ -14,13 +14,15 @@ from timing import CPU, batch, chain, net, weights
 from torch import nn
 
 import ranp_cli as ranp
-from ranp_cli import fitting, latency
-from ranp_cli.budget import limit, shown
-from ranp_cli.example import Example
-from ranp_cli.mask import to_json
-from ranp_cli.speed import duration
-from ranp_cli.steps import silent
-from ranp_cli.units import analyse
+from ranp_cli.api import budget_search
+from ranp_cli.api.session import silent
+from ranp_cli.core.example import Example
+from ranp_cli.core.numbers import shown
+from ranp_cli.costs import timing
+from ranp_cli.costs.budget import limit
+from ranp_cli.graph.analyse import analyse
+from ranp_cli.pruning.mask import to_json
+from ranp_cli.reporting.speed import duration
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,20 +65,20 @@ def test_the_uses_of_a_layer_add_up_and_equal_calls_share_a_time(clock):
 
     clock(seconds)
     graph = analyse(model, Example((torch.zeros(3, 2, 8, 8, 8),)))
-    latency.time_layers(graph.layers, CPU, silent)
+    timing.time_layers(graph.layers, CPU, silent)
     assert {layer.name: layer.seconds for layer in graph.layers} == {"twin": 5.0, "conv": 5.5}
-    assert timed.count(8) == timed.count(4) == 2 * latency.ROUNDS  # one that warms, one that counts
+    assert timed.count(8) == timed.count(4) == 2 * timing.ROUNDS  # one that warms, one that counts
 
 
 def test_the_best_round_counts_and_the_median_in_it(monkeypatch):
     """Five rounds of a slow machine, a run that warms (100) and four that count; the fourth round is quiet."""
     runs = [[100, 9, 9, 9, 9]] * 3 + [[100, 1, 3, 2, 90]] + [[100, 9, 9, 9, 9]]
     given = iter([seconds for turn in runs for seconds in turn])
-    monkeypatch.setattr(latency, "once", lambda op, device: next(given))
-    monkeypatch.setattr(latency, "BURST_SECONDS", 1e9)
-    monkeypatch.setattr(latency, "BURST", 4)
+    monkeypatch.setattr(timing, "once", lambda op, device: next(given))
+    monkeypatch.setattr(timing, "BURST_SECONDS", 1e9)
+    monkeypatch.setattr(timing, "BURST", 4)
     graph = analyse(nn.Conv3d(1, 2, 1), Example((torch.zeros(1, 1, 4, 4, 4),)))
-    latency.time_layers(graph.layers, CPU, silent)
+    timing.time_layers(graph.layers, CPU, silent)
     assert graph.layers[0].seconds == 2.5
     assert next(given, None) is None
 
@@ -94,7 +96,7 @@ def test_every_layer_of_any_network_is_timed_by_its_own_op(case, script, monkeyp
             warnings.simplefilter("ignore")
             model = torch.jit.trace(model.eval(), x)
     graph = analyse(model, laws.example(x))
-    real = latency.once
+    real = timing.once
     outputs: dict[str, int] = {}
 
     def once(op, device):
@@ -103,13 +105,13 @@ def test_every_layer_of_any_network_is_timed_by_its_own_op(case, script, monkeyp
         outputs[op.key] = out.numel()
         return real(op, device)
 
-    monkeypatch.setattr(latency, "once", once)
-    monkeypatch.setattr(latency, "ROUNDS", 1)
-    monkeypatch.setattr(latency, "BURST", 1)
-    latency.time_layers(graph.layers, CPU, silent)
+    monkeypatch.setattr(timing, "once", once)
+    monkeypatch.setattr(timing, "ROUNDS", 1)
+    monkeypatch.setattr(timing, "BURST", 1)
+    timing.time_layers(graph.layers, CPU, silent)
     for layer in graph.layers:
         assert layer.seconds > 0
-        assert sum(outputs[latency.LayerOp("", call).key] * share for call, share in layer.calls) == pytest.approx(
+        assert sum(outputs[timing.LayerOp("", call).key] * share for call, share in layer.calls) == pytest.approx(
             layer.output_elements, abs=len(layer.calls)
         )
 
@@ -119,9 +121,9 @@ def test_the_models_own_dtype_and_memory_format_are_timed(monkeypatch):
         torch.float64, memory_format=torch.channels_last_3d
     )
     met = []
-    monkeypatch.setattr(latency, "once", lambda op, device: met.append(op.call[1][:2]) or 1.0)
+    monkeypatch.setattr(timing, "once", lambda op, device: met.append(op.call[1][:2]) or 1.0)
     x = torch.zeros(1, 2, 8, 8, 8, dtype=torch.float64).contiguous(memory_format=torch.channels_last_3d)
-    latency.time_layers(analyse(model, Example((x,))).layers, CPU, silent)
+    timing.time_layers(analyse(model, Example((x,))).layers, CPU, silent)
     for data, weight in met:
         assert data.dtype == weight.dtype == torch.float64
         assert weight.shape[2:] == (1, 1, 1) or weight.is_contiguous(memory_format=torch.channels_last_3d)
@@ -132,7 +134,7 @@ def test_an_op_that_does_not_run_is_named(monkeypatch):
     def once(op, device):
         raise RuntimeError("out of\nmemory")
 
-    monkeypatch.setattr(latency, "once", once)
+    monkeypatch.setattr(timing, "once", once)
     with pytest.raises(
         ranp.BadInput, match=r"layer 0 cannot be timed on cpu: RuntimeError: out of memory; give another"
     ):
@@ -156,7 +158,7 @@ def test_the_clock_on_cuda_waits_for_the_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: did.append("synchronize"))
     monkeypatch.setattr(torch.cuda, "device", lambda d: torch.no_grad())
-    assert latency.once(lambda: did.append("work"), torch.device("cuda:1")) == 0.25
+    assert timing.once(lambda: did.append("work"), torch.device("cuda:1")) == 0.25
     assert did == ["synchronize", "record", "work", "record", "synchronize"]
 
 
@@ -213,7 +215,7 @@ def test_on_a_machine_that_counts_weights_the_two_budgets_agree(share, clock, mo
 
     What still fits beside that, a budget of time does not look for: each look is a race.
     """
-    monkeypatch.setattr(fitting.Fill, "candidate", lambda *args: None)
+    monkeypatch.setattr(budget_search.Fill, "candidate", lambda *args: None)
     clock(weights)
     by_time = ranp.prune(net(), batch(), budget=f"latency={share}%")
     by_count = ranp.prune(net(), batch(), budget=f"params={share}%")
@@ -277,18 +279,18 @@ def test_the_search_times_few_networks_and_takes_none_twice_for_granted(clock):
 
     def race(size, sure):
         timed.append((size, sure))
-        return latency.Race((10000.0, size), 5)
+        return timing.Race((10000.0, size), 5)
 
-    found, last = latency.largest_within(limit("latency", "30%"), 10000, lambda n: n, race, lambda: None)
-    assert 3000 - 10000 / 2**latency.STEPS <= found <= 3000
+    found, last = budget_search.largest_within(limit("latency", "30%"), 10000, lambda n: n, race, lambda: None)
+    assert 3000 - 10000 / 2**timing.STEPS <= found <= 3000
     assert last.seconds == (10000, found)
     assert timed[-1] == (found, True)
-    assert len({size for size, _ in timed}) <= latency.STEPS + 1
+    assert len({size for size, _ in timed}) <= timing.STEPS + 1
 
     def moody(size, sure):  # its last word is stricter
-        return latency.Race((10000.0, size * (1.5 if sure else 1)), 5)
+        return timing.Race((10000.0, size * (1.5 if sure else 1)), 5)
 
-    found, last = latency.largest_within(limit("latency", "30%"), 10000, lambda n: n, moody, lambda: None)
+    found, last = budget_search.largest_within(limit("latency", "30%"), 10000, lambda n: n, moody, lambda: None)
     assert last.seconds[1] <= 3000
     assert found == last.seconds[1] / 1.5
 
@@ -297,18 +299,18 @@ def test_a_slow_moment_is_made_good_for():
     """The first looks are all wrong: a hundred times too slow. The longer ones are right."""
 
     def race(size, sure):
-        return latency.Race((10000.0, size * (1 if sure else 100)), 5)
+        return timing.Race((10000.0, size * (1 if sure else 100)), 5)
 
-    found, _ = latency.largest_within(limit("latency", "50%"), 10000, lambda n: n, race, lambda: None)
+    found, _ = budget_search.largest_within(limit("latency", "50%"), 10000, lambda n: n, race, lambda: None)
     assert 4300 <= found <= 5000
 
 
 def test_what_other_budgets_forbid_is_not_taken():
-    found, _ = latency.largest_within(
+    found, _ = budget_search.largest_within(
         limit("latency", "90%"),
         1000,
         lambda n: None if n > 500 else n,
-        lambda n, _: latency.Race((1000.0, n), 5),
+        lambda n, _: timing.Race((1000.0, n), 5),
         lambda: None,
     )
     assert 498 <= found <= 500

@@ -12,10 +12,10 @@ import zoo_calls
 
 import ranp_cli as ranp
 from ranp_cli import rules
-from ranp_cli.errors import RanpError
-from ranp_cli.files import named
+from ranp_cli.core.errors import RanpError
+from ranp_cli.graph.analyse import analyse
+from ranp_cli.io.user_code import named
 from ranp_cli.models.unet3d import unet3d
-from ranp_cli.units import analyse
 
 
 def sample_unet():

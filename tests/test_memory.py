@@ -17,11 +17,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import ranp_cli as ranp
-from ranp_cli.budget import gate, limit
-from ranp_cli.example import Example
-from ranp_cli.memory import forward_memory, training_memory
-from ranp_cli.shadow import tensors_in
-from ranp_cli.show import show_report
+from ranp_cli.core.example import Example
+from ranp_cli.core.tensors import tensors_in
+from ranp_cli.costs.budget import gate, limit
+from ranp_cli.costs.memory import forward_memory, training_memory
+from ranp_cli.reporting.show import show_report
 
 
 def squares(output: Any) -> torch.Tensor:

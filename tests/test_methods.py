@@ -15,14 +15,14 @@ import zoo
 from torch import nn
 
 import ranp_cli as ranp
+from ranp_cli.api.comparison.rows import sparsities
 from ranp_cli.cli import run
-from ranp_cli.comparison import sparsities
-from ranp_cli.example import Example
+from ranp_cli.core.example import Example
+from ranp_cli.graph.analyse import analyse
 from ranp_cli.models.unet3d import unet3d
-from ranp_cli.refining import initialise
-from ranp_cli.select import select
-from ranp_cli.snip import links_of, live_units
-from ranp_cli.units import analyse
+from ranp_cli.pruning.init import initialise
+from ranp_cli.pruning.select import select
+from ranp_cli.pruning.snip import links_of, live_units
 
 METHODS = ["ranp", "weighted", "vanilla", "random", "layerwise", "flat", "snip", "taylor", "magnitude"]
 

@@ -12,11 +12,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import ranp_cli as ranp
+from ranp_cli.graph.analyse import analyse
 from ranp_cli.models import i3d as i3d_file
 from ranp_cli.models import mobilenetv2 as mobilenetv2_file
 from ranp_cli.models.i3d import MaxPool, i3d, pad_same
 from ranp_cli.models.mobilenetv2 import mobilenetv2_3d
-from ranp_cli.units import analyse
 
 BOTH = pytest.mark.parametrize("make", [mobilenetv2_3d, i3d])
 SMALL = (2, 3, 8, 32, 32)

@@ -21,8 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_fl
 from zoo import Net
 
 import ranp_cli as ranp
-from ranp_cli.example import Example
-from ranp_cli.export import to_onnx
+from ranp_cli.core.example import Example
+from ranp_cli.io.exchange.onnx_export import to_onnx
 
 
 @contextmanager

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import ranp_cli as ranp
-from ranp_cli import plots
 from ranp_cli.cli import run
 from ranp_cli.models.unet3d import unet3d
+from ranp_cli.reporting import plots
 
 HEADS = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 

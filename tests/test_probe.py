@@ -17,13 +17,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import ranp_cli as ranp
-from ranp_cli.batches import load_batches
+from ranp_cli.api.class_losses import Tally
+from ranp_cli.api.probe import Plan, first_of, lag_of, probe
 from ranp_cli.cli import run
-from ranp_cli.html import page
-from ranp_cli.probe import Plan, first_of, lag_of, probe
-from ranp_cli.probetext import notes_of
-from ranp_cli.show import show_report
-from ranp_cli.tally import Tally
+from ranp_cli.io.batches import load_batches
+from ranp_cli.reporting.html import page
+from ranp_cli.reporting.probe_text import notes_of
+from ranp_cli.reporting.show import show_report
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

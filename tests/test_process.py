@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ranp_cli import process
-from ranp_cli.checkpoint import write_atomic
-from ranp_cli.cli import run
-from ranp_cli.errors import BadInput, PeerGone, Stopped
-from ranp_cli.mask import Mask
+from ranp_cli.cli import process, run
+from ranp_cli.core.atomic import write_atomic
+from ranp_cli.core.errors import BadInput, PeerGone, Stopped
+from ranp_cli.pruning.mask import Mask
 
 MODEL = f"{Path(__file__).parent.parent / 'sample_configs' / 'model.py'}:UNet3D"
 LOADER = """
@@ -115,7 +114,7 @@ def test_a_stopped_write_leaves_no_temporary_file(where, tmp_path, monkeypatch):
 
 FORKS = """
 import os, signal, time
-from ranp_cli.process import listen
+from ranp_cli.cli.process import listen
 listen()
 child = os.fork()
 if not child:

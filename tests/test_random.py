@@ -20,9 +20,9 @@ import zoo
 from torch import nn
 
 import ranp_cli as ranp
-from ranp_cli.example import Example
-from ranp_cli.shadow import tensors_in
-from ranp_cli.units import analyse
+from ranp_cli.core.example import Example
+from ranp_cli.core.tensors import tensors_in
+from ranp_cli.graph.analyse import analyse
 
 
 def loss(output: Any, target: torch.Tensor) -> torch.Tensor:

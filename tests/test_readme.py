@@ -15,8 +15,8 @@ import torch
 import zoo
 
 from ranp_cli.cli import run
-from ranp_cli.example import Example
-from ranp_cli.units import analyse
+from ranp_cli.core.example import Example
+from ranp_cli.graph.analyse import analyse
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()

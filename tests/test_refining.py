@@ -10,10 +10,10 @@ from zoo import Net, conv, loss
 
 import ranp_cli as ranp
 from ranp_cli import rules
-from ranp_cli.errors import BadInput, Infeasible
-from ranp_cli.example import Example
-from ranp_cli.refining import slim_model
-from ranp_cli.units import analyse
+from ranp_cli.core.errors import BadInput, Infeasible
+from ranp_cli.core.example import Example
+from ranp_cli.graph.analyse import analyse
+from ranp_cli.pruning.slim import slim_model
 
 X = torch.randn(2, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
 BATCH = (X, torch.zeros(2))

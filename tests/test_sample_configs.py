@@ -19,11 +19,12 @@ import torch.nn.functional as F
 
 import ranp_cli as ranp
 from ranp_cli import samples
-from ranp_cli.batches import load_batches
-from ranp_cli.cli import Options, prune
-from ranp_cli.errors import BadInput
-from ranp_cli.losses import load_loss
-from ranp_cli.source import load_model
+from ranp_cli.cli.commands import prune
+from ranp_cli.cli.options import Options
+from ranp_cli.core.errors import BadInput
+from ranp_cli.io.batches import load_batches
+from ranp_cli.io.losses import load_loss
+from ranp_cli.io.model import load_model
 
 CONFIGS = Path(__file__).parents[1] / "sample_configs"
 EMPTY = 255

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ranp_cli import samples
-from ranp_cli.batches import load_batches
+from ranp_cli.io.batches import load_batches
 from ranp_cli.samples import clips, stereo, voxels
 
 SMALL_VIEWS = {"size": (64, 128), "max_disparity": 48}

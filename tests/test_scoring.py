@@ -17,16 +17,16 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.checkpoint import checkpoint
 
 import ranp_cli as ranp
-from ranp_cli import importance, planning, precision, recompute
-from ranp_cli.batches import Batch
+from ranp_cli.api.session import way_of
 from ranp_cli.cli import run
-from ranp_cli.criteria import criterion
-from ranp_cli.errors import BadInput, Infeasible, Interrupted
-from ranp_cli.example import Example
+from ranp_cli.core.errors import BadInput, Infeasible, Interrupted
+from ranp_cli.core.example import Example
+from ranp_cli.graph.analyse import analyse
+from ranp_cli.io.batches import Batch
 from ranp_cli.models.unet3d import unet3d
-from ranp_cli.steps import way_of
-from ranp_cli.sums import Sum
-from ranp_cli.units import analyse
+from ranp_cli.scoring import layout, recompute, recompute_plan, scorer
+from ranp_cli.scoring.compensated_sum import Sum
+from ranp_cli.scoring.criteria import criterion
 
 CONFIGS = Path(__file__).parent.parent / "sample_configs"
 
@@ -130,19 +130,19 @@ def test_fp16_turns_its_scale_down_where_gradients_overflow():
 
 
 def test_auto_takes_bf16_when_the_mask_agrees(monkeypatch):
-    monkeypatch.setattr(importance, "has_fast_bf16", lambda device: True)
-    monkeypatch.setattr(importance, "AGREE", 0.0)
+    monkeypatch.setattr(scorer, "has_fast_bf16", lambda device: True)
+    monkeypatch.setattr(scorer, "AGREE", 0.0)
     scoring = ranp.score(blocks(), batches(), precision="auto").report.to_dict()["scoring"]
     assert scoring["precision"] == "bf16"
     assert 0.5 < scoring["agreement"] <= 1
-    monkeypatch.setattr(importance, "AGREE", 1.01)
+    monkeypatch.setattr(scorer, "AGREE", 1.01)
     report = ranp.score(blocks(), batches(), precision="auto").report.to_dict()
     assert report["scoring"]["precision"] == "fp32"
     assert "bf16 keeps" in report["notes"][0]
 
 
 def test_auto_is_fp32_where_bf16_would_not_be_faster(monkeypatch):
-    monkeypatch.setattr(importance, "has_fast_bf16", lambda device: False)
+    monkeypatch.setattr(scorer, "has_fast_bf16", lambda device: False)
     wanted = ranp.score(blocks(), batches())
     found = ranp.score(blocks(), batches(), precision="auto")
     assert same(wanted, found)
@@ -245,7 +245,7 @@ def test_instance_norms_are_computed_another_way_with_the_same_numbers(affine):
 
 def test_an_instance_norm_with_statistics_of_its_own_keeps_them():
     norm, x = nn.InstanceNorm3d(2, track_running_stats=True).eval(), torch.randn(1, 2, 4, 4, 4)
-    with precision.Kernels(True):
+    with layout.Kernels(True):
         assert torch.equal(norm(x), x / (1 + 1e-5) ** 0.5)
         with pytest.raises(ValueError, match="more than 1 spatial"):
             nn.InstanceNorm3d(2)(torch.ones(1, 2, 1, 1, 1))
@@ -270,7 +270,7 @@ def test_a_grouped_convolution_over_few_places_runs_in_the_order_of_its_axes(kin
     side = x if conv is F.conv_transpose3d else wanted
     of_a_group = -(-shape[0] // how["groups"] // 16) * 16 * -(-shape[1] // 16) * 16
     blocks = how["groups"] * of_a_group * shape[2] * shape[3] * shape[4]
-    monkeypatch.setattr(precision, "FEW", near * blocks / (side.numel() / side.shape[1]))
+    monkeypatch.setattr(layout, "FEW", near * blocks / (side.numel() / side.shape[1]))
     seen, found = reads(conv, x, weight, **how)
     assert seen == [near < 1]
     assert found.is_contiguous(memory_format=torch.channels_last_3d)
@@ -297,8 +297,8 @@ def reads(conv, x, weight, **how):
                 seen.append(args[0].is_contiguous())
             return func(*args, **(kwargs or {}))
 
-    with precision.Kernels(True), Sees():
-        return seen, conv(precision.channels_last(x), weight, **how)
+    with layout.Kernels(True), Sees():
+        return seen, conv(layout.channels_last(x), weight, **how)
 
 
 # -- recomputation
@@ -322,7 +322,7 @@ def test_what_is_drawn_is_drawn_again():
 
 def planner(model, size=16, layout=True, precision="model"):
     example = Example((torch.empty(2, 1, size, size, size),))
-    return planning.planner(model, analyse(model, example), example, planning.Setting(layout, precision))
+    return recompute_plan.planner(model, analyse(model, example), example, recompute_plan.Setting(layout, precision))
 
 
 def test_the_plan_lowers_the_peak_and_keeps_to_the_limit():
@@ -394,9 +394,9 @@ class Attends(Recurrent):
 def measured(model, x, plan, setting):
     """The peak of torch's CPU allocator while a mini-batch is scored, beyond what was there."""
     graph = analyse(model, Example((x,)))
-    scorer = importance.Scorer(model, graph, lambda output, _: planning.plain_loss(output), [criterion("mpmg-sum")],
-                               torch.device("cpu"), 0, importance.Way(setting.precision))  # fmt: skip
-    scorer.plan, scorer.layout = plan, setting.layout
+    at_work = scorer.Scorer(model, graph, lambda output, _: recompute_plan.plain_loss(output), [criterion("mpmg-sum")],
+                               torch.device("cpu"), 0, scorer.Way(setting.precision))  # fmt: skip
+    at_work.plan, at_work.layout = plan, setting.layout
     batch = Batch((x,), {}, torch.zeros(()))
     (gather,) = scorer.gathers
     with gather.watching():
@@ -459,7 +459,7 @@ class Overwrites(nn.Module):
 @pytest.mark.parametrize("layout", [True, False])
 def test_what_is_overwritten_is_known_as_it_was(layout, monkeypatch):
     if not layout:
-        monkeypatch.setattr(importance, "channels_last", lambda value: value)
+        monkeypatch.setattr(scorer, "channels_last", lambda value: value)
     wanted = ranp.score(Overwrites(), batches(size=16))
     assert same(wanted, ranp.score(Overwrites(), batches(size=16), low_memory=True))
     monkeypatch.setattr(recompute.Recompute, "_rescue", lambda self, key: None)
@@ -532,7 +532,7 @@ def test_large_depthwise_weights_over_few_places_take_no_more_than_a_plain_pass(
     found = planner(model, 6)
     plan = found.measure(None)
     assert measured(model, x, plan, found.setting) < found.plain - found.always
-    monkeypatch.setattr(precision, "FEW", 1 << 40)
+    monkeypatch.setattr(layout, "FEW", 1 << 40)
     assert measured(model, x, plan, found.setting) > 2 * (found.plain - found.always)
 
 
@@ -620,7 +620,7 @@ def test_low_memory_serves_what_it_takes_fake_tensors_or_another_layout_for(buil
 @pytest.mark.parametrize("row", [1, 2])
 @pytest.mark.parametrize("most", [0, 128, 4096])
 def test_gradients_are_the_same_whatever_is_computed_twice(most, row, monkeypatch):
-    monkeypatch.setattr(planning.Planner, "plan", lambda self, limit: self.measure(most, row))
+    monkeypatch.setattr(recompute_plan.Planner, "plan", lambda self, limit: self.measure(most, row))
     wanted = ranp.score(Zoo(), batches(size=16))
     assert same(wanted, ranp.score(Zoo(), batches(size=16), low_memory=True))
     torch.manual_seed(0)
@@ -632,7 +632,7 @@ def test_gradients_are_the_same_whatever_is_computed_twice(most, row, monkeypatc
 
 def test_what_is_kept_for_a_while_is_not_written_over(monkeypatch):
     """An activation in place, right behind a convolution that is dear enough to be kept while it is asked for."""
-    monkeypatch.setattr(planning.Planner, "plan", lambda self, limit: self.measure(4096))
+    monkeypatch.setattr(recompute_plan.Planner, "plan", lambda self, limit: self.measure(4096))
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv3d(1, 16, 3, padding=1), nn.ELU(1.0, True), nn.Conv3d(16, 16, 3, padding=1),
                           nn.ELU(1.0, True), nn.Conv3d(16, 3, 1))  # fmt: skip
@@ -718,7 +718,7 @@ def test_no_gradient_of_the_whole_model_is_alive():
     """A hook frees each gradient before the next layer's comes."""
     model = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(8)))
     alive, most = [], 0
-    take = importance.WeightGather._take
+    take = scorer.WeightGather._take
 
     def watching(self, p, ks):
         nonlocal most
@@ -726,11 +726,11 @@ def test_no_gradient_of_the_whole_model_is_alive():
         most = max(most, sum(q.grad is not None for q in alive))
         take(self, p, ks)
 
-    importance.WeightGather._take = watching
+    scorer.WeightGather._take = watching
     try:
         ranp.score(model, [(torch.randn(2, 64), torch.randn(2, 64))], loss="mse")
     finally:
-        importance.WeightGather._take = take
+        scorer.WeightGather._take = take
     assert (len(alive), most) == (8, 1)
 
 

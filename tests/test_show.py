@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ranp_cli import show
+from ranp_cli.reporting import show
 
 GOLDEN = Path(__file__).parent / "golden"
 Row = dict[str, Any]

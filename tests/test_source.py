@@ -18,11 +18,11 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 from torch.nn import functional
 
-from ranp_cli import errors
-from ranp_cli.batches import Batch, Batches, load_batches
-from ranp_cli.errors import BadInput
-from ranp_cli.losses import load_loss
-from ranp_cli.source import load_model, load_weights, parse_model_args
+from ranp_cli.core import errors
+from ranp_cli.core.errors import BadInput
+from ranp_cli.io.batches import Batch, Batches, load_batches
+from ranp_cli.io.losses import load_loss
+from ranp_cli.io.model import load_model, load_weights, parse_model_args
 
 MODEL = """
 from torch import nn

@@ -15,9 +15,10 @@ from timing import CPU, batch, chain, net, weights
 from torch import nn
 
 import ranp_cli as ranp
-from ranp_cli import latency, show
 from ranp_cli.cli import run
-from ranp_cli.example import Example
+from ranp_cli.core.example import Example
+from ranp_cli.costs import timing
+from ranp_cli.reporting import show
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,10 +35,10 @@ def test_networks_are_timed_turn_by_turn_and_the_median_counts(monkeypatch):
         order.append("dense" if weights(work) > 0.01 else "slim")
         return len(order) * weights(work)
 
-    assert weights(latency.Forward(dense, Example())) > 0.01 > weights(latency.Forward(slim, Example()))
-    monkeypatch.setattr(latency, "once", once)
-    monkeypatch.setattr(latency, "WARM", 1)
-    found = latency.Stand(Example((torch.zeros(1, 1, 8, 8, 8),)), CPU).forward(dense, slim)
+    assert weights(timing.Forward(dense, Example())) > 0.01 > weights(timing.Forward(slim, Example()))
+    monkeypatch.setattr(timing, "once", once)
+    monkeypatch.setattr(timing, "WARM", 1)
+    found = timing.Stand(Example((torch.zeros(1, 1, 8, 8, 8),)), CPU).forward(dense, slim)
     counted = order[2:]
     pairs = [counted[k : k + 2] for k in range(0, len(counted), 2)]
     assert all(sorted(pair) == ["dense", "slim"] for pair in pairs)
@@ -49,7 +50,7 @@ def test_networks_are_timed_turn_by_turn_and_the_median_counts(monkeypatch):
 
 
 def test_speed_is_reported_with_what_it_was_measured_on(clock):
-    clock(lambda work: weights(work) * (3 if isinstance(work, latency.Step) else 1))
+    clock(lambda work: weights(work) * (3 if isinstance(work, timing.Step) else 1))
     report = ranp.prune(net(), batch(), sparsity=0.5, time=True, batch_size=3).report.to_dict()
     speed, before, after = report["speed"], report["before"]["params"], report["after"]["params"]
     assert set(speed) == {"device", "threads", "samples", "repeats", "before_s", "after_s", "speedup", "theoretical_speedup",
@@ -64,7 +65,7 @@ def test_speed_is_reported_with_what_it_was_measured_on(clock):
 
 def test_what_is_run_is_a_forward_pass_and_a_training_step(monkeypatch):
     """In inference nothing is recorded and running statistics are used; a step gives every parameter a gradient."""
-    seen: dict[type, list[tuple]] = {latency.Forward: [], latency.Step: []}
+    seen: dict[type, list[tuple]] = {timing.Forward: [], timing.Step: []}
 
     def once(work, device):
         module = work.module
@@ -81,15 +82,15 @@ def test_what_is_run_is_a_forward_pass_and_a_training_step(monkeypatch):
         )
         return 1.0
 
-    monkeypatch.setattr(latency, "once", once)
+    monkeypatch.setattr(timing, "once", once)
     ranp.prune(net(), batch(), sparsity=0.5, time=True)
-    assert set(seen[latency.Forward]) == {(False, False, False, (2, 1, 8, 8, 8))}
-    assert set(seen[latency.Step]) == {(True, True, True, (2, 1, 8, 8, 8))}
+    assert set(seen[timing.Forward]) == {(False, False, False, (2, 1, 8, 8, 8))}
+    assert set(seen[timing.Step]) == {(True, True, True, (2, 1, 8, 8, 8))}
 
 
 def test_nothing_of_the_callers_is_changed(clock):
     """Everything is really run; only the times are given."""
-    clock(lambda work: (work(), 0.1 if isinstance(work, latency.LayerOp) else 100 * weights(work))[1])
+    clock(lambda work: (work(), 0.1 if isinstance(work, timing.LayerOp) else 100 * weights(work))[1])
     model = net()
     model.train()
     before, state, threads = laws.snapshot(model), torch.get_rng_state(), torch.get_num_threads()
@@ -119,7 +120,7 @@ def test_a_network_that_does_not_run_is_said_to(monkeypatch):
     def once(work, device):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(latency, "once", once)
+    monkeypatch.setattr(timing, "once", once)
     with pytest.raises(
         ranp.BadInput, match=r"a forward pass on 2x1x8x8x8 cannot be measured on cpu: RuntimeError: out of"
     ):
@@ -154,7 +155,7 @@ UNET = "ranp_cli.models.unet3d:unet3d --model-arg layers=7 --model-arg width=8 -
 def folder(tmp_path, monkeypatch, clock):
     monkeypatch.chdir(tmp_path)
     torch.save(batch(), "calib.pt")
-    clock(lambda work: 0.001 if isinstance(work, latency.LayerOp) else weights(work))
+    clock(lambda work: 0.001 if isinstance(work, timing.LayerOp) else weights(work))
     return tmp_path
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from ranp_cli.spread import Spread
+from ranp_cli.scoring.distributed import Spread
 
 MODEL = f"{Path(__file__).parent.parent / 'sample_configs' / 'model.py'}:UNet3D"
 LOADER = """

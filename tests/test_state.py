@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import ranp_cli as ranp
-from ranp_cli import gathers
-from ranp_cli.errors import Interrupted
+from ranp_cli.core.errors import Interrupted
+from ranp_cli.scoring import weight_gradients
 
 
 class Base(nn.Module):
@@ -108,16 +108,16 @@ def test_every_mini_batch_meets_the_model_as_given(make):
 
 
 def test_ctrl_c_while_sums_are_added_waits(monkeypatch):
-    whole = gathers.Gather.end_of_batch
+    whole = weight_gradients.Gather.end_of_batch
     seen = []
 
-    def interrupted(self: gathers.Gather) -> None:
+    def interrupted(self: weight_gradients.Gather) -> None:
         seen.append(0)
         if len(seen) == 2:
             signal.raise_signal(signal.SIGINT)
         whole(self)
 
-    monkeypatch.setattr(gathers.Gather, "end_of_batch", interrupted)
+    monkeypatch.setattr(weight_gradients.Gather, "end_of_batch", interrupted)
     with pytest.raises(Interrupted) as stopped:
         ranp.score(Base(), batches(4))
     monkeypatch.undo()
@@ -206,7 +206,7 @@ def test_low_memory_keeps_conjugates_as_they_are():
 
 
 def test_auto_stays_in_fp32_where_bf16_does_not_run(monkeypatch):
-    monkeypatch.setattr("ranp_cli.importance.has_fast_bf16", lambda device: True)
+    monkeypatch.setattr("ranp_cli.scoring.scorer.has_fast_bf16", lambda device: True)
     found = ranp.score(Conjugates(), batches(), precision="auto")
     assert same(found.layers, scored(Conjugates()))
     assert "the model does not run in bf16: fp32" in " ".join(found.report.to_dict()["notes"])

@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import ranp_cli as ranp
-from ranp_cli.example import Example
-from ranp_cli.flops import MENDED
-from ranp_cli.memory import STATES, training_memory
+from ranp_cli.core.example import Example
+from ranp_cli.core.flops import MENDED
+from ranp_cli.costs.memory import STATES, training_memory
 from ranp_cli.models.unet3d import unet3d
 
 

@@ -12,12 +12,12 @@ import zoo
 from torch import nn
 
 import ranp_cli as ranp
-from ranp_cli.bottleneck import maximum_flow, narrowest_cuts
-from ranp_cli.example import Example
-from ranp_cli.floors import check_floor, floors, level
+from ranp_cli.core.example import Example
+from ranp_cli.graph.analyse import analyse
 from ranp_cli.models.unet3d import unet3d
-from ranp_cli.select import select
-from ranp_cli.units import analyse
+from ranp_cli.pruning.min_neurons import check_floor, floors, level
+from ranp_cli.pruning.narrowest_cut import maximum_flow, narrowest_cuts
+from ranp_cli.pruning.select import select
 
 
 def chain(*widths: int) -> nn.Module:

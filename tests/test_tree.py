@@ -18,11 +18,11 @@ import zoo
 from rich.console import Console
 
 import ranp_cli as ranp
-from ranp_cli import show
 from ranp_cli.cli import run
 from ranp_cli.models.unet3d import unet3d
-from ranp_cli.page import Page
-from ranp_cli.tree import tree_lines
+from ranp_cli.reporting import show
+from ranp_cli.reporting.terminal import Page
+from ranp_cli.reporting.tree import tree_lines
 
 GOLDEN = Path(__file__).parent / "golden"
 KEYS = ("params", "macs", "output_elements", "saved_bytes")

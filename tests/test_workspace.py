@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_memory import peak_of
 
-from ranp_cli.workspace import convolution_workspace
+from ranp_cli.costs.cpu_workspace import convolution_workspace
 
 pytestmark = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() != "AVX512", reason="the blocks of 16 channels are those of AVX-512"

@@ -17,13 +17,13 @@ from torch.nn.utils.parametrizations import weight_norm
 from zoo import Net
 
 import ranp_cli as ranp
-from ranp_cli import gathers, importance
-from ranp_cli.checkpoint import SCORES, read_document, read_tensors, to_bytes
 from ranp_cli.cli import run
-from ranp_cli.errors import BadInput, Infeasible
-from ranp_cli.example import Example
-from ranp_cli.units import analyse
-from ranp_cli.zeros import ALL_ZERO, NO_ACTIVATION, NO_GRADIENT, ZERO_WEIGHTS, Zeros, find_zeros, glorot
+from ranp_cli.core.errors import BadInput, Infeasible
+from ranp_cli.core.example import Example
+from ranp_cli.graph.analyse import analyse
+from ranp_cli.io.slim_file import SCORES, read_document, read_tensors, to_bytes
+from ranp_cli.scoring import activation_gradients, scorer
+from ranp_cli.scoring.zero_scores import ALL_ZERO, NO_ACTIVATION, NO_GRADIENT, ZERO_WEIGHTS, Zeros, find_zeros, glorot
 
 HERE = Path(__file__)
 GRADIENTS = ("mpmg-sum", "mpmg-max", "mnmg-sum", "neuron", "taylor", "snip")
@@ -127,7 +127,7 @@ def test_by_every_criterion_the_scores_are_those_at_one(criterion, kind):
 
 
 def test_without_the_mechanism_the_branch_scores_zero(monkeypatch):
-    monkeypatch.setattr(importance, "find_zeros", lambda *_: Zeros())
+    monkeypatch.setattr(scorer, "find_zeros", lambda *_: Zeros())
     scores = ranp.score(SCALED["batch norm"][1](), batches()).layers
     assert not scores["a"].any()
     assert not scores["b"].any()
@@ -344,7 +344,7 @@ def test_what_is_tied_to_ranked_neurons_goes_by_their_scores(method):
 
 
 def test_without_the_mechanism_they_are_emptied(monkeypatch):
-    monkeypatch.setattr("ranp_cli.pipeline.keep_whole", lambda *_: None)
+    monkeypatch.setattr("ranp_cli.api.prune.keep_whole", lambda *_: None)
     mask = ranp.prune(two_parts(under_no_grad), batches(), sparsity=0.5, min_neurons=1).mask
     assert [len(mask.layers[name]["kept"]) for name in ("e0", "e1")] == [1, 1]
 
@@ -378,8 +378,10 @@ def test_some_dead_neurons_are_ranked_last():
 
 def test_activations_that_no_call_shows(monkeypatch):
     """The mask criteria multiply the results of torch's own calls; a layer of which they find none is not ranked either."""
-    found = gathers.post_activations
-    monkeypatch.setattr(gathers, "post_activations", lambda *a: {k: v for k, v in found(*a).items() if v[0][0] != 1})
+    found = activation_gradients.post_activations
+    monkeypatch.setattr(
+        activation_gradients, "post_activations", lambda *a: {k: v for k, v in found(*a).items() if v[0][0] != 1}
+    )
     pruned = ranp.prune(residual(), batches(), sparsity=0.3, criterion="neuron", allow_less=True)
     assert pruned.mask.fixed == {"a": NO_ACTIVATION, "head": "network output"}
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ranp_cli.shadow import tensors_in
+from ranp_cli.core.tensors import tensors_in
 
 INPUT = (2, 2, 8, 8, 8)
 

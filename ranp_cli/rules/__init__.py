@@ -20,9 +20,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
-from ..trace import Rule
-
+Rule = Callable[..., Any]
 FAMILIES = ("elementwise", "layout", "conv", "linear", "norm", "reduce", "spatial")
 
 _rules: dict[str, tuple[Rule, bool]] = {}

@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from ..labels import Labels, axes_of
 from . import rule
+from .labels import Labels, axes_of
 
 
 def moved(t: Labels, fn) -> tuple:

@@ -3,8 +3,8 @@ that no weight can make good for, so those are fixed."""
 
 from __future__ import annotations
 
-from ..labels import Labels
 from . import rule
+from .labels import Labels
 
 
 def contract(ties, a: Labels, i: int, b: Labels, j: int) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from ..labels import Labels
 from . import rule
+from .labels import Labels
 
 POOL = """
     max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d

@@ -30,10 +30,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import packages
 import zoo
 
-from ranp_cli.example import Example
+from ranp_cli.core.copies import shadow
+from ranp_cli.core.example import Example
+from ranp_cli.graph.analyse import analyse
 from ranp_cli.models.unet3d import unet3d
-from ranp_cli.shadow import shadow
-from ranp_cli.units import analyse
 
 Build = Callable[[], nn.Module]
 

@@ -23,8 +23,8 @@ from test_step import OPTIMIZERS
 
 import ranp_cli as ranp
 from benchmarks.zoo_table import put
-from ranp_cli.budget import shown
-from ranp_cli.memory import STATES, plain_loss
+from ranp_cli.core.numbers import shown
+from ranp_cli.costs.memory import STATES, plain_loss
 from ranp_cli.models.unet3d import unet3d
 
 MARKS = "<!-- budget -->", "<!-- end of budget -->"

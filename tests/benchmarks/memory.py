@@ -23,8 +23,8 @@ import zoo
 from test_memory import allocated, squares
 
 from benchmarks.zoo_table import put
-from ranp_cli.example import Example
-from ranp_cli.memory import forward_memory, training_memory
+from ranp_cli.core.example import Example
+from ranp_cli.costs.memory import forward_memory, training_memory
 
 MARKS = "<!-- memory table -->", "<!-- end of memory table -->"
 AMP_MARKS = "<!-- memory in 16 bits -->", "<!-- end of memory in 16 bits -->"

@@ -34,14 +34,15 @@ from torch.nn.utils import parametrize
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.zoo_table import put
-from ranp_cli.batches import Batch as CalibrationBatch
-from ranp_cli.criteria import criterion
-from ranp_cli.example import Example
-from ranp_cli.importance import Importance, Way, score
+from ranp_cli.api.session import Ranking
+from ranp_cli.core.example import Example
+from ranp_cli.graph.analyse import analyse
+from ranp_cli.graph.graph import Graph
+from ranp_cli.io.batches import Batch as CalibrationBatch
 from ranp_cli.models.i3d import i3d
 from ranp_cli.models.unet3d import unet3d
-from ranp_cli.steps import Ranking
-from ranp_cli.units import Graph, analyse
+from ranp_cli.scoring.criteria import criterion
+from ranp_cli.scoring.scorer import Importance, Way, score
 
 MARKS = "<!-- scoring -->", "<!-- end of scoring -->"
 GROWTH_MARKS = "<!-- growth -->", "<!-- end of growth -->"

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import ranp_cli as ranp
 from benchmarks.zoo_table import put
-from ranp_cli.example import Example
-from ranp_cli.latency import Stand
+from ranp_cli.core.example import Example
+from ranp_cli.costs.timing import Stand
 from ranp_cli.models.unet3d import unet3d
 from ranp_cli.samples import voxel_shapes
 

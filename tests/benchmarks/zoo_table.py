@@ -23,8 +23,8 @@ import packages
 import zoo
 
 import ranp_cli as ranp
-from ranp_cli.example import Example
-from ranp_cli.units import analyse
+from ranp_cli.core.example import Example
+from ranp_cli.graph.analyse import analyse
 
 MARKS = "<!-- zoo table -->", "<!-- end of zoo table -->"
 ENOUGH = 0.45

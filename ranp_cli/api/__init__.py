@@ -1,0 +1,1 @@
+"""The public functions, each a story that reads from top to bottom."""

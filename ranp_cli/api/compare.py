@@ -1,0 +1,208 @@
+"""The story of `compare`: one network, many methods and sparsities; gradients once, cut many times, trained where asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.contexts import labels_on_cpu
+from ..core.errors import BadInput
+from ..io.losses import loss_name
+from ..pruning.init import INITS
+from ..reporting.report import Report, layer_row
+from ..scoring.distributed import place_in_job
+from .comparison.bench import Bench, Subject
+from .comparison.cells import Cells, key_of
+from .comparison.matching import cut, full_width
+from .comparison.over_seeds import joined, mark_best
+from .comparison.result import Comparison
+from .comparison.rows import DEFAULT, Table, table_of
+from .comparison.training import Fit, Training
+from .probe import Probing
+from .session import LAMBDA, Progress, check_choices, silent, way_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+SEEDS = 3
+
+
+@labels_on_cpu
+def compare(model: nn.Module | str | Callable[..., nn.Module], batches: Any, *, sparsity: Any, methods: Iterable[str] = DEFAULT, lambda_: float = LAMBDA,
+            min_neurons: int | str = "auto", keep: Sequence[str] = (), only: Sequence[str] = (), score_init: str = "keep", inputs: Any = None, loss: Any = None,
+            ignore_index: int | None = None, batch_limit: int | None = None, seed: int = 0, device: str = "auto",
+            model_args: dict[str, Any] | None = None, weights: str | None = None, weights_key: str | None = None,
+            precision: str = "model", low_memory: bool = False, memory_limit: str | int | None = None, match: str | None = None,
+            width_arg: str | None = None, fit: Any = None, seeds: int | None = None, metric: str | None = None, init: str | None = None,
+            cells: str | Path | None = None, resume: str | Path | None = None, distributed: bool = False,
+            probe: int | None = None, probe_lr: float | None = None,
+            progress: Progress = silent) -> Comparison:  # fmt: skip
+    """Lay methods side by side on one network: Table 2 and Fig. 4 of the paper for your own; with `fit`, trained.
+
+    `model` is not changed. The mini-batches are gone through once (with `fit`: once a seed); each row is then selected,
+    refined on meta tensors' shapes and counted. Nothing is verified here: `prune` does that for the one that you take.
+
+    Args:
+        model: as for `prune`; or a class or function that returns the network.
+        sparsity: a number, "max", a range "0.1:0.95:0.05" (both ends count), or a list of these.
+        methods: `full`, `random`, `layerwise`, `flat`, `snip`, `vanilla`, `weighted`, `ranp-flops|mem|params|latency` (or `ranp-f|m|p|l`),
+            `taylor`, `magnitude`; with `:criterion` for another than the default, as in `vanilla:mnmg-sum`. For `snip`
+            the sparsity is the share of weights that are masked. `shuffle:METHOD` keeps as many neurons in each layer as
+            METHOD, but others; `width` is the same factory with a smaller `width_arg`.
+        inputs: shape(s) of the input to count for, when another than that of the mini-batches: scores at a small
+            spatial size, costs at a large one (section 5 of the paper).
+        match: `macs`, `mem` (activations) or `params`: cut every method to at most that of the first one (Table 3).
+        width_arg: an integer argument of the model's factory, for the method `width`.
+        fit: `fit(model, seed)`, a function or its spec, trains a network and returns a number or a dict of numbers,
+            higher is better. It gets a network of its own in training mode, on `device`, and runs under the seed.
+        seeds: so many seeds from `seed` on, 3 if not said. A network that is not an `nn.Module` object is built, scored
+            and cut anew under each; an object keeps its weights.
+        metric: which of the numbers rows go by; the first if not said.
+        init: weights that rows are trained from: `keep` (if not said), or drawn anew: `factory`, `glorot`, `orthogonal`.
+        cells: a file (.jsonl) that each trained cell is appended to; it must not exist yet.
+        resume: such a file of an earlier call with the same options: what it holds is not trained again.
+        probe, probe_lr: train copies of the dense network and of each row's for so many steps, as `prune` does; a row then
+            has the part `probe`. A fit trains them in full, and goes without.
+        distributed: this process is one of torchrun's, and trains its share of the cells; all return the whole table.
+        the others: as for `prune`.
+
+    Returns: a Comparison; its report has one entry of `rows` for each method and sparsity, with `accuracy` after a fit.
+
+    Raises: BadInput; Infeasible where nothing matches; FitsInterrupted, a KeyboardInterrupt, on Ctrl-C while cells are trained.
+
+    Example:
+        table = ranp_cli.compare("model.py:UNet3D", "calib.pt", sparsity=0.7, fit="train.py:fit", cells="cells.jsonl")
+    """
+    trained = fit is not None
+    table = table_of(methods, sparsity, match, lambda_, min_neurons, seed, trained)
+    subject = Subject.of(model, batches, table, inputs=inputs, keep=keep, only=only, model_args=model_args, weights=weights,
+                         weights_key=weights_key, device=device, batch_limit=batch_limit, loss=loss, ignore_index=ignore_index,
+                         score_init=score_init, way=way_of(precision, low_memory, memory_limit), width_arg=width_arg)  # fmt: skip
+    if width_arg is not None:
+        full_width(subject)
+    alone = {"seeds": seeds, "metric": metric, "init": init, "cells": cells, "resume": resume}
+    check_fit(trained, alone, distributed, subject)
+    probing = Probing.of(probe, None, probe_lr, None, loss, ignore_index)
+    if probing is not None and trained:
+        raise BadInput("--probe: --fit trains every row in full, which says more; leave one of them out")
+    report = Report("compare")
+    function = Fit.of(fit, metric) if trained else None
+    first = Bench(subject, seed, report)
+    if function is None:
+        rows = counted(first, probing, progress)
+    else:
+        run = range(seed, seed + (SEEDS if seeds is None else seeds))
+        about: dict[str, Any] = {
+            "fit": function.name,
+            "init": init or "keep",
+            "loss": None if loss is None else loss_name(loss),
+        }
+        about |= {"precision": precision, "inputs": inputs, "lambda": lambda_, "min-neurons": min_neurons}
+        file = Cells(resume or cells, header(first, about), resume is not None, len(run) * len(table.rows), distributed)
+        share = place_in_job(distributed)
+        training = Training(subject, first, run, function, file, init or "keep", share, report)
+        rows = summed_up(training, table, training.run(progress))
+    graph = first.graph
+    report.parts |= {
+        "model": first.job.about if subject.at is None else {**first.job.about, "profiled_input": subject.at.signature},
+        "neurons": {"total": graph.n},
+        "before": first.before,
+        "layers": [layer_row(layer) for layer in graph.layers],
+        **cut_to(table, width_arg),
+        "rows": rows,
+    }
+    return Comparison(report)
+
+
+def check_fit(trained: bool, alone: dict[str, Any], distributed: bool, subject: Subject) -> None:
+    """BadInput for options of a fit without one, and for those that do not go together."""
+    given = [f"--{OPTION.get(name, name)}" for name, value in alone.items() if value is not None]
+    if not trained:
+        if given:
+            raise BadInput(f"{given[0]} has no effect without --fit; give --fit file.py:fit, or leave it out")
+        return
+    check_choices(init=(alone["init"] or "keep", INITS))
+    if alone["seeds"] is not None and not 1 <= alone["seeds"] <= 10_000:
+        raise BadInput(f"seeds {alone['seeds']}: give 1 or more; each row is trained once a seed")
+    if alone["cells"] is not None and alone["resume"] is not None:
+        raise BadInput("--resume goes on in the file that it names; leave out -o")
+    if distributed and alone["cells"] is None and alone["resume"] is None:
+        raise BadInput("processes share a file of cells: give cells=, a path that all of them see")
+    if subject.width_arg is not None and subject.weights is not None and alone["init"] in (None, "keep"):
+        raise BadInput("--weights do not fit a narrower network, so 'width' would start from others than the rest; give "
+                       "--init factory, glorot or orthogonal, or leave out width")  # fmt: skip
+
+
+OPTION = {"cells": "output"}
+
+
+def header(bench: Bench, about: dict[str, Any]) -> dict[str, Any]:
+    """What the file of cells says of them: the network, and every option that a cell's result depends on."""
+    subject, table = bench.subject, bench.subject.table
+    needs_first = table.match is not None or subject.width_arg is not None
+    options = {
+        "--fit": about["fit"],
+        "--init": about["init"],
+        "--model-arg": subject.model_args,
+        "--weights": subject.weights,
+        "--weights-key": subject.weights_key,
+        "--batch": str(subject.batches)
+        if isinstance(subject.batches, (str, Path))
+        else loss_name(type(subject.batches)),
+        "--batches": subject.batch_limit,
+        "--loss": about["loss"],
+        "--ignore-index": subject.ignore_index,
+        "--score-init": subject.score_init,
+        "--precision": about["precision"],
+        "--lambda": about["lambda"],
+        "--min-neurons": about["min-neurons"],
+        "--keep": list(subject.keep),
+        "--only": list(subject.only),
+        "--input": about["inputs"],
+        "--match": table.match,
+        "--width-arg": subject.width_arg,
+        "the first method": table.reference.name if needs_first and table.reference is not None else None,
+    }
+    known = {k: bench.job.about[k] for k in ("spec", "args", "fingerprint")}
+    return {"model": known, "options": options}
+
+
+def counted(bench: Bench, probing: Probing | None, progress: Progress) -> list[dict[str, Any]]:
+    """The rows, without a fit; each with its probe, where one was asked for."""
+    if probing is not None:
+        bench.source.hold = probing.plan.kept
+    bench.score(progress)
+    plan = bench.subject.table.rows
+    rows = []
+    with progress("comparing", len(plan)) as advance:
+        for e, level in plan:
+            found = cut(bench, e, level)
+            if probing is not None:
+                part = probing.run(bench.job, found.network, bench.source, bench.seed, silent)
+                found.row["probe"] = {key: value for key, value in part.items() if key != "seconds"}
+            rows.append(found.row)
+            advance()
+    return rows
+
+
+def summed_up(training: Training, table: Table, metric: str) -> list[dict[str, Any]]:
+    """The rows, each over the cells of all seeds; the report says how they were trained."""
+    rows = []
+    for e, level in table.rows:
+        rows.append(joined([training.cells.held[key_of(e.name, level, seed)] for seed in training.seeds], metric))
+    mark_best(rows)
+    path = training.cells.path
+    training.report.parts["fit"] = {"spec": training.fit.name, "metric": metric, "seeds": list(training.seeds),
+                                    "init": training.init, **({"cells": str(path)} if path else {})}  # fmt: skip
+    return rows
+
+
+def cut_to(table: Table, width_arg: str | None) -> dict[str, Any]:
+    """The parts of the report that say what rows were cut to, beside their sparsity."""
+    if table.reference is None:
+        return {}
+    about = {"to": table.reference.name, "resource": table.match or "macs"}
+    match = {"match": about} if table.match is not None else {}
+    return match | ({"width": {"argument": width_arg, **about}} if width_arg is not None else {})

@@ -1,0 +1,206 @@
+"""What comes out of `score` and `prune`: the scores, the slim network, and how both are kept in files."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..core.atomic import write_atomic
+from ..core.errors import BadInput
+from ..core.example import Example
+from ..graph.graph import Graph
+from ..io.slim_file import SCORES, SLIM, VERSION, read_document, read_tensors, slim_tensors, to_bytes
+from ..pruning.mask import Mask
+from ..pruning.methods import weigh
+from ..reporting.report import Report
+from ..scoring.compensated_sum import Sum
+from ..scoring.scorer import Importance
+from ..scoring.zero_scores import SAID, find_zeros, unranked
+from .session import Job
+
+SUM, REST = "ranp:sum:", "ranp:rest:"  # in a file of scores, before a layer's name
+UNSAID = "default"  # of an option that has no name for what it is by default
+
+
+@dataclass
+class Scores:
+    """Importance of every neuron: `layers` maps a layer's name to its N_l scores, as the criterion gives them."""
+
+    layers: dict[str, np.ndarray]
+    about: dict[str, Any]  # criterion, score_init, seed, precision, loss, ignore_index, batches, model
+    report: Report = field(default_factory=lambda: Report("score"))
+    sums: dict[str, Sum] = field(default_factory=dict)  # by layer: what the scores are the mean of, to go on from
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file that `prune(scores=path)` takes; no new gradients are needed then."""
+        tensors = {name: torch.from_numpy(values) for name, values in self.layers.items()}
+        for name, total in self.sums.items():
+            tensors |= {f"{SUM}{name}": total.high, f"{REST}{name}": total.low}
+        _write(path, to_bytes(tensors, {"format": SCORES, "version": VERSION, **self.about}), self.report)
+
+    def plot(self, path: str | Path) -> None:
+        """Fig. 3 of the paper: these scores, and with layers of equal mean (extra `plot`)."""
+        from ..reporting.plots import importance
+
+        if self.about["criterion"] == "snip":
+            raise BadInput("--plot: criterion 'snip' scores weights, not neurons; take another --criterion")
+        values, rows = list(self.layers.values()), self.report.parts["layers"]
+        rankings = {"vanilla": values, "weighted": weigh(values, "weighted", None, 0.0, 0)}
+        kept = [row["kept"] for row in rows] if "kept" in rows[0] else None
+        importance(path, list(self.layers), rankings, kept, self.about["model"]["spec"] or "")
+
+    @classmethod
+    def of(cls, scores: Scores | str | Path) -> Scores:
+        """Scores from Scores or from a file; BadInput when it is no such file."""
+        if isinstance(scores, Scores):
+            return scores
+        about = read_document(scores, SCORES)
+        tensors = read_tensors(scores)
+        sums = {name.removeprefix(SUM): Sum(t, tensors[REST + name.removeprefix(SUM)])
+                for name, t in tensors.items() if name.startswith(SUM)}  # fmt: skip
+        _check_said(scores, about)
+        layers = {name: t.double().numpy() for name, t in tensors.items() if not name.startswith((SUM, REST))}
+        return cls(layers, about, sums=sums)
+
+    def fits(self, job: Job, criterion: str | None) -> str:
+        """The criterion of these scores; BadInput when they are of another network or another criterion."""
+        if self.about["model"]["fingerprint"] != job.about["fingerprint"]:
+            raise BadInput("the scores are of another network: its parameters differ; score this model first")
+        if criterion not in (None, self.about["criterion"]):
+            raise BadInput(
+                f"criterion '{criterion}' was asked, the scores are of '{self.about['criterion']}'; leave it out or score anew"
+            )
+        return str(self.about["criterion"])
+
+    def resumed(self, job: Job, graph: Graph, how: dict[str, Any], most: int | None) -> Importance:
+        """What `score` goes on from; BadInput when these scores were taken of something else.
+
+        Args:
+            how: the options that they must have been taken with.
+            most: how many mini-batches there are, those of these scores among them; None when nobody knows.
+        """
+        self.fits(job, how["criterion"])
+        taken = {"precision": "model", **self.about}  # which was not written down, once
+        if taken["precision"] == "auto":
+            raise BadInput("--resume: these scores were taken with --precision auto, which decides once, on the first "
+                           "mini-batch; score anew with bf16 or fp32 to go on from that")  # fmt: skip
+        for key, value in how.items():
+            if taken.get(key) not in (None, value):  # None: not written down by the ranp that wrote the file
+                then, now = (_given(key, each) for each in (taken[key], value))
+                raise BadInput(f"--resume: these scores were taken {then}, not {now}; go on {then}, or score anew")
+        if most is not None and most < taken["batches"]:
+            raise BadInput(f"--resume: these are the scores of {taken['batches']} mini-batches, and --batch gives {most}; "
+                           "give the same --batch, and --batches of more than there are, or none")  # fmt: skip
+        values = self.in_order(graph, job)
+        zeros = find_zeros(job.model, graph).facts(graph)
+        if differing := [names[0] for key, names in zeros.items() if self.about.get(key) != names]:
+            raise BadInput(f"--resume: these scores were taken with the zeros of {differing[0]}, by an older ranp, which "
+                           "no gradient passes; score anew")  # fmt: skip
+        if not self.sums:
+            raise BadInput("--resume: this file holds scores, but not their sums; score anew")
+        return Importance(values, self.about["batches"], [self.sums.get(layer.name) for layer in graph.layers])
+
+    def in_order(self, graph: Graph, job: Job) -> list[np.ndarray]:
+        """Scores by layer of `graph`; BadInput when they are of other weights or another network."""
+        if self.about["model"].get("weights") not in (None, job.weights_digest()):
+            raise BadInput(
+                "the scores are of other weights than the model now has; give the same --seed and --weights as to ranp score"
+            )
+        for layer in graph.layers:
+            values = self.layers.get(layer.name)
+            shape = graph.slots[layer.slot].shape if self.about["criterion"] == "snip" else (len(layer.neurons),)
+            if values is None or values.shape != shape:
+                have = "no such layer" if values is None else f"{len(values)} neurons"
+                raise BadInput(f"the scores are of another network: layer {layer.name} has {len(layer.neurons)} neurons, the scores have "
+                               f"{have}; score this model first")  # fmt: skip
+        return [self.layers[layer.name] for layer in graph.layers]
+
+    def not_ranked(self, graph: Graph) -> dict[str, str]:
+        """Layer -> why its scores say nothing: as the file has it, and each whose scores are all zero."""
+        reasons: dict[str, str] = self.about.get("not_ranked") or {}
+        return unranked(graph, [self.layers[layer.name] for layer in graph.layers], reasons)
+
+
+@dataclass
+class Pruned:
+    """`model`: the slim `nn.Module`; `mask`: what was kept; `report`: the numbers."""
+
+    model: nn.Module
+    mask: Mask
+    report: Report
+    about: dict[str, Any]
+    rankings: dict[str, list[np.ndarray]] = field(default_factory=dict)  # what was ranked by, step by step
+
+    def plot(self, path: str | Path) -> None:
+        """Fig. 3 of the paper: the importance of every neuron by layer, and the share that stays (extra `plot`)."""
+        from ..reporting.plots import importance
+
+        if not self.rankings:
+            raise BadInput("--plot: this method ranks no neurons by importance; take another --method")
+        kept = [len(layer["kept"]) for layer in self.mask.layers.values()]
+        importance(path, list(self.mask.layers), self.rankings, kept, self.about["model"]["spec"] or "")
+
+    def _save_script(self, path: str | Path) -> None:
+        if not isinstance(self.model, torch.jit.ScriptModule):
+            raise BadInput(f"{path}: a .pt file is written for a TorchScript model only; give a .safetensors name")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            _write(path, self.model.save_to_buffer(), self.report)
+
+    def save(self, path: str | Path) -> None:
+        """Write slim.safetensors: tensors, and in its metadata all that `load` and `profile` need.
+
+        A path that ends in `.onnx` takes a checked ONNX file, one in `.pt2` torch.export's program, likewise checked, one in
+        `.pt` the slim TorchScript, when the model was one.
+        """
+        suffix = Path(path).suffix
+        if suffix == ".pt":
+            self._save_script(path)
+            return
+        if suffix in (".onnx", ".pt2"):
+            from ..io.exchange.onnx_export import to_onnx
+            from ..io.exchange.pt2_export import to_pt2
+
+            example = Example.from_signature(self.about["model"]["input"])
+            written = (to_onnx if suffix == ".onnx" else to_pt2)(self.model, example, path)
+            self.report.parts.setdefault("outputs", {})[str(path)] = written
+            return
+        tensors, aliases, unsaved = slim_tensors(self.model)
+        report = self.report.to_dict()
+        kept = {
+            k: report[k]
+            for k in ("before", "after", "reduction", "memory", "layers", "verified", "uncounted_ops", "not_pruned")
+            if k in report
+        }
+        document = {"format": SLIM, "version": VERSION, **self.about, "mask": self.mask.to_dict()}
+        document |= {"aliases": aliases, "buffers_outside_state": unsaved, "profile": kept}
+        _write(path, to_bytes(tensors, document), self.report)
+
+
+def _check_said(path: Any, about: dict[str, Any]) -> None:
+    """BadInput where a file of scores does not say as ranp does what was scored at one, drawn, or not ranked."""
+    for key in SAID:
+        given, wanted = about.get(key, []), "names and reasons" if key == "not_ranked" else "a list of names"
+        texts = given.values() if isinstance(given, dict) else given
+        sound = isinstance(given, dict if key == "not_ranked" and given else list)
+        if not (sound and all(isinstance(text, str) for text in texts)):
+            raise BadInput(f"'{key}' of {path} must be {wanted}, not {given!r}; write it anew with ranp score")
+
+
+def _given(key: str, value: Any) -> str:
+    """An option as it was given: `with --precision bf16`."""
+    option = f"--{key.replace('_', '-')}"
+    return f"without {option}" if value == UNSAID else f"with {option} {value}"
+
+
+def _write(path: str | Path, data: bytes, report: Report) -> None:
+    write_atomic(path, data)
+    outputs = report.parts.setdefault("outputs", {})
+    outputs[str(path)] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -1,0 +1,121 @@
+"""`--config FILE.yaml`: the options of a command, written down.
+
+The keys are the options' names, with dashes or underscores. An option on the command line beats the file, the file
+beats the default. Paths of *inputs* (model, batch, weights, scores, mask, a loss of your own) are meant from the folder
+of the config file, so that a folder with config, model and data can be used from anywhere; *outputs* are written
+relative to the current directory, like those of the command line.
+
+    model: model.py:UNet3D        # beside this file
+    model-arg: {classes: 50}      # a repeatable option: a mapping, or a list [classes=50]
+    batch: calib.pt
+    sparsity: 0.78
+    output: slim.safetensors      # where you stand
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..core.errors import BadInput, nearest
+
+INPUTS = frozenset({"model", "model2", "batch", "weights", "scores", "resume", "mask", "loss", "latencies", "fit"})
+
+
+def read_config(
+    path: str | os.PathLike[str], known: Iterable[str], *, inputs: Iterable[str] = INPUTS
+) -> dict[str, Any]:
+    """The options in a YAML file, under the names of `known`.
+
+    A key without a value is as if it were not there. A mapping becomes the list of a repeatable option:
+    `{classes: 4}` -> `["classes=4"]`.
+
+    Args:
+        known: the options' names; dashes, underscores and a trailing underscore (`lambda_`) make no difference.
+        inputs: the options whose relative paths are meant from the folder of the file. (`mask` is an input of refine,
+            but an output of prune: prune leaves it out.)
+    """
+    what = f"config {os.fspath(path)}"
+    options = {_plain(name): name for name in known}
+    anchored = {_plain(name) for name in inputs}
+    folder = Path(path).expanduser().parent
+    config: dict[str, Any] = {}
+    for key, value in _read_mapping(Path(path).expanduser(), what).items():
+        plain = _plain(str(key))
+        if plain not in options:
+            raise BadInput(f"{what}: no option '{key}'{nearest(plain.replace('_', '-'), _shown(options))}")
+        if options[plain] in config:
+            raise BadInput(f"{what}: '{key}' is given twice; leave one out")
+        if isinstance(value, Mapping):
+            value = [f"{name}={_text(part)}" for name, part in value.items()]
+        if value is not None:
+            config[options[plain]] = _anchor(value, folder, f"{what}: {key}") if plain in anchored else value
+    return config
+
+
+def merge(options: Mapping[str, Any], config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Option beats file beats default; an option that is None or an empty list was not given.
+
+    One value in the file for an option whose default is a list becomes a list of one.
+
+    >>> merge({"seed": 1, "keep": []}, {"seed": 2, "keep": "head*"}, {"seed": 0, "keep": [], "quiet": False})
+    {'seed': 1, 'keep': ['head*'], 'quiet': False}
+    """
+    given = {name: value for name, value in options.items() if value is not None and value not in ([], ())}
+    lists = {name for name, value in defaults.items() if isinstance(value, (list, tuple))}
+    listed = {
+        name: [value] if name in lists and not isinstance(value, (list, tuple)) else value
+        for name, value in config.items()
+    }
+    return {**dict.fromkeys(options), **defaults, **listed, **given}
+
+
+def _plain(name: str) -> str:
+    """`--round-to`, `round_to` and `round-to` are one option, `lambda` and `lambda_` too."""
+    return name.replace("-", "_").strip("_")
+
+
+def _shown(names: Iterable[str]) -> list[str]:
+    return sorted(name.replace("_", "-") for name in names)
+
+
+def _read_mapping(path: Path, what: str) -> Mapping[Any, Any]:
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except FileNotFoundError:
+        raise BadInput(f"{what}: no such file (looked in {path.resolve().parent}); check the path") from None
+    except OSError as error:
+        raise BadInput(f"{what}: cannot be read ({error.strerror}); give a readable YAML file") from None
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise BadInput(f"{what}: is not YAML; {line}{error.problem}; mend that line") from None
+    except (yaml.YAMLError, ValueError):  # bytes that are no text; a value such as the date 2020-99-99
+        raise BadInput(f"{what}: is not YAML text; give a file of `option: value` lines") from None
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping):
+        raise BadInput(f"{what}: holds a {type(content).__name__}; wants `option: value` lines")
+    return content
+
+
+def _text(value: Any) -> str:
+    """`value` as one writes it behind `key=` on the command line, where it is read as YAML."""
+    if isinstance(value, str) and yaml.safe_load(value) == value:
+        return value
+    return json.dumps(value, default=str)
+
+
+def _anchor(value: Any, folder: Path, what: str) -> Any:
+    """A path, or the path in `file.py:Name`, meant from `folder`; names (`dice`, `package.module:Name`) stay."""
+    if isinstance(value, list):
+        return [_anchor(one, folder, what) for one in value]
+    if not isinstance(value, str):
+        raise BadInput(f"{what}: is a {type(value).__name__}; wants a path or a name")
+    target, _, name = value.partition(":")
+    is_name = not target.endswith(".py") if name else not Path(target).suffix
+    return value if is_name else str(folder / Path(value).expanduser())

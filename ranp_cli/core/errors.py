@@ -1,0 +1,130 @@
+"""Every error that a user may meet, and the exit code that goes with it.
+
+    RanpError                 1  (never raised itself)
+    |- RuleFailure            1  a rule of ours (or one that the user registered) raised: a bug in it
+    |- BadInput               2  bad usage or bad input: what was given, what is wanted, what to do
+    |  `- PeerGone            2  another process of a torchrun job ended: its own message says more
+    |- Infeasible             3  what was asked for cannot be met; says the closest
+    |- VerificationFailed     4  the slim network is not the masked one; nothing was written
+    |- GateExceeded           5  a budget gate of `profile` is exceeded
+    `- Stopped              130  Ctrl-C on the command line, or 143, SIGTERM; says what was written
+
+A message is one line: what was given, what is wanted, what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sysconfig
+import traceback
+from collections.abc import Iterable
+from typing import Any
+
+from .paths import is_ours
+
+USER_EXCEPTIONS = (Exception, SystemExit)  # what the user's own code may raise, caught once and shown as one line
+
+
+class RanpError(Exception):
+    """Base of the errors that are shown as one line and an exit code."""
+
+    exit_code = 1
+
+
+class RuleFailure(RanpError):
+    """The rule of an op raised; the message names the op, the cause is chained."""
+
+
+class BadInput(RanpError, ValueError):
+    """The user gave something that cannot be used."""
+
+    exit_code = 2
+
+
+class PeerGone(BadInput):
+    """Another process of a torchrun job ended before its share was in."""
+
+
+class Infeasible(RanpError):
+    """The request is well-formed, but no network meets it; `kinds`: the budgets that none meets."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, kinds: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.kinds = tuple(kinds)
+
+
+class VerificationFailed(RanpError):
+    """slim(x) differs from masked(x) by more than the law allows."""
+
+    exit_code = 4
+
+
+class GateExceeded(RanpError):
+    """A `profile --max-...` bound is exceeded."""
+
+    exit_code = 5
+
+
+class Stopped(RanpError):
+    """Ctrl-C or SIGTERM on the command line; says what was written."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while `score` was at work, with at least one mini-batch done: `.scores` has what is there."""
+
+    def __init__(self, scores: Any, batches: int) -> None:
+        super().__init__(f"stopped after {batches} mini-batches")
+        self.scores, self.batches = scores, batches
+
+
+class FitsInterrupted(KeyboardInterrupt):
+    """Ctrl-C while `compare` trained cells: `kept` of `total` are on file in `path` (None: nowhere)."""
+
+    def __init__(self, kept: int, total: int, path: Any) -> None:
+        where = (
+            f" are kept in {path}"
+            if path is not None
+            else " were trained, and none is kept: there was no file of cells"
+        )
+        super().__init__(f"stopped; {kept} of {total} cells{where}")
+        self.kept, self.total, self.path = kept, total, path
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """The tail of a message on an unknown name: `; did you mean 'mem'? (known: flops, mem)`."""
+    known = list(known)
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    guess = f"; did you mean '{close[0]}'?" if close else ""
+    return f"{guess} (known: {', '.join(known)})"
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """`ValueError: the message`, on one line and not endless."""
+    text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+    text = f"{text[:most]}..." if len(text) > most else text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def in_words(error: BaseException, most: int = 200) -> str:
+    """`TypeError: what it says (at model.py:12)`: what the user's code raised, and where in that code."""
+    path, _, line = user_line(error).rpartition(":")
+    return one_line(error, most) + (f" (at {os.path.basename(path)}:{line})" if path else "")
+
+
+def user_line(error: BaseException) -> str:
+    """`path/file.py:3`, the deepest line of the user's own code behind `error`, else of a library but torch; or nothing."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    libraries = tuple(os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "purelib", "platlib"))
+    torch = tuple(os.path.join(library, "torch", "") for library in libraries)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(("<", *torch))]
+    frames = [f for f in frames if not is_ours(f.filename)]
+    frames = [f for f in frames if not f.filename.startswith(libraries)] or frames
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""

@@ -1,0 +1,67 @@
+"""Functions over the tensors of nested tuples, lists and dicts: apply to each, list, change the batch size, move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def map_tensors(value: Any, make: Callable[[Tensor], Any]) -> Any:
+    """`value` (nested tuples, lists, dicts) with each tensor replaced."""
+    if isinstance(value, Tensor):
+        return make(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(v, make) for v in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_tensors(v, make) for v in value)
+    if isinstance(value, dict):
+        return {k: map_tensors(v, make) for k, v in value.items()}
+    return value
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in nested tuples, lists, dicts and plain objects' fields, in order."""
+    found: list[Tensor] = []
+    if isinstance(value, Tensor):
+        found.append(value)
+    elif isinstance(value, (list, tuple)):
+        for v in value:
+            found += tensors_in(v)
+    elif isinstance(value, dict):
+        for v in value.values():
+            found += tensors_in(v)
+    elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)):
+        found += tensors_in(vars(value))
+    return found
+
+
+def rebatch(value: Any, n: int) -> Any:
+    """`value` with n samples in every tensor (axis 0), the given ones repeated; meta tensors stay meta."""
+    sizes = {t.shape[0] for t in tensors_in(value) if t.ndim > 1}
+    if len(sizes) != 1:
+        return value
+    (size,) = sizes
+
+    def resize(t: Tensor) -> Tensor:
+        if t.ndim == 0 or t.shape[0] != size or size == n:
+            return t
+        if t.device.type == "meta":
+            return torch.empty((n, *t.shape[1:]), dtype=t.dtype, device="meta")
+        return t[torch.arange(n) % t.shape[0]]
+
+    return map_tensors(value, resize)
+
+
+def to_meta(value: Any) -> Any:
+    """Floating-point tensors of `value` as meta tensors of the same shape; index tensors keep their values."""
+    return map_tensors(
+        value, lambda t: torch.empty_like(t, device="meta") if t.is_floating_point() else t.detach().cpu()
+    )
+
+
+def to_real(t: Tensor, device: torch.device) -> Tensor:
+    """A tensor with numbers, on `device`; zeros for one on meta."""
+    return torch.zeros(t.shape, dtype=t.dtype, device=device) if t.device.type == "meta" else t.detach().to(device)

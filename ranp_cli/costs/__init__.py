@@ -1,0 +1,1 @@
+"""What a network costs: memory, time, multiply-adds by module, and budgets for them."""

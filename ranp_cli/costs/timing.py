@@ -1,0 +1,262 @@
+"""Measured time: of each layer's own op, and of whole networks side by side.
+
+The clock is read in `once` alone. Two networks are timed turn by turn in one loop, so that what else the machine does
+hits both; what counts is the median.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..core.contexts import labels_on_cpu, seeded
+from ..core.copies import copy_on
+from ..core.errors import USER_EXCEPTIONS, BadInput, in_words
+from ..core.example import Example
+from ..core.tensors import map_tensors
+from ..graph.graph import Layer
+from .memory import plain_loss
+
+T = TypeVar("T")
+Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], Any]]]
+
+ROUNDS = 5  # over all layers, so that a slow moment hits no layer in all of them
+BURST, BURST_SECONDS = 10, 0.02  # of one layer in one round: at most so many runs, and no further than so long
+WARM, WARM_SECONDS = 3, 1.0  # runs of a network that do not count
+STEPS = 12  # networks that a search for a budget times, before it makes sure
+SECOND_LOOKS = 4  # at larger ones, when the network found is far from the limit
+CLOSE = 0.1  # a time so close to the limit is taken again
+
+
+def once(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that one run takes."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    with torch.cuda.device(device):
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        first.record()
+        work()
+        last.record()
+        torch.cuda.synchronize()
+        return first.elapsed_time(last) / 1000
+
+
+def place(device: torch.device) -> dict[str, Any]:
+    """What a measurement was made on."""
+    return {"device": str(device), "threads": torch.get_num_threads()}
+
+
+# -- layers
+
+
+@dataclass
+class LayerOp:
+    """The op of a layer, to be run on random numbers; `name` is of a layer that calls it so."""
+
+    name: str
+    call: Any  # (func, args, kwargs), with tensors on meta
+
+    def on(self, device: torch.device) -> LayerOp:
+        """The same with tensors on `device`."""
+        func, *arguments = self.call
+        return LayerOp(self.name, (func, *map_tensors(arguments, lambda t: random_like(t, device))))
+
+    def __call__(self) -> Any:
+        func, args, kwargs = self.call
+        return func(*args, **kwargs)
+
+    @property
+    def key(self) -> str:
+        func, *arguments = self.call
+        return f"{func} {map_tensors(arguments, lambda t: (tuple(t.shape), t.stride(), t.dtype))}"
+
+
+def random_like(t: Tensor, device: torch.device) -> Tensor:
+    """Seeded Gaussian noise of the shape, strides and dtype of `t`; zeros where its dtype has no fractions."""
+    made = torch.empty_like(t, device=device)
+    return made.normal_(generator=torch.Generator(device).manual_seed(0)) if t.is_floating_point() else made.zero_()
+
+
+@labels_on_cpu
+def time_layers(layers: Sequence[Layer], device: torch.device, progress: Progress) -> None:
+    """Set `seconds` of every layer: the time of its own op on one sample in inference, its uses added up.
+
+    It is the median of a few runs, in the best of several rounds over all layers: what else the machine does only ever
+    adds to it. Layers that call an op with the same shapes share its time. Raises BadInput when one does not run.
+    """
+    ops: dict[str, LayerOp] = {}
+    for layer in layers:
+        for call, _ in layer.calls:
+            op = LayerOp(layer.name, call)
+            ops.setdefault(op.key, op)
+    seen: dict[str, list[float]] = {key: [] for key in ops}
+    with progress("timing layers", ROUNDS * len(ops)) as advance, torch.no_grad():
+        for _ in range(ROUNDS):
+            for key, op in ops.items():
+                try:
+                    seen[key].append(statistics.median(burst(op.on(device), device)))
+                except USER_EXCEPTIONS as error:
+                    text = " ".join(str(error).split())[:200]
+                    raise BadInput(
+                        f"layer {op.name} cannot be timed on {device}: {type(error).__name__}: {text}; "
+                        "give another --resource, or --latencies of a machine that runs it"
+                    ) from error
+                advance()
+    for layer in layers:
+        layer.seconds = sum(min(seen[LayerOp("", call).key]) * share for call, share in layer.calls)
+
+
+def burst(op: LayerOp, device: torch.device) -> list[float]:
+    """The times of a few runs on end, after one that does not count."""
+    once(op, device)
+    times: list[float] = []
+    while not times or (len(times) < BURST and sum(times) < BURST_SECONDS):
+        times.append(once(op, device))
+    return times
+
+
+def use_latencies(layers: Sequence[Layer], given: Mapping[str, Any]) -> None:
+    """Set `seconds` of every layer from what was measured before. Raises BadInput for other layers or no times."""
+    for layer in layers:
+        value = given.get(layer.name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+            have = "it is missing" if value is None else f"it is {value!r}"
+            raise BadInput(
+                f"--latencies: layer {layer.name} wants the seconds that it takes, {have}; give what "
+                "ranp prune --resource latency --mask wrote for this network"
+            )
+        layer.seconds = float(value)
+
+
+# -- networks
+
+
+@dataclass
+class Forward:
+    """A forward pass in inference."""
+
+    module: nn.Module
+    example: Example
+
+    def __call__(self) -> None:
+        with torch.no_grad():
+            self.module(*self.example.args, **self.example.kwargs)
+
+
+@dataclass
+class Step:
+    """A forward and a backward pass, the gradients thrown away."""
+
+    module: nn.Module
+    example: Example
+
+    def __call__(self) -> None:
+        with torch.enable_grad():
+            plain_loss(self.module(*self.example.args, **self.example.kwargs)).backward()
+        for p in self.module.parameters():
+            p.grad = None
+
+
+Work = Forward | Step
+
+
+@dataclass(frozen=True)
+class Race:
+    """Median seconds of each of some networks, from `repeats` rounds of one loop."""
+
+    seconds: tuple[float, ...]
+    repeats: int
+
+
+def race(works: Sequence[Work], device: torch.device, sure: bool = True) -> Race:
+    """Time them turn by turn. `sure` takes at least five rounds, and up to 30 in half a second; else three, up to 10.
+
+    Raises BadInput when a network does not run.
+    """
+    least, most, enough = (5, 30, 0.5) if sure else (3, 10, 0.2)
+    times: list[list[float]] = [[] for _ in works]
+    with seeded():
+        try:
+            for work in works:
+                warm(work, device)
+            while len(times[0]) < least or (len(times[0]) < most and sum(map(sum, times)) < enough * len(works)):
+                turn = list(zip(works, times, strict=True))
+                for work, seen in turn if len(times[0]) % 2 else turn[::-1]:
+                    seen.append(once(work, device))
+        except USER_EXCEPTIONS as error:
+            raise BadInput(
+                f"the time of {'a training step' if isinstance(works[0], Step) else 'a forward pass'} on {works[0].example} "
+                f"cannot be measured on {device}: {in_words(error)}; "
+                "give a --batch-size or --input that it can run, or another --device"
+            ) from error
+    return Race(tuple(statistics.median(seen) for seen in times), len(times[0]))
+
+
+def warm(work: Work, device: torch.device) -> None:
+    spent = 0.0
+    for _ in range(WARM):
+        spent += once(work, device)
+        if spent > WARM_SECONDS:
+            return
+
+
+class Stand:
+    """Where networks are timed on the same input: that of `example`, noise where it has no numbers."""
+
+    def __init__(self, example: Example, device: torch.device) -> None:
+        def real(t: Tensor) -> Tensor:
+            return random_like(t, device) if t.device.type == "meta" else t.detach().to(device)
+
+        self.device = device
+        self.example = Example(*map_tensors((example.args, example.kwargs), real))
+
+    def forward(self, *models: nn.Module, sure: bool = True) -> Race:
+        return race(
+            [Forward(copy_on(m, self.device, dict(m.named_parameters())).eval(), self.example) for m in models],
+            self.device,
+            sure,
+        )
+
+    def step(self, *models: nn.Module) -> Race:
+        return race(
+            [Step(copy_on(m, self.device, dict(m.named_parameters())).train(), self.example) for m in models],
+            self.device,
+        )
+
+    def speed(self, found: Race, *sides: str) -> dict[str, Any]:
+        """The `speed` of the report; `sides` names the networks "before" or "after"."""
+        about = {**place(self.device), "samples": self.example.samples, "repeats": found.repeats}
+        return about | times(found, sides)
+
+    def pair(
+        self, model: nn.Module, slim: nn.Module, found: Race | None, macs: Sequence[int], training: bool
+    ) -> dict[str, Any]:
+        """Likewise of both networks, whose race may have been `found`; `train_error` where no training step is possible."""
+        out = self.speed(found or self.forward(model, slim), "before", "after")
+        out["theoretical_speedup"] = macs[0] / max(1, macs[1])
+        try:
+            step = self.step(model, slim) if training else None
+        except BadInput as error:
+            return {**out, "train_error": str(error)}
+        return (
+            out
+            if step is None
+            else {**out, "train_repeats": step.repeats, **times(step, ("before", "after"), "train_")}
+        )
+
+
+def times(found: Race, sides: Sequence[str], prefix: str = "") -> dict[str, float]:
+    out = {f"{prefix}{side}_s": seconds for side, seconds in zip(sides, found.seconds, strict=True)}
+    if len(sides) == 2:
+        out[f"{prefix}speedup"] = found.seconds[0] / found.seconds[1]
+    return out

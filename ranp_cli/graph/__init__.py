@@ -1,0 +1,1 @@
+"""From a network to its graph: the tracer that carries labels, layers, and units."""

@@ -1,0 +1,142 @@
+"""From a model to its units: trace it in eval and in training mode, unite the ties, list who lives and dies together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import rules
+from ..core.contexts import labels_on_cpu, seeded
+from ..core.copies import shadow
+from ..core.errors import USER_EXCEPTIONS, BadInput, RuleFailure, in_words
+from ..core.example import Example
+from ..core.tensors import map_tensors, tensors_in, to_meta, to_real
+from ..rules.labels import Labels, Ties
+from .counting import Paper, costs
+from .graph import Graph, Layer, Run, Slot
+from .layers import find_layers, make_slot
+from .trace import Tracer, all_fixed
+
+
+@labels_on_cpu
+def analyse(model: nn.Module, example: Example) -> Graph:
+    """Trace `model` on an input and find its units.
+
+    The model is not changed; nothing of it is run but a shadow on meta tensors (on copies of the real ones where its
+    code needs numbers). Raises BadInput when the model cannot take the input.
+    """
+    ties = Ties()
+    slots = {name: make_slot(ties, name, tuple(t.shape)) for name, t in named_tensors(model)}
+    eval_run = run(model, example.with_batch(1), ties, slots, training=False)
+    train_run = run(model, example.with_batch(2), ties, slots, training=True)
+    for each in (eval_run, train_run):
+        for t in tensors_in(each.output):
+            ties.fix(each.tracer.labels(t).ids(), "network output", "")
+    layers = find_layers(ties, slots, eval_run, train_run)
+    if not layers:
+        raise BadInput(
+            "the model has no convolution or linear layer on its way from input to output; nothing can be pruned"
+        )
+    graph = Graph(slots, layers, ties, eval_run, train_run, example)
+    graph.settle()
+    return graph
+
+
+def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers under their first name."""
+    first: dict[int, tuple[str, Tensor]] = {}
+    for name, t in (*model.named_parameters(), *model.named_buffers()):
+        first.setdefault(id(t), (name, t))
+    return list(first.values())
+
+
+def run(model: nn.Module, example: Example, ties: Ties, slots: dict[str, Slot], training: bool) -> Run:
+    """One shadow run, on meta tensors if the model's code allows, else on copies of the real ones."""
+    known = len(ties.uses)
+    try:
+        return attempt(new_tracer(ties), model, example, slots, training)
+    except RuleFailure:
+        raise
+    except USER_EXCEPTIONS:  # what the user's code cannot do with meta tensors it may do with real ones
+        del ties.uses[known:]
+    try:
+        return attempt(new_tracer(ties), model, example, slots, training, real=True)
+    except RuleFailure:
+        raise
+    except USER_EXCEPTIONS as error:
+        raise BadInput(
+            f"the model fails in {'training' if training else 'eval'} mode on an input of shape {example}: "
+            f"{in_words(error, 300)}; give a --batch or --input of the shape and dtype that it takes"
+        ) from error
+
+
+def new_tracer(ties: Ties) -> Tracer:
+    return Tracer(ties, rules.find, rules.is_free)
+
+
+def attempt(tracer: Tracer, model: nn.Module, example: Example, slots: dict[str, Slot], training: bool,
+            real: bool = False) -> Run:  # fmt: skip
+    """A shadow run under `tracer`. Raises whatever the model's code raises; the tracer then holds the ops so far."""
+    copy = shadow(model, real)
+    copy.train(training)
+    for p in copy.parameters():
+        p.requires_grad_(False)
+    tracer.names = {id(m): name for name, m in copy.named_modules()}
+    tracer.owned = {p.untyped_storage()._cdata: name for name, p in copy.named_parameters()}
+    for name, t in named_tensors(copy):
+        tracer.put(t, slots[name].labels if name in slots else Labels(tuple(t.shape), (), frozenset([name])))
+    tracer.live_bytes = tracer.peak_bytes = 0
+    place = next((p.device for p in model.parameters()), torch.device("cpu"))
+    given = (example.args, example.kwargs)
+    args, kwargs = map_tensors(given, lambda t: to_real(t, place)) if real else to_meta(given)
+    for t in tensors_in((args, kwargs)):
+        planes = tuple(p for p in all_fixed(t.shape) if p.shape[0] == 1 or t.ndim == 1)
+        tracer.put(t, Labels(tuple(t.shape), planes, None))
+    features: dict[str, Labels] = {}
+    paper: Paper | None = None
+    watch_features(copy, tracer, features)
+    if not any(isinstance(m, torch.jit.ScriptModule) for m in copy.modules()):
+        paper = Paper.watching(copy)
+    with seeded(), torch.no_grad(), tracer:
+        output = copy(*args, **kwargs)
+    return Run(tracer, output, example.samples, real, features, paper)
+
+
+def watch_features(model: nn.Module, tracer: Tracer, found: dict[str, Labels]) -> None:
+    """Note what enters the modules that know a channel count but own no parameter (an instance norm, say)."""
+    for name, module in model.named_modules():
+        counts = any(hasattr(module, a) for a in ("num_features", "num_channels", "normalized_shape"))
+        watched = not isinstance(module, torch.jit.ScriptModule)  # it takes no hooks
+        if counts and watched and not [*module.parameters(False)]:
+
+            def hook(_: nn.Module, args: tuple, name: str = name) -> None:
+                if args and isinstance(args[0], Tensor) and args[0].ndim > 1:
+                    found[name] = tracer.labels(args[0])
+
+            module.register_forward_pre_hook(hook)
+
+
+@labels_on_cpu
+def measure(model: nn.Module, example: Example) -> tuple[Run, list[Layer], dict[str, Any]]:
+    """One shadow run in eval mode: the run, the layers that it met, and the costs of one sample."""
+    ties = Ties()
+    slots = {name: make_slot(ties, name, tuple(t.shape)) for name, t in named_tensors(model)}
+    found = run(model, example.with_batch(1), ties, slots, training=False)
+    return found, find_layers(ties, slots, found), cost_of(model, found)
+
+
+@labels_on_cpu
+def measure_all(model: nn.Module, example: Example) -> tuple[Run, dict[tuple[str, int], Layer], dict[str, Any]]:
+    """As `measure`; the layers, by parameter and axis, are those of both modes, as a Graph has them."""
+    ties = Ties()
+    slots = {name: make_slot(ties, name, tuple(t.shape)) for name, t in named_tensors(model)}
+    runs = [run(model, example.with_batch(n), ties, slots, training) for n, training in ((1, False), (2, True))]
+    layers = {(layer.slot, layer.axis): layer for layer in find_layers(ties, slots, *runs)}
+    return runs[0], layers, cost_of(model, runs[0])
+
+
+def cost_of(model: nn.Module, run: Run) -> dict[str, Any]:
+    """The costs of one sample, as the report has them."""
+    return costs(model, run.tracer, run.paper, run.samples).to_dict()

@@ -1,0 +1,171 @@
+"""The graph of a network: its labelled parameters, its layers, and the units that live and die together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.errors import BadInput
+from ..core.example import Example
+from ..rules.labels import Labels, Reason, Ties
+from .counting import Paper
+from .trace import Tracer
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A parameter or buffer and the labels along its axes (None where an axis carries none)."""
+
+    name: str
+    shape: tuple[int, ...]
+    ids: tuple[Tensor | None, ...]
+
+    @property
+    def labels(self) -> Labels:
+        planes = []
+        for axis, ids in enumerate(self.ids):
+            if ids is not None:
+                planes.append(ids.view([-1 if a == axis else 1 for a in range(len(self.shape))]))
+        return Labels(self.shape, tuple(planes), frozenset([self.name]))
+
+
+@dataclass
+class Layer:
+    """One parameter used as the weight of a convolution, transposed convolution or linear op."""
+
+    name: str
+    slot: str
+    axis: int  # of the parameter, along which its neurons lie
+    op: str
+    neurons: np.ndarray  # (N,) one label a neuron
+    kernel: tuple[int, ...] = ()
+    groups: int = 1
+    transposed: bool = False
+    bias: bool = False
+    weights: int = 0
+    macs: int = 0  # true multiply-adds of one sample
+    output_elements: int = 0  # of one sample
+    calls: list[tuple[Any, float]] = field(default_factory=list)  # of its op, and its share of each for one sample
+    seconds: float = 0.0  # measured, of one sample; 0 where nobody did
+
+    @property
+    def bias_adds(self) -> int:
+        return self.output_elements if self.bias and self.op != "linear" else 0
+
+
+@dataclass
+class Run:
+    """What one shadow run showed."""
+
+    tracer: Tracer
+    output: Any
+    samples: int
+    real: bool
+    features: dict[str, Labels]  # the input of modules that count channels without owning a parameter
+    paper: Paper | None  # None with TorchScript, whose modules cannot be watched
+
+
+@dataclass
+class Graph:
+    """A model's layers, units and costs.
+
+    `root[label]` names the unit of a label; `fixed[root]` says why a unit may not go; `unit` gives for each of the n
+    neurons (layer after layer, in forward order) the index of its unit, and `reasons[unit]` why it is fixed or None.
+    """
+
+    slots: dict[str, Slot]
+    layers: list[Layer]
+    ties: Ties
+    eval_run: Run
+    train_run: Run
+    example: Example
+    root: np.ndarray = field(default_factory=lambda: np.empty(0))
+    unit: np.ndarray = field(default_factory=lambda: np.empty(0))
+    unit_roots: np.ndarray = field(default_factory=lambda: np.empty(0))
+    reasons: list[Reason | None] = field(default_factory=list)
+    unranked: frozenset[str] = frozenset()  # layers without scores
+
+    def settle(self) -> None:
+        """Work out the units; again after more labels were fixed."""
+        self.root = self.ties.roots()
+        fixed = self.ties.fixed(self.root)
+        consumed = set(np.unique(self.root[self.ties.consumed()]).tolist())
+        neurons = np.concatenate([layer.neurons for layer in self.layers])
+        self.unit_roots, self.unit = np.unique(self.root[neurons], return_inverse=True)
+        self.reasons = []
+        for root in self.unit_roots.tolist():
+            unused = None if root in consumed else Reason("no layer uses its output")
+            self.reasons.append(fixed.get(root) or unused)
+
+    @property
+    def written(self) -> set[str]:
+        """Parameters that the forward writes: a copy that runs must have them to itself."""
+        return self.eval_run.tracer.written | self.train_run.tracer.written
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(layer.neurons) for layer in self.layers]
+
+    @property
+    def n(self) -> int:
+        return sum(self.sizes)
+
+    def by_layer(self, values: np.ndarray) -> list[np.ndarray]:
+        """A vector of n values, cut into one piece a layer."""
+        return np.split(values, np.cumsum(self.sizes)[:-1])
+
+    def units_of(self, labels: np.ndarray) -> np.ndarray:
+        """The index of the unit of each label, -1 for one that belongs to no neuron."""
+        root = self.root[labels]
+        at = np.minimum(np.searchsorted(self.unit_roots, root), len(self.unit_roots) - 1)
+        return np.where(self.unit_roots[at] == root, at, -1)
+
+    @property
+    def fixed_units(self) -> np.ndarray:
+        return np.array([r is not None for r in self.reasons])
+
+    @property
+    def ranked(self) -> np.ndarray:
+        """One flag per neuron: its layer has scores."""
+        return np.repeat([layer.name not in self.unranked for layer in self.layers], self.sizes)
+
+    @property
+    def unranked_units(self) -> np.ndarray:
+        """One flag per unit: none of its layers has scores."""
+        return np.bincount(self.unit[self.ranked], minlength=len(self.unit_roots)) == 0
+
+    def flags(self, keep_units: np.ndarray) -> np.ndarray:
+        """One flag per label: does it stay? Labels without a neuron always do."""
+        root_stays = np.ones(self.ties.size, dtype=bool)
+        root_stays[self.unit_roots] = keep_units
+        return root_stays[self.root]
+
+    def kept_indices(self, slot: Slot, stays: np.ndarray) -> list[Tensor | None]:
+        """For each axis of a parameter the indices that stay; None where all do."""
+        out: list[Tensor | None] = []
+        for ids in slot.ids:
+            flags = None if ids is None else stays[ids.numpy()]
+            out.append(None if flags is None or flags.all() else torch.from_numpy(np.flatnonzero(flags)))
+        return out
+
+    def fix_layers(self, keep: Iterable[str], only: Iterable[str]) -> None:
+        """`--keep` and `--only`: globs on layer names. Raises BadInput when a glob meets no layer."""
+        keep, only = list(keep), list(only)
+        names = [layer.name for layer in self.layers]
+        for glob in (*keep, *only):
+            if not any(fnmatchcase(name, glob) for name in names):
+                raise BadInput(
+                    f"no layer matches '{glob}'; the layers are {', '.join(names[:8])}{', ...' * (len(names) > 8)}"
+                )
+        for layer in self.layers:
+            if any(fnmatchcase(layer.name, g) for g in keep):
+                self.ties.fix(layer.neurons, "kept by --keep")
+            elif only and not any(fnmatchcase(layer.name, g) for g in only):
+                self.ties.fix(layer.neurons, "not named by --only")
+        self.settle()

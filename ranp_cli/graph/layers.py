@@ -1,0 +1,83 @@
+"""Find the layers of a network: the parameters whose first dimension the neurons are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..rules.labels import Ties
+from .graph import Layer, Run, Slot
+
+
+def make_slot(ties: Ties, name: str, shape: tuple[int, ...]) -> Slot:
+    """Fresh labels for the axes that may carry channels: all of size > 1, but the window axes of a kernel."""
+    kernel = len(shape) > 2 and shape[0] > 1 and shape[1] > 1
+    return Slot(
+        name, shape, tuple(ties.new(n) if n > 1 and not (kernel and axis > 1) else None for axis, n in enumerate(shape))
+    )
+
+
+def find_layers(ties: Ties, slots: dict[str, Slot], *runs: Run) -> list[Layer]:
+    """The layers in forward order, with the cost of one sample as the first run that meets them shows it."""
+    owner = np.full(ties.size, -1)
+    places = [(name, axis) for name, slot in slots.items() for axis, ids in enumerate(slot.ids) if ids is not None]
+    for k, (name, axis) in enumerate(places):
+        ids = slots[name].ids[axis]
+        assert ids is not None
+        owner[ids.numpy()] = k
+    layers: dict[tuple[str, int], Layer] = {}
+    for each in runs:
+        seen: dict[tuple[str, int], Layer] = {}
+        for op in each.tracer.ops:
+            for use in op.uses:
+                parts = split_by_owner(use, owner, places, slots, ties)
+                whole = sum(len(neurons) for *_, neurons in parts)
+                for slot, axis, neurons in parts:
+                    layer = seen.get((slot, axis)) or layers.get((slot, axis))
+                    if layer is None:
+                        layer = Layer("", slot, axis, use.op, neurons)
+                        layer.weights = int(np.prod(slots[slot].shape))
+                        for key, value in use.how.items():
+                            setattr(layer, key, value) if key != "axis" else None
+                    if (slot, axis) not in layers or (slot, axis) in seen:
+                        layer.macs += op.flops // 2 * len(neurons) // whole // each.samples
+                        layer.output_elements += int(np.prod(op.outs[0].shape)) * len(neurons) // whole // each.samples
+                        layer.calls.append((op.call, len(neurons) / whole / each.samples))
+                        seen[slot, axis] = layer
+        layers.update(seen)
+    found = list(layers.values())
+    owners = [owner_of(layer.slot) for layer in found]
+    for layer, module in zip(found, owners, strict=True):
+        bias = slots.get(f"{module}.bias" if module else "bias")
+        layer.bias = layer.bias or (bias is not None and bias.shape == (len(layer.neurons),))
+        layer.name = module if module and owners.count(module) == 1 else layer.slot
+        if sum(other.slot == layer.slot for other in found) > 1:  # used along both axes, as in a tied autoencoder
+            layer.name = f"{layer.slot}[{layer.axis}]"
+    return found
+
+
+def split_by_owner(use: Any, owner: np.ndarray, places: list, slots: dict[str, Slot], ties: Ties) -> list:
+    """(parameter, axis, neuron labels) of a layer's weight; several where it is put together from parameters."""
+    if use.neurons is None:  # a single neuron, or neurons that no rule could follow: labels that nothing is tied to
+        given = use.how.get("axis", 1 if use.how.get("transposed") else 0)
+        count = use.weight.shape[given]
+        slot = max(sorted(use.weight.origin), key=lambda name: (np.prod(slots[name].shape), count in slots[name].shape))
+        fitting = [a for a, n in enumerate(slots[slot].shape) if n == count]
+        if not fitting:  # looked up from a table, say: a neuron is no slice of a parameter
+            return []
+        axis = given if given in fitting and use.weight.ndim == len(slots[slot].shape) else fitting[0]
+        labels = ties.new(count)
+        ties.fix(labels, "its only neuron" if count == 1 else "its neurons could not be followed", "")
+        return [(slot, axis, labels.numpy())]
+    by = owner[ids := use.neurons.numpy()]
+    return [(*places[k], ids[by == k]) for k in dict.fromkeys(by.tolist()) if k >= 0]
+
+
+def owner_of(parameter: str) -> str:
+    """The module path of a parameter's owner; a parametrisation belongs to the module that it parametrises."""
+    return (
+        parameter.partition(".parametrizations.")[0]
+        if ".parametrizations." in parameter
+        else parameter.rpartition(".")[0]
+    )

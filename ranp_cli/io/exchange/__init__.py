@@ -1,0 +1,1 @@
+"""Other formats: ONNX and the programs of torch.export."""

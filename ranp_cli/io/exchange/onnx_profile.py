@@ -1,0 +1,127 @@
+"""What an ONNX file costs, counted from the file alone, without torch."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...core.errors import BadInput
+from .onnx_count import Count
+from .onnx_shapes import axes_in
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+
+ONE_FILE = 1_900_000_000  # bytes of weights; a protobuf holds at most 2 GB, so larger ones lie in a file beside it
+
+
+def profile_onnx(path: str | Path, input_shapes: Any = None) -> dict[str, Any]:
+    """Count what an ONNX file costs, from the file alone: one sample, without running it and without torch.
+
+    Parameters are the numbers stored for weights, biases, norms and scales; `buffers` (running statistics) stand apart.
+    An exporter may fold a batch norm into a convolution (its C biases then replace the norm's 2C parameters) and store
+    equal tensors once; constant ones that stand in several places are counted in each, as the network has them.
+    Activations: what every op makes (views of another tensor nothing); the peak follows them in the file's order.
+
+    Args:
+        input_shapes: a shape for each input, such as `(1, 1, 64, 64, 64)` or `[(1, 1, 64, 64), (1, 10)]`; needed when
+            spatial axes are dynamic. A dynamic batch axis counts as 1.
+
+    Returns: the parts `model`, `before`, `layers`, `neurons` and `uncounted_ops` of a report.
+
+    Raises: BadInput for a file that is missing, truncated or no ONNX, and for a shape that is missing or does not fit.
+
+    Example:
+        >>> profile_onnx("slim.onnx", (1, 1, 64, 64, 64))["before"]["macs"]  # doctest: +SKIP
+        1290240
+    """
+    import onnx
+
+    model = read_onnx(Path(path))
+    if model.functions:
+        import onnx.inliner
+
+        model = onnx.inliner.inline_local_functions(model)
+    stored = {t.name for t in model.graph.initializer} | {s.values.name for s in model.graph.sparse_initializer}
+    inputs = {v.name: v for v in model.graph.input if v.name not in stored}
+    shapes = _shapes_of(path, inputs, _as_shapes(input_shapes))
+    count = Count(model, shapes)
+    for node in model.graph.node:
+        count.see(node)
+    samples = next((s[0] for s in shapes.values() if len(s) > 1 and s[0]), 1)
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None)
+    signature = {"args": [{"shape": list(s), "dtype": count.dtype_name(name)} for name, s in shapes.items()], "kwargs": {}}  # fmt: skip
+    layers = count.rows(samples)
+    about: dict[str, Any] = {"spec": str(path), "args": {}, "opset": opset, "input": signature}
+    if model.producer_name:
+        about["producer"] = f"{model.producer_name} {model.producer_version}".strip()
+    return {
+        "model": about,
+        "before": count.costs(samples),
+        "layers": layers,
+        "neurons": {"total": sum(row["neurons"] for row in layers)},
+        "uncounted_ops": [{"op": op, "module": module, "count": n} for (op, module), n in count.uncounted.items()],
+    }
+
+
+def read_onnx(path: Path) -> ModelProto:
+    import onnx
+
+    DecodeError = importlib.import_module("google.protobuf.message").DecodeError
+    wanted = "give an .onnx file"
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}; {wanted}") from error
+    except (DecodeError, ValueError) as error:
+        raise BadInput(f"{path} is not an ONNX file, or is truncated; {wanted}") from error
+    if not model.ir_version or not model.HasField("graph"):
+        raise BadInput(f"{path} is not an ONNX file, or is truncated: it holds no graph; {wanted}")
+    large = model.ByteSize() >= ONE_FILE or any(t.data_location for t in model.graph.initializer)
+    try:
+        onnx.checker.check_model(str(path) if large else model)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise BadInput(f"{path} is no sound ONNX model, or is truncated: {text[:200]}; write it anew") from error
+    return model
+
+
+def _as_shapes(given: Any) -> list[tuple[int, ...]] | None:
+    """Shapes in order, from one shape, a list of them, or the signature that a report records."""
+    if given is None:
+        return None
+    if isinstance(given, dict):
+        if "shape" in given:
+            return [tuple(given["shape"])]
+        return [s for value in given.values() for s in _as_shapes(value) or []]
+    if isinstance(given, (list, tuple)) and given and all(type(n) is int for n in given):
+        return [tuple(given)]
+    if isinstance(given, (list, tuple)):
+        return [s for value in given for s in _as_shapes(value) or []]
+    return [tuple(given.shape)] if hasattr(given, "shape") else []
+
+
+def _shapes_of(path: Any, inputs: dict[str, Any], given: list[tuple[int, ...]] | None) -> dict[str, tuple[int, ...]]:
+    """The shape of every input: as the file says, dynamic axes as given, a dynamic batch axis 1."""
+    if given is not None and len(given) != len(inputs):
+        names = ", ".join(inputs)
+        raise BadInput(f"{path} has {len(inputs)} inputs ({names}), {len(given)} shapes were given; give --input for each, in order")  # fmt: skip
+    shapes = {}
+    for k, (name, value) in enumerate(inputs.items()):
+        known = value.type.tensor_type.HasField("shape")
+        dims = axes_in(value) if known else []
+        asked = given[k] if given is not None else None
+        declared = "x".join(str(d) for d in dims)
+        if asked is None:
+            free = [str(d) for d in dims[1:] if isinstance(d, str)]
+            if free or not known:
+                hint = "x".join(str(d) if isinstance(d, int) else "1" if a == 0 else "64" for a, d in enumerate(dims))
+                raise BadInput(f"{path}: axes {', '.join(free) or 'of unknown number'} of input '{name}' are dynamic; give --input, as in --input {hint or '1x1x64x64x64'}")  # fmt: skip
+            asked = tuple(1 if isinstance(d, str) else d for d in dims)
+        elif known and (len(asked) != len(dims) or any(isinstance(d, int) and d != n for d, n in zip(dims[1:], asked[1:], strict=True))):  # fmt: skip
+            raise BadInput(f"{path}: input '{name}' is {declared}, the shape given is {'x'.join(map(str, asked))}; give one that fits")  # fmt: skip
+        batch = dims[0] if dims and isinstance(dims[0], int) else 1
+        shapes[name] = (batch, *asked[1:]) if asked else ()
+    return shapes

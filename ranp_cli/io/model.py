@@ -1,0 +1,228 @@
+"""The model that the user names, and the state dict that goes into it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..core.errors import USER_EXCEPTIONS, BadInput
+from .readers import found_instead, read_safetensors, read_torch, read_torchscript, readable, some_of
+from .user_code import attribute, check_args, import_named, is_code, offered, user_error
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+TORCHSCRIPT = (".pt", ".ts", ".pth")
+TORCHSCRIPT_NOTE = "TorchScript is deprecated by PyTorch, and such a file is code: load only what you trust"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network, and how it was asked for."""
+
+    module: nn.Module
+    spec: str
+    args: dict[str, Any]
+    kind: Literal["factory", "torchscript"]
+
+
+def load_model(spec: str, args: dict[str, Any] | None = None) -> LoadedModel:
+    """Build or read the network that `spec` names.
+
+    Random weights are drawn from the global generator; whoever wants them the same every time seeds it before.
+
+    Args:
+        spec: `file.py:Name` or `package.module:Name`, where Name is a class or function that returns an `nn.Module`, or
+            an `nn.Module` (used as it is, not copied); a bare `file.py` that defines one `nn.Module` class; or a
+            TorchScript file (.pt, .ts, .pth), which is read onto the CPU.
+        args: keyword arguments for the class or function.
+
+    Raises:
+        BadInput: says which of the many ways this can go wrong it was, and what to do.
+    """
+    args = dict(args or {})
+    what = f"model {spec}"
+    if is_code(spec):
+        return LoadedModel(built(factory_of(spec, what), args, what), spec, args, "factory")
+    suffix = Path(spec).suffix.lower()
+    if suffix in TORCHSCRIPT:
+        if args:
+            raise BadInput(f"{what}: a TorchScript file takes no arguments; leave out --model-arg")
+        return LoadedModel(read_torchscript(readable(spec, what), what), spec, args, "torchscript")
+    if suffix in (".safetensors", ".onnx"):
+        raise BadInput(
+            f"{what}: a {suffix} file can only be profiled; here give the source, file.py:Name"
+            + (f" --weights {spec}" if suffix == ".safetensors" else "")
+        )
+    if suffix == ".pt2":
+        raise BadInput(
+            f"{what}: ranp writes .pt2 files, but reads none (pickle may run code); give the source, file.py:Name, or, to "
+            "profile it, the slim .safetensors"
+        )
+    raise BadInput(f"{what}: wants file.py:Name, package.module:Name or a TorchScript file ({', '.join(TORCHSCRIPT)})")
+
+
+def factory_of(spec: str, what: str) -> Any:
+    """The class or function that `spec` names, or the ready `nn.Module`; not called yet."""
+    from torch import nn
+
+    module, name = import_named(spec, what)
+    offers = {k: v for k, v in offered(module).items() if not isinstance(v, type) or issubclass(v, nn.Module)}
+    if not name:
+        classes = sorted(k for k, v in offers.items() if isinstance(v, type))
+        if len(classes) != 1:
+            found = f"{len(classes)} nn.Module classes" if classes else "no nn.Module class"
+            choices = ", ".join(classes or sorted(offers)) or "nothing that returns one"
+            raise BadInput(f"{what}: the file defines {found}; say {spec.rstrip(':')}:NAME (it offers: {choices})")
+        name = classes[0]
+    return attribute(module, name, what, offers)
+
+
+def built(factory: Any, args: dict[str, Any], what: str) -> nn.Module:
+    """The network that a factory makes of `args`; a ready `nn.Module` is returned as it is. BadInput says what is wrong."""
+    from torch import nn
+
+    from ..core.copies import uncompiled
+
+    if isinstance(factory, nn.Module):
+        if args:
+            raise BadInput(f"{what}: is a ready module and takes no arguments; name its class to use --model-arg")
+        return uncompiled(factory)
+    if not callable(factory):
+        raise BadInput(f"{what}: is {found_instead(factory)}; wants a class or function that returns an nn.Module")
+    check_args(factory, args, what)
+    try:
+        network = factory(**args)
+    except USER_EXCEPTIONS as error:
+        raise user_error(what, error) from error
+    if not isinstance(network, nn.Module):
+        raise BadInput(f"{what}: returned {found_instead(network)}; wants an nn.Module, so return one")
+    return uncompiled(network)
+
+
+def parse_model_args(pairs: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """The `--model-arg key=value` of a command line as keyword arguments; each value is read as YAML.
+
+    >>> parse_model_args(["classes=4", "widths=[8, 16]", "norm=null", "eps=1e-5"])
+    {'classes': 4, 'widths': [8, 16], 'norm': None, 'eps': 1e-05}
+    """
+    import yaml
+
+    if isinstance(pairs, Mapping):
+        return dict(pairs)
+    args: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = (part.strip() for part in pair.partition("="))
+        if not equals or not key.isidentifier():
+            raise BadInput(f"--model-arg {pair}: wants name=value, for example --model-arg classes=4")
+        if key in args:
+            raise BadInput(f"--model-arg {pair}: '{key}' is given twice; leave one out")
+        try:
+            # YAML 1.1 takes 1e-5 for a string, as it has no dot.
+            args[key] = float(text) if re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", text) else yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            problem = getattr(error, "problem", None) or "bad value"
+            raise BadInput(f"--model-arg {pair}: the value is not YAML ({problem}); quote it: {key}='...'") from None
+    return args
+
+
+def load_weights(module: nn.Module, path: str, key: str | None = None) -> None:
+    """Load a state dict into `module`, in place; every parameter and buffer must be there and fit.
+
+    The prefix `module.` (DataParallel) is dropped where all names carry it, `_orig_mod.` (torch.compile) anywhere. A tensor
+    that is tied to a loaded one may be absent, as in files by `safetensors.torch.save_model`.
+
+    Args:
+        path: `.safetensors`, or `.pt`, `.pth`, `.ckpt` with tensors and plain containers only.
+        key: the dotted path to the state dict in a checkpoint (`state_dict`, `ema.model`); it may end in a prefix of
+            the names (`state_dict.net` for Lightning's `state_dict` with `net.conv.weight`).
+    """
+    what = f"weights {path}"
+    file = readable(path, what)
+    suffix = file.suffix.lower()
+    if suffix not in (".safetensors", ".pt", ".pth", ".ckpt", ".bin"):
+        raise BadInput(f"{what}: wants a .safetensors, .pt, .pth or .ckpt file")
+    found = read_safetensors(file, what) if suffix == ".safetensors" else read_torch(file, what)
+    own = module.state_dict()
+    state = _bare(_pick(found, key, own, what), own)
+
+    differing = [
+        f"{name} ({tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model)"
+        for name in own.keys() & state.keys()
+        if getattr(own[name], "shape", None) != getattr(state[name], "shape", None)
+    ]
+    missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
+    if not differing:
+        # strict=False, because torch's hooks for old files may rename or add names: what is left is held to be strict.
+        result = module.load_state_dict(state, strict=False)
+        loaded = {_address(tensor) for name, tensor in own.items() if name in state}
+        missing = {name for name in result.missing_keys if name not in own or _address(own[name]) not in loaded}
+        unexpected = set(result.unexpected_keys)
+    lists = {"missing": missing, "unexpected": unexpected, "of another shape": differing}
+    problems = [f"{len(names)} {label}: {some_of(names)}" for label, names in lists.items() if names]
+    if problems:
+        raise BadInput(f"{what}: does not fit the model; {'; '.join(problems)}; check --model-arg and --weights-key")
+
+
+def _address(tensor: Any) -> tuple[Any, ...]:
+    """Equal for tied tensors only."""
+    pointer = tensor.data_ptr() if hasattr(tensor, "data_ptr") else 0
+    return (pointer, tuple(tensor.shape), tensor.stride()) if pointer else (id(tensor),)
+
+
+def _is_state(tree: Any) -> bool:
+    from torch import Tensor
+
+    if not isinstance(tree, Mapping) or not tree or not all(isinstance(name, str) for name in tree):
+        return False
+    return all(isinstance(value, Tensor) or name.endswith("_extra_state") for name, value in tree.items())
+
+
+def _states(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every state dict in nested dicts, with its dotted path."""
+    if _is_state(tree):
+        yield path, tree
+    elif isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield from _states(value, f"{path}.{name}".lstrip("."))
+
+
+def _bare(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """`state` without `_orig_mod.` in its names, and without `module.` where all carry it and the model's names do not."""
+    bare = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+    if all(name.startswith("module.") for name in bare) and not all(name.startswith("module.") for name in own):
+        bare = {name.removeprefix("module."): value for name, value in bare.items()}
+    return bare
+
+
+def _pick(tree: Any, key: str | None, own: Mapping[str, Any], what: str) -> Mapping[str, Any]:
+    """The state dict under `key`; without a key the file must be one."""
+    chosen = _below(tree, key.split(".")) if key else tree
+    if _is_state(chosen):
+        return chosen
+    states = [(path, state) for path, state in _states(tree) if path]
+    fitting = [path for path, state in states if _bare(state, own).keys() == own.keys()]
+    if fitting:
+        advice = f"give --weights-key {fitting[0]}"
+    elif states:
+        advice = f"it holds state dicts under {some_of([path for path, _ in states], 5)}, give one as --weights-key"
+    elif key and _is_state(tree):
+        advice = "the file is a state dict itself, leave out --weights-key"
+    else:
+        advice = "save model.state_dict() in it"
+    problem = f"nothing that is a state dict under '{key}'" if key else f"holds {found_instead(tree)}, not a state dict"
+    raise BadInput(f"{what}: {problem}; {advice}")
+
+
+def _below(tree: Any, parts: list[str]) -> Any:
+    """`tree` at a dotted path, whose last parts may be a prefix of the names of a flat dict."""
+    if not parts or not isinstance(tree, Mapping):
+        return None if parts else tree
+    if isinstance(tree.get(parts[0]), Mapping):
+        return _below(tree[parts[0]], parts[1:])
+    prefix = ".".join(parts) + "."
+    return {n.removeprefix(prefix): v for n, v in tree.items() if isinstance(n, str) and n.startswith(prefix)}

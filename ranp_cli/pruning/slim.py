@@ -1,0 +1,121 @@
+"""Build the slim network: slice every parameter, and set the attributes that say how many channels there are."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..core.copies import replicate
+from ..graph.analyse import named_tensors
+from ..graph.graph import Graph, Layer
+from ..graph.layers import owner_of
+
+# -- slicing
+
+
+def slim_model(model: nn.Module, graph: Graph, stays: np.ndarray) -> tuple[nn.Module, dict[str, dict[str, Any]]]:
+    """A copy of `model`, of the same classes, with the labels flagged in `stays`: tensors sliced, attributes true.
+
+    Also returns the attributes that changed: {module: {attribute: value}}.
+    """
+
+    def cut(name: str, t: Tensor) -> Tensor:
+        if name in graph.slots:
+            for axis, index in enumerate(graph.kept_indices(graph.slots[name], stays)):
+                if index is not None:
+                    t = t.index_select(axis, index.to(t.device))
+        return t.clone()
+
+    slim = replicate(model, cut)
+    changed = attributes(slim, graph, stays)
+    apply_attributes(slim, changed)
+    return slim, changed
+
+
+def attributes(slim: nn.Module, graph: Graph, stays: np.ndarray) -> dict[str, dict[str, Any]]:
+    """The channel counts that modules keep as attributes and that are no longer true: {module: {attribute: value}}."""
+    wanted: dict[str, dict[str, Any]] = {}
+    shapes = {name: tuple(t.shape) for name, t in named_tensors(slim)}
+    for layer in graph.layers:
+        module = owner_of(layer.slot)
+        # a parametrised weight is put together from several tensors: the largest has the weight's shape
+        slot = max((s for s in graph.slots if owner_of(s) == module), key=lambda s: math.prod(graph.slots[s].shape))
+        wanted.setdefault(module, {}).update(layer_attributes(layer, graph.slots[slot].shape, shapes[slot]))
+    features = {**graph.train_run.features, **graph.eval_run.features}
+    modules = dict(slim.named_modules(remove_duplicate=False))
+    for name in [name for name, module in modules.items() if isinstance(module, torch.jit.ScriptModule)]:
+        del modules[name]  # compiled in: what its code insists on is found when it runs
+    for name, module in modules.items():
+        seen = features.get(name)
+        entering = None if seen is None else kept_shape(seen.shape, seen.planes, stays)
+        wanted.setdefault(name, {}).update(module_attributes(module, entering))
+    changed = {}
+    for name, values in wanted.items():
+        here = modules.get(name)
+        found = {k: v for k, v in values.items() if hasattr(here, k) and getattr(here, k) != v}
+        if found:
+            changed[name] = found
+    return changed
+
+
+def layer_attributes(layer: Layer, old: tuple[int, ...], new: tuple[int, ...]) -> dict[str, Any]:
+    """What a module that owns the weight of a layer says of it; the weight's shape went from `old` to `new`."""
+    if layer.op == "linear":
+        return {"out_features": new[layer.axis], "in_features": new[1 - layer.axis]} if len(new) == 2 else {}
+    groups = layer.groups
+    if layer.transposed:
+        groups = new[0] if groups == old[0] else groups
+        return {"in_channels": new[0], "out_channels": new[1] * groups, "groups": groups}
+    if groups > 1 and old[1] == 1:  # depthwise: a group goes with its channel
+        groups = new[0] * groups // old[0]
+    return {"in_channels": new[1] * groups, "out_channels": new[0], "groups": groups}
+
+
+def module_attributes(module: nn.Module, entering: tuple[int, ...] | None) -> dict[str, Any]:
+    """What torch's other modules say of their channels, from their parameters or from the shape that enters them."""
+    weight: Tensor | None = module._parameters.get(
+        "weight"
+    )  # not getattr: a parametrised weight is computed, with side effects
+    if weight is None:
+        weight = module._buffers.get("running_mean")
+    channels = len(weight) if isinstance(weight, Tensor) and weight.ndim else None
+    if channels is None and entering is not None and len(entering) > 1:
+        channels = entering[1]
+    if isinstance(module, nn.LayerNorm):
+        rank = len(module.normalized_shape)
+        shape = weight.shape if weight is not None else (entering or ())[-rank:]
+        return {"normalized_shape": tuple(shape)} if len(shape) == rank else {}
+    if isinstance(module, nn.RNNBase):
+        each_in, each_hidden = module.get_parameter("weight_ih_l0"), module.get_parameter("weight_hh_l0")
+        return {"input_size": each_in.shape[1], "hidden_size": each_hidden.shape[1]}
+    if isinstance(module, nn.Embedding):
+        return {} if weight is None else {"embedding_dim": weight.shape[1]}
+    if isinstance(module, nn.modules.conv._ConvNd | nn.Linear) or channels is None:
+        return {}
+    if isinstance(module, nn.GroupNorm):
+        groups = channels if module.num_groups == module.num_channels else module.num_groups
+        return {"num_groups": groups, "num_channels": channels}
+    return {"num_features": channels, "num_parameters": channels}
+
+
+def apply_attributes(model: nn.Module, values: dict[str, dict[str, Any]]) -> None:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, changed in values.items():
+        for key, value in changed.items():
+            setattr(modules[name], key, tuple(value) if isinstance(value, list) else value)
+
+
+def kept_shape(shape: tuple[int, ...], planes: tuple[Tensor, ...], stays: np.ndarray) -> tuple[int, ...]:
+    """The shape of a tensor once the indices whose labels are gone have been removed; unlabelled indices stay."""
+    size = list(shape)
+    for p in planes:
+        alive = torch.from_numpy(stays[p.numpy()])
+        for axis, n in enumerate(p.shape):
+            if n > 1 and n == size[axis]:
+                others = [a for a in range(p.ndim) if a != axis]
+                size[axis] = int((alive.amax(others) if others else alive).sum())
+    return tuple(size)

@@ -1,0 +1,262 @@
+"""Law 1 on the spot: slim(x) is masked(x), the dense network with the removed units' slices zeroed in every consumer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..core.aten import op_name
+from ..core.contexts import NoDropout, each, seeded
+from ..core.copies import replicate
+from ..core.errors import USER_EXCEPTIONS, RuleFailure, VerificationFailed
+from ..core.example import Example
+from ..core.tensors import map_tensors, tensors_in
+from ..graph.analyse import attempt, new_tracer
+from ..graph.graph import Graph
+from ..graph.trace import Tracer
+from ..rules.labels import Ties
+
+NORMS = ("group norm", "layer norm")
+LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5}  # as a fraction of the output's scale
+HOPELESS = 1e-5  # beyond this, ten times what one rounding does proves nothing
+
+
+def masked_model(model: nn.Module, graph: Graph, stays: np.ndarray, dtype: torch.dtype | None = None) -> nn.Module:
+    """The dense network with the removed units' slices zeroed in every consumer (law 1); other weights are shared."""
+    consumed = graph.ties.consumed()
+
+    def mask(name: str, t: Tensor) -> Tensor:
+        given = t
+        t = t.clone() if name in graph.written else t
+        t = t.to(dtype) if dtype is not None and t.is_floating_point() else t
+        for axis, ids in enumerate(graph.slots[name].ids if name in graph.slots else ()):
+            if ids is not None:
+                gone = torch.from_numpy(np.flatnonzero(consumed[ids.numpy()] & ~stays[ids.numpy()])).to(t.device)
+                if gone.numel():
+                    t = (t.clone() if t is given else t).index_fill_(axis, gone, 0)
+        return t
+
+    return replicate(model, mask)
+
+
+class WithoutStatistics(TorchDispatchMode):
+    """Group and layer norms as their affine part alone: what remains is the wiring, which can be compared."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = op_name(func)
+        if name in ("aten.native_group_norm", "aten.native_layer_norm"):
+            x, weight, bias = (
+                (args[0], args[1], args[2]) if name == "aten.native_group_norm" else (args[0], args[2], args[3])
+            )
+            shape = (1, -1, *[1] * (x.ndim - 2)) if name == "aten.native_group_norm" else None
+            y = x if weight is None else x * (weight.view(shape) if shape else weight)
+            y = y.clone() if bias is None else y + (bias.view(shape) if shape else bias)
+            return (y, *out[1:])
+        return out
+
+
+@dataclass
+class Comparison:
+    """How far two networks are apart, relative to the output's scale, and how far rounding alone may take them."""
+
+    absolute: float
+    relative: float
+    allowed: float
+    reason: str = ""  # why they cannot be compared
+
+    @property
+    def holds(self) -> bool:
+        return self.relative <= self.allowed
+
+
+def verify(model: nn.Module, slim: nn.Module, graph: Graph, stays: np.ndarray) -> dict[str, Any]:
+    """Compare slim(x) with masked(x) on noise: in fp64 in eval and in training mode, in fp32 in eval mode.
+
+    Returns the `verified` part of the report. Raises VerificationFailed beyond the bounds of law 1. What cannot be
+    compared is named: statistics over pruned channels (group and layer norm), whose wiring alone is compared; a forward
+    that draws random numbers; one in which a single rounding of the input shows beyond any bound.
+    """
+    changed = graph.ties.changed_statistics(~stays)
+    binding = all(r.what in NORMS for r in changed)  # a mean over a weight cannot be left out: shapes are all there is
+    example = verification_example(graph, slim)
+    report: dict[str, Any] = {"against": "masked", "input": str(example.with_batch(1))}
+    apart = sorted({str(r) for r in changed})
+    known: list[Tensor] | None = None
+    exact: list[Tensor] | None = None  # the masked network's output in fp64: what fp32 loses by rounding is no fault
+    for dtype in LIMITS:
+        bits = torch.finfo(dtype).bits
+        pair = masked_model(model, graph, stays, dtype), _cast_model(slim, dtype, graph.written)
+        run = partial(_outputs, dtype=dtype, without=any(r.what in NORMS for r in changed))
+        for training in (False, True) if dtype is torch.float64 else (False,):
+            try:
+                found, want = _compare(*pair, example, run, LIMITS[dtype], training, exact)
+            except (RuntimeError, TypeError) as failure:
+                text = " ".join(str(failure).split())[:200]
+                if dtype is torch.float32:
+                    raise VerificationFailed(f"the slim network does not run: {text}; nothing was written") from failure
+                report["fp64"] = f"the model does not run in fp64: {text}"
+                break
+            if binding and not found.holds:
+                raise VerificationFailed(
+                    f"slim(x) differs from masked(x) by {found.relative:.1e} of the output's scale in fp{bits} "
+                    f"({'training' if training else 'eval'} mode), where {found.allowed:.0e} is allowed; nothing was "
+                    "written. This is a defect of ranp: please report the model"
+                )
+            if found.reason:
+                apart.append(f"{'training' if training else 'eval'} mode: {found.reason}")
+                continue
+            if not binding:  # the numbers differ by nature: shapes are all that was compared
+                continue
+            report[f"max_rel_error_fp{bits}"] = max(found.relative, report.get(f"max_rel_error_fp{bits}", 0.0))
+            if not training:
+                report["max_abs_error"] = found.absolute
+                known = want
+        exact = known
+    if apart:
+        report["not_comparable"] = apart
+    return report
+
+
+def _compare(masked: nn.Module, slim: nn.Module, example: Example, run: Callable[..., list[Tensor]], limit: float,
+             training: bool, exact: list[Tensor] | None) -> tuple[Comparison, list[Tensor]]:  # fmt: skip
+    """The comparison of two networks, and the output of the first. More samples where a batch norm sees too few."""
+    for samples in (2, 16) if training else (1,):
+        given = noise(example.with_batch(samples))
+        want, got = (run(m, given, training=training) for m in (masked, slim))
+        scale = max((float(t.abs().max()) for t in want if t.numel()), default=0.0)
+        error = _distance(want, got)
+        found = Comparison(error, error / scale if scale else math.inf if error else 0.0, limit)
+        if exact is not None and scale:
+            found.allowed = max(limit, 10 * _distance(exact, want) / scale)
+        if found.holds or not scale:
+            return found, want
+    shaken = Example(*map_tensors((given.args, given.kwargs), _nudged))
+    moved = 10 * _distance(want, run(masked, shaken, training=training)) / scale
+    if _distance(want, run(masked, given, training=training, seed=1)) / scale > found.allowed:
+        found.reason = "the forward draws random numbers"
+    elif moved > HOPELESS:
+        found.reason = f"one rounding of the input moves the output by {moved / 10:.0e} of its scale"
+    found.allowed = math.inf if found.reason else max(found.allowed, moved)
+    return found, want
+
+
+def verification_example(graph: Graph, slim: nn.Module) -> Example:
+    """A sample of the smallest spatial size that takes the network through the same ops, one step above where cheap."""
+    full = graph.example.with_batch(1)
+    macs = max(1, sum(op.flops for op in graph.eval_run.tracer.ops) // 2 // graph.eval_run.samples)
+    way = _way(graph.eval_run.tracer)
+    chosen = full
+    feasible: list[tuple[float, Example]] = []
+    for shift in range(6, 0, -1) if macs > 2e8 else ():
+        small = shrink(full, 2**shift)
+        if small is None or (feasible and macs / 2 ** (3 * shift) > 1e9):
+            continue
+        if feasible and shift < 6 and len(feasible) == 2:
+            break
+        tracers = [new_tracer(Ties()) for _ in range(2)]
+        try:
+            for tracer, training in zip(tracers, (False, True), strict=True):
+                attempt(tracer, slim, small.with_batch(2 if training else 1), {}, training, graph.eval_run.real)
+        except RuleFailure:
+            raise
+        except USER_EXCEPTIONS:  # too small for the network's strides
+            continue
+        if _way(tracers[0]) == way:
+            feasible.append((2.0**-shift, small))
+    if feasible:
+        chosen = feasible[-1][1]
+    return chosen
+
+
+def _way(tracer: Tracer) -> tuple[list[str], set[str]]:
+    """The layers that a run went through, in order, and which ops it met. (How often it padded depends on the size.)"""
+    return [use.op for op in tracer.ops for use in op.uses], {op.name for op in tracer.ops}
+
+
+def noise(example: Example) -> Example:
+    """Seeded Gaussian noise in fp64 in the place of every floating-point tensor."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(t: Tensor) -> Tensor:
+        return torch.randn(t.shape, generator=generator, dtype=torch.float64) if t.is_floating_point() else t.cpu()
+
+    return Example(*map_tensors((example.args, example.kwargs), draw))
+
+
+def shrink(example: Example, factor: int) -> Example | None:
+    """The example with its spatial axes (from axis 2 on, of tensors of rank 4 and 5) divided; None where one is too short."""
+    sizes = [n for t in each(Tensor, example.args, example.kwargs) if t.ndim > 3 for n in t.shape[2:]]
+    if not sizes or min(sizes) < factor:
+        return None
+
+    def cut(t: Tensor) -> Tensor:
+        if t.ndim < 4:
+            return t
+        return t[(slice(None),) * 2 + tuple(slice(0, n // factor) for n in t.shape[2:])]
+
+    return Example(*map_tensors((example.args, example.kwargs), cut))
+
+
+def _outputs(
+    model: nn.Module, example: Example, dtype: torch.dtype, without: bool, training: bool, seed: int = 0
+) -> list[Tensor]:
+    """All tensors that the model returns, on the CPU; dropout off."""
+    model.train(training)
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    args, kwargs = map_tensors((example.args, example.kwargs), lambda t: _cast(t, dtype).to(device))
+    with (
+        seeded(seed),
+        torch.no_grad(),
+        _default_dtype(dtype),
+        NoDropout(),
+        WithoutStatistics() if without else nullcontext(),
+    ):
+        out = model(*args, **kwargs)
+    return [t.double().cpu() for t in tensors_in(out)]
+
+
+def _nudged(t: Tensor) -> Tensor:
+    return t * (1 + torch.finfo(t.dtype).eps * torch.sign(t)) if t.is_floating_point() else t
+
+
+def _cast_model(model: nn.Module, dtype: torch.dtype, own: Container[str]) -> nn.Module:
+    return replicate(model, lambda name, t: _cast(t.clone() if name in own else t, dtype))
+
+
+def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return t.to(dtype) if t.is_floating_point() else t
+
+
+def _distance(a: list[Tensor], b: list[Tensor]) -> float:
+    if [t.shape for t in a] != [t.shape for t in b]:
+        raise VerificationFailed(f"the slim network returns shapes {[tuple(t.shape) for t in b]}, the dense one "
+                                 f"{[tuple(t.shape) for t in a]}")  # fmt: skip
+    return max((float((x - y).abs().max()) for x, y in zip(a, b, strict=True) if x.numel()), default=0.0)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Constants that the model's code makes are of `dtype` inside."""
+    old = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(old)

@@ -1,0 +1,1 @@
+"""The report of a run, on a terminal, as HTML, as a picture."""

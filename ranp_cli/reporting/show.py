@@ -1,0 +1,344 @@
+"""What a person sees: a report as tables, an error as one line, a bar while something runs.
+
+On a terminal there is colour and a little unicode; a pipe, or a terminal that cannot encode it, gets the same page in
+plain ASCII. Whatever comes from the user (names, paths, messages) is printed as it is: no markup, no emoji codes, and
+control characters written out. Numbers in one column share a unit and are rounded such that they add up to their total.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from ..core.numbers import COUNT_UNITS, JOINED, change_text, human, human_bytes, seconds_text
+from .compare_table import counted_lines, rows_table
+from .facts import adding_up, by_reason, model_name
+from .probe_text import probe_sentences
+from .speed import duration, speed_block
+from .terminal import Column, Page, column_cells, lay_out, plain_text, side_by_side
+from .trainability_text import floor_sentences
+from .tree import tree_lines
+
+Report = dict[str, Any]
+
+PIPE_WIDTH = 100
+MOST_SAVED = 4  # modules that are named
+
+
+# -- the four public functions ---------------------------------------------------------------------------------------
+
+
+def console(stderr: bool = False, width: int | None = None) -> Console:
+    """A console on stdout or stderr; without colour under NO_COLOR, plain and 100 columns wide in a pipe."""
+    page = Console(
+        file=sys.stderr if stderr else sys.stdout,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+    if width or not page.is_terminal:
+        page.width = width or PIPE_WIDTH
+    return page
+
+
+def show_report(report: Report, console: Console, depth: int | None = None) -> None:
+    """Print the parts that `report` has: headline, before/after, layers, remarks.
+
+    Args:
+        report: the JSON report, as any command makes it.
+        depth: add up the layers, or the tree, more than so many modules deep; 0 leaves them out.
+    """
+    page = Page(console)
+    body = tree_lines(report["modules"], page, depth) if "modules" in report else _layers(report, page, depth)
+    parts = (
+        [rows_table(report, page)] if "rows" in report else [_summary(report, page), speed_block(report, page), body]
+    )
+    blocks = [_headline(report, page), *parts, _remarks(report, page)]
+    for i, block in enumerate(filter(None, blocks)):
+        for line in [Text()] * (i > 0) + block:
+            console.print(line, overflow=line.overflow or "fold", no_wrap=line.no_wrap)
+
+
+def show_error(message: str, console: Console) -> None:
+    """Print `ranp: error: message` on one line, however long it is."""
+    line = Text.assemble(("ranp: error: ", "bold red"), Page(console).clean(" ".join(message.splitlines())))
+    console.print(line, soft_wrap=True)
+
+
+@contextmanager
+def progress(console: Console, description: str, total: int | None) -> Iterator[Callable[..., None]]:
+    """A bar with rate and time left, gone at the end; gives `advance(n=1)`. Nothing is printed in a pipe."""
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield lambda n=1: None
+        return
+    label = TextColumn("{task.description}", markup=False)
+    parts = (label, BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(compact=True))
+    with Progress(*parts, console=console, transient=True) as bar:
+        task = bar.add_task(Page(console).clean(description), total=total)
+        yield lambda n=1: bar.advance(task, n)
+
+
+class _Rate(ProgressColumn):
+    """How many a second, or how many seconds each."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        if not speed:
+            return Text()
+        return Text(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each", style="dim")
+
+
+# -- the blocks of a report ------------------------------------------------------------------------------------------
+
+
+def _headline(report: Report, page: Page) -> list[Text]:
+    """What was done to which model, how, and how many neurons stay."""
+    method, outputs = report.get("method", {}), report.get("outputs", {})
+    details = [str(method[key]) for key in ("name", "criterion") if method.get(key) is not None]
+    terms = [(key, method.get(key)) for key in ("resource", "lambda", "seed")]
+    details += [f"{key}{JOINED}{plain_text(value)}" for key, value in terms if value is not None]
+    name = model_name(report)
+    text = f" {name}" * bool(name) + f"  {page.glyphs.arrow}  {', '.join(outputs)}" * bool(outputs)
+    text += f"   ({', '.join(details)})" if details else ""
+    lines = page.paragraph(" ".join(["ranp", report.get("command", "")]).strip(), "bold", text)
+    for line in lines:
+        line.highlight_words([word for word in (name, *outputs) if word], "cyan")
+
+    neurons, sparsity = report.get("neurons", {}), report.get("sparsity", {})
+    if "kept" in neurons:
+        text = f"{neurons['kept']:,} of {neurons['total']:,} neurons"
+        text += f", sparsity{JOINED}{plain_text(sparsity['achieved'])}" if "achieved" in sparsity else ""
+        text += f" (requested:{JOINED}{plain_text(sparsity['requested'])})" if "requested" in sparsity else ""
+        lines += page.paragraph("kept", "bold", text)
+    elif "total" in neurons:
+        lines += page.paragraph(f"{neurons['total']:,} neurons", "", "")
+    return lines
+
+
+# key, label, how the number is written
+_MEASURES: list[tuple[str, str, Callable[[float], str]]] = [
+    ("params", "parameters", human),
+    ("params_bytes", "parameter bytes", human_bytes),
+    ("macs", "multiply-adds", human),
+    ("flops", "FLOPs (2 x multiply-adds)", human),
+    ("train_macs", "multiply-adds, with backward", human),
+    ("train_flops", "FLOPs, with backward", human),
+    ("activation_bytes", "activations", human_bytes),
+    ("peak_forward_bytes", "peak of a forward pass", human_bytes),
+    ("train_peak_bytes", "peak of a training step", human_bytes),
+]
+_PAPER_MEASURES: list[tuple[str, str, Callable[[float], str]]] = [
+    ("param_mb", "parameters", lambda value: f"{value:,.2f} MB "),
+    ("gflops", "FLOPs", lambda value: f"{value:,.2f} G  "),
+    ("memory_mb", "memory", lambda value: f"{value:,.2f} MB "),
+]
+
+
+def _memory(report: Report, side: str) -> Report:
+    """The two peaks of a batch, workspaces included, in place of the one that is counted beside the multiply-adds."""
+    found = report.get("memory", {}).get(side, {}) if side in report else {}
+    names = {"forward_peak_bytes": "peak_forward_bytes", "train_peak_bytes": "train_peak_bytes"}
+    return {name: found[key] for key, name in names.items() if key in found}
+
+
+def _summary(report: Report, page: Page) -> list[Text]:
+    """Before, after and the change; one column when there is one network; the paper's counting below."""
+    before, after = ({**report.get(side, {}), **_memory(report, side)} for side in ("before", "after"))
+    rows = [(label, write, before[key], after.get(key)) for key, label, write in _MEASURES if key in before]
+    split = len(rows)
+    was, now = before.get("paper", {}), after.get("paper", {})
+    rows += [(label, write, was[key], now.get(key)) for key, label, write in _PAPER_MEASURES if key in was]
+    if not rows:
+        return []
+    columns = [
+        Column("", column_cells(label for label, *_ in rows)),
+        Column("before" if after else "", column_cells(write(x) for _, write, x, _ in rows)),
+    ]
+    if after:
+        styles = ["" if y is None or y == x else "green" if y < x else "yellow" for *_, x, y in rows]
+        texts = ["" if y is None else write(y) for _, write, _, y in rows]
+        changes = ["" if y is None else change_text(x, y) for *_, x, y in rows]
+        columns += [
+            Column("after", [Text(*cell) for cell in zip(texts, styles, strict=True)]),
+            Column("reduction", [Text(*cell) for cell in zip(changes, styles, strict=True)]),
+        ]
+    head, body, rule = lay_out(columns, page)
+    paper = [Text(), Text("paper's counting", "bold"), rule, *body[split:]] if len(rows) > split else []
+    return [*([*head, rule] if after else []), *body[:split], *counted_lines(report, page), *paper]
+
+
+_SUMMED = ("neurons", "kept", "macs", "macs_after", "output_elements", "output_elements_after")
+
+
+def _sum(name: str, layers: list[Report]) -> Report:
+    """One row for several layers."""
+    known = {key: [layer[key] for layer in layers if layer.get(key) is not None] for key in _SUMMED}
+    marks = dict.fromkeys(layer["mark"] for layer in layers if layer["mark"])
+    sums = {key: sum(values) for key, values in known.items() if values}
+    return {"name": name, "op": f"{len(layers)} layers", "mark": " ".join(marks), **sums}
+
+
+def _folded(layers: list[Report], depth: int | None) -> list[Report]:
+    """Layers more than `depth` modules deep are added up under their common module."""
+    if depth is None:
+        return layers
+    groups: dict[str, list[Report]] = {}
+    for layer in layers:
+        groups.setdefault(".".join(layer["name"].split(".")[:depth]), []).append(layer)
+    return [group[0] if len(group) == 1 else _sum(name, group) for name, group in groups.items()]
+
+
+def _layers(report: Report, page: Page, depth: int | None) -> list[Text]:
+    """One row per layer, and their total."""
+    floored, fixed = _floored(report), _fixed(report)
+    layers = [
+        {**layer, "mark": "floor" if layer["name"] in floored else "fixed" if layer["name"] in fixed else ""}
+        for layer in report.get("layers", [])
+    ]
+    if not layers or depth == 0:
+        return []
+    rows = [*_folded(layers, depth), _sum("total", layers) | {"mark": ""}]
+
+    def counted(title: str, sign: str, drop: int, keys: tuple[str, str], digits: int | None = None) -> Column:
+        """Counts that add up, in a common unit that shows so many digits of the larger total (None: all of them)."""
+        columns = [[row.get(key) for row in rows] for key in keys if key in rows[-1]]
+        length = max((len(str(column[-1])) for column in columns), default=0)
+        power = (length - 1) // 3 if digits and length > 5 else 0
+        decimals = (digits or 0) - 1 - (length - 1) % 3 if power else 0
+        unchanged = [len(set(values)) == 1 for values in zip(*columns, strict=True)]
+        quanta = [adding_up(column, 10 ** (3 * power - decimals), unchanged) for column in columns]
+        cells = [
+            [page.glyphs.none if n is None else f"{n / 10**decimals:,.{decimals}f}" for n in column]
+            for column in quanta
+        ]
+        texts = side_by_side(cells, sign) if cells else [""] * len(rows)
+        return Column(f"{title}\n{COUNT_UNITS[power]}".strip(), column_cells(texts), drop)
+
+    def measured(title: str, key: str, form: str, drop: int) -> Column:
+        texts = ["" if row.get(key) is None else format(row[key], form) for row in rows]
+        return Column(title, column_cells(texts, "dim"), drop)
+
+    known = [None not in (row.get("kept"), row.get("neurons")) for row in rows]
+    bars = [page.bar(row["kept"], row["neurons"]) if ok else "" for row, ok in zip(rows, known, strict=True)]
+    arrow = page.glyphs.arrow
+    head, body, rule = lay_out(
+        [
+            Column("layer", column_cells(page.clean(row["name"]) for row in rows)),
+            Column("op", column_cells((page.clean(_op(row)) for row in rows), "dim"), drop=3, left=True),
+            counted("kept / all" if any(known) else "neurons", "/", 0, ("kept", "neurons")),
+            Column("", column_cells(bars, "green"), drop=2, left=True),
+            counted("multiply-adds", arrow, 1, ("macs", "macs_after"), digits=5),
+            counted("output elements", arrow, 4, ("output_elements", "output_elements_after"), digits=4),
+            measured("mean\nimportance", "importance_mean", ".2e", 5),
+            measured("share", "importance_share", ".3f", 5),
+            measured("tau", "tau", ".3f", 6),
+            measured("latency\nms", "latency_ms", ".3g", 5),
+            Column("", [Text(row["mark"], "dim" if row["mark"] == "fixed" else "yellow") for row in rows], left=True),
+        ],
+        page,
+    )
+    body[-1].stylize("bold")
+    return [*head, rule, *body[:-1], rule, body[-1]]
+
+
+def _op(layer: Report) -> str:
+    """`conv3d 3x3x3`; a transposed convolution is a `convT3d`, for the sake of the column's width."""
+    kernel = "x".join(map(str, layer.get("kernel") or []))
+    return f"{layer.get('op', '').replace('conv_transpose', 'convT')} {kernel}".strip()
+
+
+def _floored(report: Report) -> list[str]:
+    return report.get("floored") or [layer["name"] for layer in report.get("layers", []) if layer.get("floored")]
+
+
+def _fixed(report: Report) -> dict[str, str]:
+    fixed = {layer["name"]: layer["fixed"] for layer in report.get("layers", []) if layer.get("fixed")}
+    return report.get("fixed") or fixed
+
+
+def _remarks(report: Report, page: Page) -> list[Text]:
+    """What one should know of this result, where the time went, and what was written."""
+    return [line for label, style, text in _sentences(report) for line in page.paragraph(label, style, text)]
+
+
+def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
+    for note in report.get("notes", ()):
+        yield "note:", "bold", note
+    for each in report.get("budget", ()):
+        write = duration if each["kind"] == "latency" else human_bytes if each["kind"].endswith("-mem") else human
+        share = f"{each['after'] / each['bound']:.1%} of it" if each["bound"] else ""
+        yield "budget:", "green", f"{each['kind']}={each['limit']}: {write(each['after']).strip()}, {share}"
+    for side, about in report.get("memory", {}).items():
+        if side == "after" or "after" not in report:
+            yield from _training(about)
+    yield from probe_sentences(report)
+    if transfer := report.get("transfer"):
+        left = by_reason((entry["layer"], entry["reason"]) for entry in transfer["left"])
+        yield "transferred:", "bold", f"{len(transfer['matched'])} layers matched" + (f"; left: {left}" if left else "")
+    yield from floor_sentences(report, _floored(report))
+    if fixed := _fixed(report):
+        yield "fixed:", "bold", by_reason(fixed.items())
+    if skipped := report.get("not_pruned"):
+        yield "not pruned:", "yellow", by_reason((entry["layer"], entry["reason"]) for entry in skipped)
+    if unruled := report.get("unruled_ops"):
+        places = (f"{u['op']} in {u['module'] or 'the model'} ({u['source']})" for u in unruled)
+        yield "no rule, so fixed:", "yellow", ", ".join(places)
+    if uncounted := report.get("uncounted_ops"):
+        yield "uncounted ops:", "yellow", ", ".join(entry["op"] + _where(entry) for entry in uncounted)
+    if verified := report.get("verified"):
+        yield from _verdict(verified)
+    if seconds := report.get("seconds"):
+        device = f" ({report['device']})" if "device" in report else ""
+        yield (
+            "time:",
+            "bold",
+            ", ".join(f"{step}{JOINED}{seconds_text(value)}" for step, value in seconds.items()) + device,
+        )
+    for path, file in report.get("outputs", {}).items():
+        yield "wrote", "bold", f"{path}  {human_bytes(file['bytes']).strip()}  sha256{JOINED}{file['sha256'][:12]}"
+
+
+def _training(about: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What a training step needs its memory for, and which modules save the most of it."""
+    for error in [about[key] for key in ("error", "train_error") if key in about]:
+        yield "memory:", "yellow", error
+    if "train_parts" not in about:
+        return
+    parts, batch = about["train_parts"], about["samples"]
+    names = {"parameters": "parameters", "gradients": "gradients", "optimizer": "optimiser state",
+             "saved": "saved activations"}  # fmt: skip
+    told = ", ".join(f"{name} {human_bytes(parts[key]).strip()}" for key, name in names.items() if parts[key])
+    how = f"{about['optimizer']}, 16-bit autocast ({about['amp']['device']})" if "amp" in about else about["optimizer"]
+    yield "training step:", "bold", f"batch of {batch}, {how}: {told}; peak at {about['train_peak_at']}"
+    if rows := about.get("by_module"):
+        most = [
+            f"{row['module'] or 'the model itself'} {human_bytes(row['bytes']).strip()}" for row in rows[:MOST_SAVED]
+        ]
+        rest = sum(row["bytes"] for row in rows[MOST_SAVED:])
+        most += [f"{len(rows) - MOST_SAVED} others {human_bytes(rest).strip()}"] * bool(rest)
+        yield "saved by:", "bold", ", ".join(most)
+
+
+def _where(entry: dict[str, Any]) -> str:
+    module = f" in {entry['module']}" if entry.get("module") else ""
+    return module + (f" ({entry['count']}{JOINED}times)" if entry.get("count", 1) > 1 else "")
+
+
+def _verdict(verified: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    names = {"max_rel_error_fp32": "fp32", "max_rel_error_fp64": "fp64"}
+    errors = [f"{verified[key]:.2g}{JOINED}({name})" for key, name in names.items() if verified.get(key) is not None]
+    if not errors and verified.get("max_abs_error") is not None:
+        errors = [f"{verified['max_abs_error']:.2g}{JOINED}(absolute)"]
+    if errors:
+        against = verified.get("against", "masked")
+        yield "verified", "green", f"against the {against} network: max error {', '.join(errors)}"
+    if other := verified.get("not_comparable"):
+        yield "not comparable:", "yellow", ", ".join(other)

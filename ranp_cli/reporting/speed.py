@@ -1,0 +1,72 @@
+"""Measured speed, on a terminal and on the page: the times, the gain that was promised, and what they were measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.numbers import JOINED
+from .terminal import Column, Page, column_cells, lay_out
+
+SIDES = ("before", "after")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was timed, the seconds of the networks that were run ("before", "after"), the gain by clock and by count."""
+
+    name: str
+    seconds: dict[str, float]
+    measured: float | None
+    promised: float | None
+
+
+def timings(speed: Mapping[str, Any]) -> list[Timing]:
+    """The rows of the report's part `speed`."""
+    rows = []
+    for name, key in (("forward pass", ""), ("training step", "train_")):
+        seconds = {side: speed[f"{key}{side}_s"] for side in SIDES if f"{key}{side}_s" in speed}
+        if seconds:
+            rows.append(Timing(name, seconds, speed.get(f"{key}speedup"), speed.get("theoretical_speedup")))
+    return rows
+
+
+def conditions(speed: Mapping[str, Any]) -> str:
+    """`cpu, 2 threads, batch of 1, medians of 30 and 12 runs`."""
+    runs = dict.fromkeys(str(speed[key]) for key in ("repeats", "train_repeats") if key in speed)
+    threads = f"{speed['threads']}{JOINED}thread{'s' * (speed['threads'] != 1)}"
+    return f"{speed['device']}, {threads}, batch of {speed['samples']}, medians of {' and '.join(runs)} runs"
+
+
+def duration(value: float) -> str:
+    """`1.25 s`, `20.3 ms`, `312 us`: three digits."""
+    unit, scale = next(((u, s) for u, s in (("s ", 1.0), ("ms", 1e-3)) if round(value / s, 3) >= 1), ("us", 1e-6))
+    number = value / scale
+    return f"{number:.{2 if number < 9.995 else 1 if number < 99.95 else 0}f} {unit}"
+
+
+def times_text(gain: float | None) -> str:
+    """`2.35 x`; nothing where it is not known."""
+    return "" if gain is None else f"{gain:.2f} x"
+
+
+def speed_block(report: dict[str, Any], page: Page) -> list:
+    """Forward pass and training step before and after, and the speed-up beside what the multiply-adds promise."""
+    speed = report.get("speed")
+    if not speed:
+        return []
+    rows = timings(speed)
+    columns = [Column("measured time", column_cells(t.name for t in rows))]
+    for side in SIDES:
+        texts = [duration(t.seconds[side]) if side in t.seconds else "" for t in rows]
+        columns.append(Column(side if "after" in report else "", column_cells(texts)))
+    columns += [
+        Column("speed-up", column_cells((times_text(t.measured) for t in rows), "green")),
+        Column("by multiply-adds", column_cells((times_text(t.promised) for t in rows), "dim")),
+    ]
+    head, body, rule = lay_out(columns, page)
+    lines = [*head, rule, *body, *page.paragraph("on", "", conditions(speed))]
+    if "train_error" in speed:
+        lines += page.paragraph("training step:", "yellow", speed["train_error"])
+    return lines

@@ -1,0 +1,196 @@
+"""Collect dL/dc of masks c on activations, for criteria that look at what a neuron gives."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
+
+from .. import rules
+from ..core.contexts import NoDropout, each, seeded
+from ..core.copies import shadow
+from ..core.errors import BadInput
+from ..core.example import Example
+from ..core.tensors import map_tensors, to_meta, to_real
+from ..graph.analyse import named_tensors
+from ..graph.graph import Graph
+from ..graph.trace import Tracer
+from ..rules.labels import LayerUse
+from .criteria import Criterion
+from .weight_gradients import Gather
+from .zero_scores import NO_ACTIVATION, NO_GRADIENT
+
+
+class MaskGather(Gather):
+    """dL/dc of a mask c that multiplies the post-activation of each layer: the sum over positions of a * dL/da.
+
+    `neuron` takes its absolute value for each mini-batch (eq. 4, 7); `taylor` for each example, as a mean over
+    positions (Molchanov et al., eq. 8).
+    """
+
+    def __init__(self, model: nn.Module, graph: Graph, criteria: Sequence[Criterion]):
+        if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+            raise BadInput(
+                f"criterion '{criteria[0].name}' needs the Python model: TorchScript hides where activations are; "
+                "use an mpmg one"
+            )
+        super().__init__(criteria, len(graph.sizes))
+        self.sizes, self.device = graph.sizes, next(model.parameters()).device
+        self.at = post_activations(model, graph)
+        self.placed = {k for places in self.at.values() for k, _ in places}
+        self.masks: list[list[tuple[Tensor, int]]] = []
+
+    def forward(self) -> AbstractContextManager[Any]:
+        self.masks = [[] for _ in self.sums[self.criteria[0].name]]
+        return MaskMode(self.at, self.masks)
+
+    def why_none(self, k: int) -> str:
+        return NO_GRADIENT if k in self.placed else NO_ACTIVATION
+
+    def nothing(self, criterion: Criterion, k: int) -> Tensor:
+        return torch.zeros(self.sizes[k], dtype=torch.float64, device=self.device)
+
+    def take(self) -> None:
+        """What the masks of the mini-batch at hand have got."""
+        for k, masks in enumerate(self.masks):
+            grads = [(mask.grad.double() / self.scale, n) for mask, n in masks if mask.grad is not None]
+            for c in self.criteria if grads else ():
+                if c.reduce == "batch":
+                    self.put(c, k, torch.stack([g.sum(0) for g, _ in grads]).sum(0).abs())
+                else:
+                    self.put(c, k, torch.stack([(g / n).abs().mean(0) for g, n in grads]).sum(0))
+        self.masks = []
+
+
+Places = dict[tuple[str, int], list[tuple[int, int]]]
+
+
+def is_checkpointed() -> bool:
+    """Does the caller run under torch's checkpointing, which will run it again?"""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename == checkpoint.__file__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+class MaskMode(TorchFunctionMode):
+    """Multiplies the outputs of chosen calls by masks of ones, one value an example and neuron.
+
+    `at`: (name of the function called, number of the call by that name) -> (layer, axis of its neurons). Appends each mask
+    (B, N) to `masks[layer]`, with the number of positions that each of its values multiplies.
+    """
+
+    def __init__(self, at: Places, masks: list[list[tuple[Tensor, int]]]):
+        super().__init__()
+        self.at, self.masks = at, masks
+        self.calls: Counter[str] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        call = name, self.calls[name]
+        self.calls[name] += 1
+        out = func(*args, **(kwargs or {}))
+        for layer, axis in self.at.get(call, ()):
+            if is_checkpointed():
+                raise BadInput(
+                    "the criterion multiplies activations by masks, and the model checkpoints them; "
+                    "use an mpmg or mnmg criterion, or turn the model's checkpointing off (--low-memory does the same for it)"
+                )
+            size = out.shape[0], out.shape[axis]
+            mask = torch.ones(size, dtype=out.dtype, device=out.device, requires_grad=True)
+            self.masks[layer].append((mask, out.numel() // (size[0] * size[1])))
+            out = out * mask.view([n if a in (0, axis) else 1 for a, n in enumerate(out.shape)])
+        return out
+
+
+@dataclass
+class Call:
+    """One call of the torch API: the tensors that came from the network's input, its result, the layers used in it."""
+
+    name: str
+    ins: list[Tensor]
+    out: Any
+    uses: tuple[LayerUse, ...]
+
+
+class CallMode(TorchFunctionMode):
+    """Notes every call of the torch API while a tracer runs below."""
+
+    def __init__(self, tracer: Tracer):
+        super().__init__()
+        self.tracer = tracer
+        self.calls: list[Call] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        ins = [t for t in each(Tensor, args, kwargs or {}) if self.tracer.labels(t).is_data]
+        seen = len(self.tracer.ties.uses)
+        out = func(*args, **(kwargs or {}))
+        self.calls.append(Call(getattr(func, "__name__", ""), ins, out, tuple(self.tracer.ties.uses[seen:])))
+        return out
+
+
+def post_activations(model: nn.Module, graph: Graph) -> Places:
+    """The torch call whose result is the post-activation of a layer (see MaskMode) -> (layer, axis of its neurons).
+
+    From the layer's own call on, follow the only consumer as long as it has no other input and keeps the shape: a
+    norm, an activation, a dropout.
+    """
+    real = graph.train_run.real
+    copy = shadow(model, real).train()
+    tracer = Tracer(type(graph.ties)(), rules.find, rules.is_free)
+    tracer.ties.size = graph.ties.size
+    for name, t in named_tensors(copy):
+        tracer.put(t, graph.slots[name].labels)
+    example: Example = graph.example.with_batch(2)
+    given, place = (example.args, example.kwargs), next(model.parameters()).device
+    args, kwargs = map_tensors(given, lambda t: to_real(t, place)) if real else to_meta(given)
+    for t in each(Tensor, args, kwargs):
+        tracer.put(t, tracer.labels(t).__class__(tuple(t.shape), (), None))
+    mode = CallMode(tracer)
+    with seeded(), torch.no_grad(), tracer, NoDropout(), mode:
+        copy(*args, **kwargs)
+    users: dict[int, list[int]] = {}
+    for i, call in enumerate(mode.calls):
+        for t in call.ins:
+            if isinstance(call.out, (Tensor, tuple, list)):
+                users.setdefault(id(t), []).append(i)
+    first = {int(layer.neurons[0]): k for k, layer in enumerate(graph.layers)}
+    by_name: Counter[str] = Counter()
+    numbers = []
+    for call in mode.calls:
+        numbers.append((call.name, by_name[call.name]))
+        by_name[call.name] += 1
+    found: Places = {}
+    for i, call in enumerate(mode.calls):
+        for use in call.uses:
+            if use.neurons is None or not isinstance(call.out, Tensor):
+                continue
+            k = first.get(int(use.neurons[0]))
+            if k is None:
+                continue
+            axis = next((a for a, n in enumerate(call.out.shape) if n == len(use.neurons) and a > 0), None)
+            if axis is None:
+                continue
+            at, out = i, call.out
+            while True:
+                later = [j for j in users.get(id(out), []) if j > at]
+                after = mode.calls[later[0]] if later else None
+                single = len({id(t) for t in after.ins}) == 1 if after else False
+                in_place = after is not None and after.out is out
+                if after is None or not single or after.uses or not isinstance(after.out, Tensor) \
+                        or after.out.shape != out.shape or (len(later) > 1 and not in_place):  # fmt: skip
+                    break
+                at, out = later[0], after.out
+            found.setdefault(numbers[at], []).append((k, axis))
+    return found

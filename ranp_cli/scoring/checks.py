@@ -1,0 +1,76 @@
+"""The user's code at work while scoring, and what must hold of the loss and the gradients: one line of BadInput where it does not."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..core.contexts import each
+from ..core.errors import USER_EXCEPTIONS, BadInput, in_words
+from ..core.paths import is_ours
+from ..graph.graph import Layer
+
+
+def run_model(model: nn.Module, args: Any, kwargs: Any, index: int) -> Any:
+    try:
+        return model(*args, **kwargs)
+    except (torch.OutOfMemoryError, BadInput):
+        raise  # mended where it is known how, or told
+    except USER_EXCEPTIONS as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t in each(Tensor, args, kwargs))
+        raise BadInput(
+            f"the model fails on mini-batch {index}, of shape {shapes}: {in_words(error, 300)}; "
+            "every mini-batch must be of a shape and dtype that the model takes"
+        ) from error
+
+
+def run_backward(value: Tensor, index: int) -> None:
+    """BadInput where code of the model's own fails: a function's backward, an op in place on what autograd saved."""
+    try:
+        value.backward()
+    except (torch.OutOfMemoryError, BadInput):
+        raise
+    except USER_EXCEPTIONS as error:
+        last = traceback.extract_tb(error.__traceback__)[-1].filename
+        if is_ours(last):
+            raise  # a defect of ours
+        raise BadInput(
+            f"the backward pass of the model fails on mini-batch {index}: {in_words(error, 300)}; "
+            "it must be one that can be trained"
+        ) from error
+
+
+def check_finite(loss: Tensor, index: int, layers: Sequence[Layer], weights: dict[str, Tensor]) -> None:
+    if not bool(torch.isfinite(loss)):
+        bad = next((layer.name for layer in layers if not bool(torch.isfinite(weights[layer.slot]).all())), None)
+        where = (
+            f"layer {bad} has weights that are not finite"
+            if bad
+            else f"all weights from layer {layers[0].name} on are finite"
+        )
+        raise BadInput(
+            f"the loss of mini-batch {index} is {loss.item()} ({where}); give a batch and --loss that make it finite"
+        )
+    if not loss.requires_grad:
+        raise BadInput(
+            f"the loss of mini-batch {index} has no gradient: it depends on no layer (the first is {layers[0].name}); "
+            "give a --loss that is differentiable in the model's output"
+        )
+
+
+def check_scores(scores: Sequence[np.ndarray], layers: Sequence[Layer]) -> None:
+    for s, layer in zip(scores, layers, strict=True):
+        if not np.isfinite(s).all():
+            raise BadInput(
+                f"the gradient of layer {layer.name} is not finite; give inputs of a sane scale or another --loss"
+            )
+    if not any(s.any() for s in scores):
+        raise BadInput(
+            f"the loss has no gradient: it is zero in every layer from {layers[0].name} on; "
+            "check that the targets are not all ignored and that the loss depends on the output"
+        )

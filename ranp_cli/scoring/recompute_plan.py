@@ -1,0 +1,235 @@
+"""What scoring computes twice, so that it keeps to a memory: foretold on tensors that have none.
+
+A pass costs next to nothing there, and meter.Meter counts its peak. The tensors are on meta, or fake ones of the device where
+those tell another story: under autocast, and for ops (attention, recurrent cells) that fall apart on meta and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.aten import op_name
+from ..core.contexts import NoDropout, labels_on_cpu, seeded
+from ..core.copies import shadow
+from ..core.errors import USER_EXCEPTIONS, BadInput, Infeasible, in_words
+from ..core.example import Example
+from ..core.numbers import shown
+from ..core.tensors import tensors_in, to_meta
+from ..costs.fake_autocast import Autocast
+from ..costs.memory import plain_loss
+from ..costs.meter import Meter
+from ..graph.analyse import named_tensors
+from ..graph.graph import Graph
+from .layout import Kernels, channels_last
+from .precision import HALF, cast, cast_batch, whole
+from .recompute import COSTLY, Recompute
+
+LEVELS = 6  # between nothing that multiplies and everything, of what is computed twice
+ROWS = 1, 2  # costly ops that a recipe has at most
+TWICE = 1.0  # of the multiply-adds of a forward pass, at most so many are done again
+NEAR = 1.02  # a peak within 2 % of the least is as good
+SAME = 0.01  # so much apart, two foretellings of a plain pass are one story
+MATRICES = frozenset({"aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm"})  # what falls apart on meta has such in it
+ADVICE = "; leave --memory-limit out"
+SHARE = 0.5  # of the peak of a plain pass: what is asked for where nobody names a limit
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is cheap (None: nothing is computed twice), see Recompute, and the peak in bytes that scoring then has."""
+
+    most: float | None
+    peak: int
+    plain: int  # of a forward and backward pass as anyone would write it
+    row: int = 1
+    again: float = 0.0  # multiply-adds that are done again, as a share of the forward pass
+    unknown: str = ""  # why the peaks are not known
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a mini-batch is scored, as far as its memory goes."""
+
+    layout: bool = False  # channels lie last
+    precision: str = "model"
+    device: str = "cpu"
+
+
+class Planner:
+    """Foretells the peak of scoring one mini-batch of `example`, on meta tensors or on fake ones."""
+
+    @labels_on_cpu
+    def __init__(self, model: nn.Module, graph: Graph, example: Example, setting: Setting, fake: bool = False) -> None:
+        self.setting = setting
+        self.ground = Autocast(setting.device, setting.precision in HALF) if fake else None
+        copy = cast(shadow(model), setting.precision)
+        self.copy = (copy if self.ground is None else self.ground.model(copy)).train()
+        given = (to_meta if self.ground is None else self.ground.inputs)((example.args, example.kwargs))
+        with self._grounded():
+            self.given = cast_batch(given, setting.precision)
+            self.inputs = channels_last(self.given) if setting.layout else self.given
+        tensors = dict(named_tensors(self.copy))
+        self.held = list(tensors.values())
+        for p in self.copy.parameters():
+            p.requires_grad_(False)
+        self.weights = [tensors[layer.slot].requires_grad_(True) for layer in graph.layers]
+        everything = {id(t): t for t in (*self.held, *tensors_in(self.inputs))}
+        self.always = sum(t.numel() * t.element_size() for t in everything.values())
+        self.prices: list[tuple[float, int]] = []
+        self._known: dict[Any, Any] = {}
+        plain = self._plain()
+        self.plain, self.born = self.always + plain.peak, sum(birth.size for birth in plain.births)
+        self.multiplies_matrices = any(op_name(func) in MATRICES for func, _ in self._known)
+
+    def _grounded(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.ground is None else self.ground.mode
+
+    def _meter(self, inputs: Any) -> Meter:
+        meter = Meter(known=self._known, on_cpu=self.setting.device == "cpu")
+        for t in (*self.held, *tensors_in(inputs)):
+            meter.know(t)
+        return meter
+
+    def is_like(self, other: Planner) -> bool:
+        """Does a plain pass allocate the same, but for some counters?"""
+        return all(abs(a / b - 1) < SAME for a, b in ((self.plain, other.plain), (self.born, other.born)))
+
+    def _plain(self) -> Meter:
+        """Of a forward and backward pass as anyone would write it: the gradients stay, nothing is cast, laid or computed twice."""
+        meter = self._meter(self.given)
+        args, kwargs = self.given
+        with seeded(), torch.enable_grad(), self._grounded(), meter, NoDropout():
+            plain_loss(self.copy(*args, **kwargs)).backward()
+        for w in self.weights:
+            w.grad = None
+        return meter
+
+    @labels_on_cpu
+    def measure(self, most: float | None, row: int = 1) -> Plan:
+        """The peak: weights, the mini-batch, and what lives of a forward and backward pass."""
+        meter, hooks = self._meter(self.inputs), [w.register_post_accumulate_grad_hook(forget) for w in self.weights]
+        args, kwargs = self.inputs
+        again = Recompute(most or 0, self.copy.buffers(), row)
+        half = self.setting.precision in HALF
+        try:
+            with seeded(), torch.enable_grad(), self._grounded(), meter, nullcontext() if most is None else again:
+                with (
+                    nullcontext() if most is None else again.packing(),
+                    Kernels(self.setting.layout, half),
+                    NoDropout(),
+                ):
+                    with nullcontext() if self.ground is None else self.ground.casting():
+                        output = self.copy(*args, **kwargs)
+                    value = plain_loss(whole(output))
+                    del output
+                value.backward()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.prices = again.prices
+        return Plan(most, self.always + meter.peak, self.plain, row, again.macs_again / max(1, again.macs))
+
+    def plans(self) -> Iterator[Plan]:
+        """From those that compute little again, if anything, to those that compute much."""
+        yield self.measure(None)
+        yield self.measure(0)
+        levels = steps(self.prices)
+        for row in ROWS:
+            for most in levels:
+                if row == 1 or most > COSTLY:
+                    plan = self.measure(most, row)
+                    if plan.again <= TWICE:
+                        yield plan
+
+    def plan(self, limit: int | None) -> Plan:
+        """The first plan that keeps to the limit.
+
+        Without a limit: to half of a plain pass' peak, or where none does, near the lowest. Raises Infeasible, naming the
+        closest, when none keeps to the limit.
+        """
+        bound = int(SHARE * self.plain) if limit is None else limit
+        plans: list[Plan] = []
+        for plan in self.plans():
+            if plan.peak <= bound:
+                return plan
+            plans.append(plan)
+        best = min(plan.peak for plan in plans)
+        if limit is not None:
+            raise Infeasible(
+                f"a memory limit of {shown('train-mem', limit)} cannot be kept: scoring this mini-batch needs at least "
+                f"{shown('train-mem', best * 1.001)}; give that, or a smaller mini-batch"
+            )
+        return next(plan for plan in plans if plan.peak <= NEAR * best)
+
+    def least(self) -> Plan:
+        """The plan of the lowest peak."""
+        return min(self.plans(), key=lambda plan: plan.peak)
+
+
+def plan(
+    model: nn.Module, graph: Graph, example: Example, limit: int | None, setting: Setting, least: bool = False
+) -> Plan:
+    """What to compute twice when a mini-batch of `example` is scored; see Planner.
+
+    Where nothing can be foretold and no limit is to be kept, what multiplies nothing is computed twice, and the peaks are 0.
+    Raises BadInput, Infeasible.
+    """
+    try:
+        found = planner(model, graph, example, setting)
+        return found.least() if least else found.plan(limit)
+    except Infeasible:
+        raise
+    except BadInput as error:
+        failure = error
+    except USER_EXCEPTIONS as error:
+        if setting.layout:  # code that wants its tensors in the order of their axes
+            return plan(model, graph, example, limit, replace(setting, layout=False), least)
+        failure = not_planned(error)
+    if limit is None:
+        return Plan(0, 0, 0, unknown=str(failure).removesuffix(ADVICE))
+    raise failure
+
+
+def planner(model: nn.Module, graph: Graph, example: Example, setting: Setting) -> Planner:
+    """On meta tensors, or on fake ones where those tell another story. Raises BadInput when neither can be had."""
+    if setting.precision in HALF:
+        with suppress(*USER_EXCEPTIONS):
+            return Planner(model, graph, example, setting, fake=True)
+    try:
+        on_meta = Planner(model, graph, example, setting)
+    except USER_EXCEPTIONS as error:
+        try:
+            return Planner(model, graph, example, setting, fake=True)
+        except USER_EXCEPTIONS:
+            raise not_planned(error) from error
+    if on_meta.multiplies_matrices:
+        with suppress(*USER_EXCEPTIONS):
+            on_fake = Planner(model, graph, example, setting, fake=True)
+            if not on_fake.is_like(on_meta):
+                return on_fake
+    return on_meta
+
+
+def not_planned(error: BaseException) -> BadInput:
+    return BadInput(f"the memory of this model cannot be foretold ({in_words(error)}){ADVICE}")
+
+
+def steps(prices: list[tuple[float, int]]) -> list[float]:
+    """Prices, ascending, each of which takes in about as many bytes more; the last takes in all."""
+    found: list[float] = []
+    taken, total = 0, sum(size for _, size in prices)
+    for price, size in sorted(prices):
+        taken += size
+        if taken * LEVELS >= total * (len(found) + 1):
+            found += [price] * (taken * LEVELS // total - len(found))
+    return sorted(set(found))
+
+
+def forget(p: Tensor) -> None:
+    p.grad = None

@@ -1,0 +1,352 @@
+"""Importance of neurons from the gradients of a calibration batch (RANP, eq. 4-8)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..core.contexts import NoDropout, each, in_checkpoints, seeded
+from ..core.copies import copy_on
+from ..core.errors import BadInput
+from ..core.example import Example
+from ..core.numbers import shown
+from ..core.tensors import map_tensors
+from ..graph.analyse import named_tensors
+from ..graph.graph import Graph
+from .activation_gradients import MaskGather
+from .checks import check_finite, check_scores, run_backward, run_model
+from .compensated_sum import Sum, undivided
+from .criteria import Criterion
+from .distributed import Spread
+from .layout import Kernels, channels_last
+from .module_state import State
+from .precision import AGREE, HALF, SCALE, autocast, cast, cast_batch, has_fast_bf16, reproducible, whole
+from .recompute import Recompute
+from .recompute_plan import Plan, Setting, plan
+from .weight_gradients import Gather, WeightGather, add_up, mean_of
+from .zero_scores import check_reached, find_zeros, unranked
+
+
+@dataclass(frozen=True)
+class Importance:
+    """The scores of each layer in float64, and how many mini-batches they are the mean of.
+
+    One score a neuron, of shape (N,); for the criterion `snip` one a weight, of the parameter's shape, in float32.
+    `sums` are what the mean was taken of, to go on from. `not_ranked`: the layers whose scores say nothing, and why.
+    """
+
+    scores: list[np.ndarray]
+    batches: int
+    sums: list[Sum | None] = field(default_factory=list)
+    not_ranked: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the gradients are computed. What is found out on the way is written to `facts`, for the report."""
+
+    precision: str = "model"
+    low_memory: bool = False
+    memory_limit: int | None = None  # bytes
+    spread: Spread = field(default_factory=Spread)
+    agreement: Callable[[list[np.ndarray], list[np.ndarray]], float] | None = None  # of the masks of two scores
+    resumed: Importance | None = None
+    keep_partial: bool = False  # Ctrl-C ends the scoring instead of the program, once there is a mini-batch
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def note(self, text: str) -> None:
+        self.facts.setdefault("notes", []).append(text)
+
+
+def score(model: nn.Module, graph: Graph, batches: Any, loss: Callable[[Any, Any], Tensor], criteria: Sequence[Criterion],
+          device: torch.device, seed: int = 0, advance: Callable[[], Any] = lambda: None, way: Way | None = None) -> dict[str, Importance]:  # fmt: skip
+    """Scores of all neurons by each criterion, averaged over the mini-batches, from one pass over them.
+
+    The model runs in training mode with batch statistics and without dropout, on a twin that shares its weights, so
+    the model itself (modes, gradients, buffers) is not touched. A gradient is freed as soon as it has been scored. What
+    is drawn in the forward pass of a mini-batch depends on `seed` and its number alone, so that it does not matter
+    which process comes to it, or when.
+
+    Raises BadInput for a loss that is not finite or reaches no layer; Infeasible for a memory limit that cannot be kept.
+    """
+    way = way or Way()
+    scorer = Scorer(model, graph, loss, criteria, device, seed, way)
+    start = count = way.resumed.batches if way.resumed and way.spread.rank == 0 else 0
+    first = way.resumed.batches if way.resumed else 0
+    with ExitStack() as during:
+        during.enter_context(seeded(seed))  # what a loader draws
+        during.enter_context(reproducible())
+        for gather in scorer.gathers:
+            during.enter_context(gather.watching())
+        try:
+            for index, batch in way.spread.mine(batches, first):
+                scorer.run(index, batch)
+                with undivided():
+                    scorer.end_of_batch()
+                    count += 1
+                advance()
+        except KeyboardInterrupt:
+            if not way.keep_partial or count == start or way.spread.size > 1:
+                raise
+            way.facts["stopped"] = True
+        scorer.finish()
+    count = way.spread.add_up(scorer.gathers, count)
+    if not count:
+        raise BadInput("the batch source is empty: no mini-batch came; give at least one (input, target)")
+    found = {}
+    for gather in scorer.gathers:
+        for c in gather.criteria:
+            scores = mean_of(c, gather.sums[c.name], score_shapes(graph, c), count)
+            check_scores(scores, graph.layers)
+            sums = gather.sums[c.name]
+            missing = {layer.name: gather.why_none(k) for k, layer in enumerate(graph.layers) if sums[k] is None}
+            found[c.name] = Importance(scores, count, sums, unranked(graph, scores, missing))
+    return found
+
+
+def score_shapes(graph: Graph, criterion: Criterion) -> list[tuple[int, ...]]:
+    """Of the scores of each layer."""
+    if criterion.reduce == "nothing":
+        return [graph.slots[layer.slot].shape for layer in graph.layers]
+    return [(n,) for n in graph.sizes]
+
+
+class Scorer:
+    """A twin of the model at work, and what is gathered from each of its passes."""
+
+    def __init__(self, model: nn.Module, graph: Graph, loss: Callable[[Any, Any], Tensor], criteria: Sequence[Criterion],
+                 device: torch.device, seed: int, way: Way) -> None:  # fmt: skip
+        self.model, self.graph, self.loss, self.device, self.seed, self.way = model, graph, loss, device, seed, way
+        self.zeros = find_zeros(model, graph)
+        self.unproved = bool(self.zeros.last)  # whether a gradient gets past the last layers
+        way.facts.update(self.zeros.facts(graph))
+        twin = training_twin(model, device, graph.written | self.zeros.names)
+        self.zeros.replace_in(twin, seed)
+        self.twin = cast(twin, way.precision)
+        self.state = State(self.twin, model, graph.written)
+        if (
+            way.precision in ("bf16", "fp16", "auto")
+            and device.type == "cpu"
+            and isinstance(model, torch.jit.ScriptModule)
+        ):
+            raise BadInput(f"--precision {way.precision} needs the Python model on a CPU; leave it out for TorchScript")
+        self.weights = dict(named_tensors(self.twin))
+        self.precision = "model" if way.precision == "auto" else way.precision
+        self.doubt: tuple[int, Any] | None = None  # the mini-batch on which `auto` is to compare bf16 with fp32
+        self.undecided = way.precision == "auto"
+        if self.undecided and (others := {p.dtype for p in self.twin.parameters()} - {torch.float32}):
+            self.undecided = False
+            way.note(f"--precision auto: the model has weights in {others.pop()}, which stay as they are")
+        # convolutions are then the faster for it; instance norms give everything back in the order of its axes
+        instance_norms = any(isinstance(m, nn.modules.instancenorm._InstanceNorm) for m in self.twin.modules())
+        self.layout = not instance_norms and (device.type == "cpu" or self.precision in HALF)
+        self.plan: Plan | None = None
+        self.planned = 0  # elements of the largest mini-batch that the plan is for
+        of_weights = [c for c in criteria if c.of_weights]
+        of_activations = [c for c in criteria if c.of_activations]
+        self.gathers: list[Gather] = []
+        if of_weights:
+            self.gathers.append(WeightGather(graph.layers, self.weights, of_weights))
+        if of_activations:
+            self.gathers.append(MaskGather(model, graph, of_activations))
+        if way.resumed and way.spread.rank == 0:
+            sums = [s and Sum(s.high.to(device, copy=True), s.low.to(device, copy=True)) for s in way.resumed.sums]
+            add_up(self.gathers[0].sums[criteria[0].name], sums)
+        for gather in self.gathers:
+            gather.scale = SCALE if self.precision == "fp16" else 1.0
+
+    def run(self, index: int, batch: Any) -> None:
+        """Add the gradients of one mini-batch."""
+        if self.undecided and self.doubt is not None:
+            self._decide()
+        if self.way.low_memory and elements(batch) > self.planned:
+            self._plan(batch)
+        try:
+            if self.unproved:
+                self._prove(index, batch)
+            self._pass(index, batch)
+        except torch.OutOfMemoryError as error:
+            self._make_room(batch, error)
+            self.run(index, batch)
+        else:
+            self._take(index, batch)
+
+    def _prove(self, index: int, batch: Any) -> None:
+        """BadInput when no gradient gets past the zeros of the last layers; else their weights are drawn too."""
+        self._pass(index, batch)
+        gather = self.gathers[0]
+        check_reached(gather.parts[gather.criteria[0].name], self.graph, self.zeros)
+        for each_gather in self.gathers:
+            each_gather.drop_batch()
+        self.zeros.replace_in(self.twin, self.seed, last=True)
+        self.unproved = False
+
+    def _take(self, index: int, batch: Any) -> None:
+        """Add what a pass has given to the sums."""
+        while (
+            self.precision == "fp16"
+            and not all(g.is_finite() for g in self.gathers)
+            and self.gathers[0].scale > 1 / SCALE
+        ):
+            for gather in self.gathers:  # the gradients of the scaled loss were too large
+                gather.drop_batch()
+                gather.scale /= 16
+            self._pass(index, batch)
+        if self.undecided and self.doubt is None:
+            self.doubt = index, batch
+
+    def end_of_batch(self) -> None:
+        for gather in self.gathers:
+            gather.end_of_batch()
+
+    def finish(self) -> None:
+        """What is to be said when the mini-batches have ended."""
+        for gather in self.gathers:
+            gather.drop_batch()
+        if self.undecided and self.doubt is not None:
+            self.way.facts["precision"] = "fp32"
+            self.way.note("--precision auto: there was one mini-batch, and the check needs its fp32 gradients: fp32")
+
+    def _pass(self, index: int, batch: Any) -> None:
+        args, kwargs, target = map_tensors((batch.args, batch.kwargs, batch.target), self._send)
+        args, kwargs, target = cast_batch((args, kwargs, target), self.precision)
+        plan = self.plan
+        again = None if plan is None or plan.most is None else Recompute(plan.most, self.twin.buffers(), plan.row)
+        with again or nullcontext():
+            try:
+                laid = channels_last((args, kwargs)) if self.layout else (args, kwargs)
+                value = self._forward(index, laid[0], laid[1], target, again)
+            except BadInput:
+                if not self.layout:
+                    raise
+                self.layout = False  # code that wants its tensors in the order of their axes, as `view` does
+                value = self._forward(index, args, kwargs, target, again)
+            check_finite(value, index, self.graph.layers, self.weights)
+            scale = self.gathers[0].scale
+            with in_checkpoints(self._as_it_runs):
+                run_backward(value if scale == 1 else value * scale, index)
+            del value
+        for gather in self.gathers:
+            gather.take()
+
+    def _forward(self, index: int, args: Any, kwargs: Any, target: Any, again: Recompute | None) -> Tensor:
+        self.state.restore()
+        with ExitStack() as during:
+            during.enter_context(seeded((self.seed + index) % 2**63))
+            during.enter_context(torch.enable_grad())
+            if again:
+                during.enter_context(again.packing())
+            during.enter_context(self._as_it_runs())
+            for gather in self.gathers:
+                during.enter_context(gather.forward())
+            with autocast(self.precision, self.device):
+                output = run_model(self.twin, args, kwargs, index)
+            return self.loss(whole(output), target)
+
+    @contextmanager
+    def _as_it_runs(self) -> Iterator[None]:
+        with Kernels(self.layout, self.precision in HALF and self.device.type == "cpu"), NoDropout():
+            yield
+
+    def _send(self, t: Tensor) -> Tensor:
+        if self.device.type == "cuda" and t.device.type == "cpu":
+            return t.pin_memory().to(self.device, non_blocking=True)
+        return t.to(self.device)
+
+    def _plan(self, batch: Any) -> None:
+        before, self.planned = self.plan, elements(batch)
+        self.plan = self._plan_for(batch, self.way.memory_limit)
+        if before is None or self.plan.peak > before.peak:
+            self._say()
+
+    def _plan_for(self, batch: Any, limit: int | None, least: bool = False) -> Plan:
+        setting = Setting(self.layout, self.precision, self.device.type)
+        return plan(self.model, self.graph, Example(batch.args, batch.kwargs), limit, setting, least)
+
+    def _say(self) -> None:
+        assert self.plan is not None
+        if self.plan.unknown:
+            self.way.note(f"what multiplies nothing is computed twice; {self.plan.unknown}")
+            return
+        self.way.facts.update(foretold_peak_bytes=self.plan.peak, plain_peak_bytes=self.plan.plain)
+        if self.plan.most is not None:
+            self.way.facts["computed_twice"] = {
+                "macs_per_element": self.plan.most,
+                "share_of_forward": round(self.plan.again, 4),
+            }
+        what = "nothing is computed twice"
+        if self.plan.most is not None:
+            what = f"what takes up to {self.plan.most:.0f} multiply-adds an element is computed twice ({self.plan.again:.0%} of a forward pass)"
+        self.way.note(f"{what}; scoring then has its peak at {shown('train-mem', self.plan.peak)}, "
+                      f"{self.plan.peak / self.plan.plain:.0%} of a plain pass', as foretold")  # fmt: skip
+
+    def _make_room(self, batch: Any, error: torch.OutOfMemoryError) -> None:
+        """The device is full: go on as with --low-memory, and where that was not enough, with the plan of the lowest peak."""
+        for gather in self.gathers:
+            gather.drop_batch()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        before = self.plan
+        self.plan = self._plan_for(batch, None, least=before is not None)
+        if before is not None and self.plan.peak >= before.peak:
+            raise BadInput(
+                f"the device has too little memory for a mini-batch ({str(error).splitlines()[0]}); "
+                "give smaller mini-batches or smaller inputs"
+            ) from error
+        how = "as with --low-memory" if before is None else "computing more of it twice"
+        self.way.note(f"the device ran out of memory: scoring goes on {how}")
+        self._say()
+
+    def _decide(self) -> None:
+        """`auto`: bf16 from the second mini-batch on, if it gives the mask of fp32 on the first."""
+        assert self.doubt is not None
+        self.undecided = False
+        index, batch = self.doubt
+        self.doubt = None
+        if not has_fast_bf16(self.device):
+            self.way.note(f"--precision auto: this {self.device.type} has no bf16 units: fp32")
+        else:
+            gather = self.gathers[0]
+            c = gather.criteria[0]
+            places = score_shapes(self.graph, c)
+            fp32, layout = mean_of(c, gather.sums[c.name], places, 1), self.layout
+            self.precision = "bf16"
+            try:
+                self._pass(index, batch)
+            except BadInput:  # it ran in fp32
+                self.precision, self.layout = "model", layout
+                self.way.note("--precision auto: the model does not run in bf16: fp32")
+            else:
+                bf16 = mean_of(c, [None if t is None else Sum.of(t) for t in gather.parts[c.name]], places, 1)
+                agreed = self.way.agreement(fp32, bf16) if self.way.agreement else 0.0
+                self.precision = "bf16" if agreed >= AGREE else "model"
+                self.way.facts["agreement"] = agreed
+                self.way.note(f"--precision auto: on the first mini-batch bf16 keeps {agreed:.1%} of the neurons that fp32 keeps: "
+                              f"{'bf16 from the second on' if agreed >= AGREE else 'fp32'}")  # fmt: skip
+            for each_gather in self.gathers:
+                each_gather.drop_batch()
+        self.way.facts["precision"] = "bf16" if self.precision == "bf16" else "fp32"
+
+
+def elements(batch: Any) -> int:
+    """How many numbers the inputs of a mini-batch have."""
+    return sum(t.numel() for t in each(Tensor, batch.args, batch.kwargs))
+
+
+def training_twin(model: nn.Module, device: torch.device, own: Container[str] = ()) -> nn.Module:
+    """The model in training mode on `device`: its weights are shared where they are there, its buffers and `own` copied."""
+    twin = copy_on(model, device, own)
+    twin.train()
+    for module in twin.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+    for p in twin.parameters():
+        p.grad = None
+        p.requires_grad_(False)
+    return twin
