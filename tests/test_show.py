@@ -413,6 +413,6 @@ def test_verdicts() -> None:
 
 
 def test_show_needs_neither_torch_nor_the_rest_of_the_package() -> None:
-    loaded = "import sys, ranp_cli.show; print(*sys.modules)"
+    loaded = "import sys, ranp_cli.reporting.show; print(*sys.modules)"
     names = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout.split()
     assert "torch" not in names

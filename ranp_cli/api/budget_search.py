@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from ..costs.budget import Limit, infeasible, met, used
 from ..costs.timing import CLOSE, SECOND_LOOKS, STEPS, Race, Stand, T
@@ -16,17 +15,17 @@ from ..graph.graph import Graph
 from ..pruning.methods import METHODS
 from ..pruning.rounding import lacking, raised
 from ..pruning.select import Selection
-from ..pruning.slim_trace import SlimRun
-from ..reporting.report import Report
-from .session import Job, Progress, Ranking, Settled, settle
+from .costing import Costing
+from .ranking import Ranking
+from .session import Progress, Session
+from .settle import Settled, settle
 
 FULL = 0.995  # of a budget: nothing more is looked for
 TRIES = 100  # networks that are looked at to fill it
 
 
-def fit(report: Report, job: Job, graph: Graph, ranking: Ranking, scores: Sequence[np.ndarray], limits: Sequence[Limit],
-        cost: Callable[[nn.Module, SlimRun | None], dict[str, float]], stand: Stand | None,
-        progress: Progress) -> tuple[Settled, Race | None]:  # fmt: skip
+def fit_budget(session: Session, graph: Graph, ranking: Ranking, scores: Sequence[np.ndarray], limits: Sequence[Limit],
+               costing: Costing, stand: Stand | None, progress: Progress) -> tuple[Settled, Race | None]:  # fmt: skip
     """The largest network that meets all limits, by bisection over the sparsity: no gradient is taken again.
 
     One neuron may cost so much that it ends the search while others would still fit: these are added then, best first.
@@ -36,12 +35,15 @@ def fit(report: Report, job: Job, graph: Graph, ranking: Ranking, scores: Sequen
 
     def at(kept: int) -> tuple[Settled, dict[str, float]]:
         level = max(0.0, 1 - (kept + 0.5) / cells)  # such that just `kept` are ranked in
-        found = settle(report, job, graph, lambda: ranking.select(graph, scores, level))
-        return found, cost(found[1], found[3])
+        found = settle(session, graph, lambda: ranking.select(graph, scores, level))
+        return found, cost(found)
+
+    def cost(found: Settled) -> dict[str, float]:
+        return costing.under(limits, found.model, found.trace)
 
     cells = 2**16 if ranking.method == "snip" else graph.n  # of neurons; for SNIP the share is one of weights
     counted, timed = ([each for each in limits if (each.kind == "latency") == is_time] for is_time in (False, True))
-    before = cost(job.model, None)
+    before = costing.under(limits, session.model, None)
     low, high = 0, cells  # the least, which must do, and too many
     with progress("fitting", None) as advance:
         best, least = at(low)
@@ -59,13 +61,15 @@ def fit(report: Report, job: Job, graph: Graph, ranking: Ranking, scores: Sequen
             else:
                 high = middle
         if not timed or stand is None:
-            full = used(counted, before, cost(best[1], best[3]))
-            fill = Fill(graph, ranking.values(graph, scores), ranking)
+            full = used(counted, before, cost(best))
+            fill = GreedyFill(graph, ranking.values(graph, scores), ranking)
             while (
-                full < FULL and not METHODS[ranking.method].by_layer and (more := fill.candidate(best[0])) is not None
+                full < FULL
+                and not METHODS[ranking.method].by_layer
+                and (more := fill.candidate(best.selection)) is not None
             ):
-                found = settle(report, job, graph, partial(fill.kept, more))
-                after = cost(found[1], found[3])
+                found = settle(session, graph, partial(fill.kept, more))
+                after = cost(found)
                 advance()
                 if fill.tried(met(counted, before, after)):
                     best, full = found, used(counted, before, after)
@@ -78,11 +82,11 @@ def fit(report: Report, job: Job, graph: Graph, ranking: Ranking, scores: Sequen
             return found if met(counted, before, after) else None
 
         def times(found: Settled, sure: bool) -> Race:
-            with report.timing("time"):
-                if found[0].keep.all():  # nothing went: it is the dense network
-                    alone = stand.forward(job.model, sure=sure)
+            with session.report.timing("time"):
+                if found.selection.keep.all():  # nothing went: it is the dense network
+                    alone = stand.forward(session.model, sure=sure)
                     return Race(alone.seconds * 2, alone.repeats)
-                return stand.forward(job.model, found[1], sure=sure)
+                return stand.forward(session.model, found.model, sure=sure)
 
         return largest_within(timed[0], low, allowed, times, advance)
 
@@ -92,13 +96,13 @@ def costliest(found: Settled, limits: Sequence[Limit], before: Mapping[str, floa
     over = next((each.kind for each in limits if least[each.kind] > each.of(before[each.kind])), None)
     cost = {"params": lambda layer: layer.weights, "macs": lambda layer: layer.macs, "flops": lambda layer: layer.macs}
     layers = sorted(
-        found[3].layers.values(), key=cost.get(str(over), lambda layer: layer.output_elements), reverse=True
+        found.trace.layers.values(), key=cost.get(str(over), lambda layer: layer.output_elements), reverse=True
     )
     return f"; the most of it in {', '.join(layer.name for layer in layers[:3])}" if layers else ""
 
 
 @dataclass
-class Fill:
+class GreedyFill:
     """Proposes networks that keep more than one that fits, until nothing more does.
 
     Units are added best first, as many at once as fit. One that alone is too much stays out, and so do all that belong

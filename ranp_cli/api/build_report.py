@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from ..core.contexts import seeded
-from ..core.example import Example
-from ..graph.analyse import cost_of, measure_all
+from ..costs.memory import with_training
+from ..graph.analyse import TracedCosts, cost_of
 from ..graph.graph import Graph
 from ..pruning.init import initialise
 from ..pruning.mask import Mask
 from ..pruning.select import check, select
-from ..pruning.slim_trace import SlimRun
 from ..pruning.verify import verify
-from ..reporting.report import LAYER_COSTS, Report, layer_row, not_pruned, uncounted
+from ..reporting.report import LAYER_COSTS, layer_row, not_pruned, uncounted
 from ..scoring.scorer import Importance
 from ..scoring.zero_scores import SAID
+from .costing import Costing
 from .results import Pruned, Scores
-from .session import Job
+from .session import Session
+from .settle import Settled
 
 
-def scores_of(report: Report, job: Job, graph: Graph, found: Importance, how: dict[str, Any],
-              sparsity: float | None) -> Scores:  # fmt: skip
+def build_scores(session: Session, graph: Graph, found: Importance, how: dict[str, Any],
+                 sparsity: float | None) -> Scores:  # fmt: skip
     """The scores and their balance: the mean and the share of each layer, and how many of its neurons they alone keep."""
     layers = {layer.name: values for layer, values in zip(graph.layers, found.scores, strict=True)}
     whole = sum(float(v.sum()) for v in found.scores) or 1.0
@@ -36,54 +36,67 @@ def scores_of(report: Report, job: Job, graph: Graph, found: Importance, how: di
         plain = select(graph, found.scores, check(sparsity))
         for row, kept in zip(rows, graph.by_layer(plain.keep[graph.unit]), strict=True):
             row["kept"] = int(kept.sum())
-    report.parts |= {
+    session.report.parts |= {
         "method": {**how, "batches": found.batches},
         "neurons": {"total": graph.n},
-        "before": cost_of(job.model, graph.eval_run),
+        "before": cost_of(session.model, graph.eval_run),
         "layers": rows,
         "uncounted_ops": uncounted(graph.eval_run.tracer.uncounted),
     }
     about = {
         **how,
         "batches": found.batches,
-        "model": {**job.about, "weights": job.weights_digest()},
-        **{key: value for key, value in report.parts.get("scoring", {}).items() if key in SAID},
+        "model": {**session.model_info, "weights": session.weights_digest()},
+        **{key: value for key, value in session.report.parts.get("scoring", {}).items() if key in SAID},
     }
     sums = {layer.name: total for layer, total in zip(graph.layers, found.sums, strict=False) if total is not None}
-    return Scores(layers, about, report, sums)
+    return Scores(layers, about, session.report, sums)
 
 
-def pruned_of(report: Report, job: Job, graph: Graph, mask: Mask, keep: np.ndarray, slim: nn.Module, changed: dict[str, Any],
-            ran: SlimRun, init: str, seed: int, at: Example | None = None,
-            large: Any = None) -> Pruned:  # fmt: skip
+def build_pruned(session: Session, graph: Graph, mask: Mask, settled: Settled, init: str, costing: Costing) -> Pruned:
     """Verify the slim network, draw its weights anew where `init` says so, and lay it beside the dense one.
-
-    Args:
-        keep: which units stay.
-        changed, ran: what refining it changed besides tensors, and its run on meta tensors.
-        at, large: the input that is counted instead of the graph's, and what `measure_all` found of the dense network on it.
 
     Raises: VerificationFailed.
     """
-    stays = graph.flags(keep)
+    report, slim, at = session.report, settled.model, costing.at
     with report.timing("verify"):
-        verified = verify(job.model, slim, graph, stays)
+        verified = verify(session.model, slim, graph, graph.flags(settled.selection.keep))
     if init != "keep":
-        with report.timing("refine"), seeded(seed):
+        with report.timing("refine"), seeded(session.seed):
             initialise(slim, init, [layer.slot for layer in graph.layers])
-    about = dict(job.about)
-    about["parameters"] = {name: list(p.shape) for name, p in job.model.named_parameters()}
-    run, before, after = graph.eval_run, cost_of(job.model, graph.eval_run), cost_of(slim, ran.run)
-    was, now = {(layer.slot, layer.axis): layer for layer in graph.layers}, ran.layers
-    if at is not None:  # everything is counted at this size
-        about["profiled_input"] = at.signature
-        (run, was, before), (_, now, after) = large, measure_all(slim, at)
+    dense, after = costing.dense(session), costing.slim(slim, settled.trace)
+    counted_for = {} if at is None else {"profiled_input": at.signature}
+    report.parts |= {
+        "method": mask.method,
+        "sparsity": {"requested": mask.requested, "achieved": round(mask.achieved, 6)},
+        "neurons": {"total": mask.total, "kept": mask.kept},
+        "model": {**session.model_info, **counted_for},
+        "before": dense.costs,
+        "after": after.costs,
+        "verified": verified,
+        "layers": layer_rows(graph, mask, dense, after),
+        "floored": mask.floored,
+        "fixed": mask.fixed,
+        "not_pruned": not_pruned(graph, settled.selection.keep),
+        "unruled_ops": [{"op": op, "module": module, "source": where} for op, module, where in
+                        dict.fromkeys(graph.eval_run.tracer.unruled + graph.train_run.tracer.unruled)],
+        "uncounted_ops": uncounted(dense.run.tracer.uncounted),
+    }  # fmt: skip
+    shapes = {name: list(p.shape) for name, p in session.model.named_parameters()}
+    info = {**session.model_info, "parameters": shapes, **counted_for}
+    return Pruned(slim, mask, report, {"model": info, "attributes": settled.attributes})
+
+
+def layer_rows(graph: Graph, mask: Mask, dense: TracedCosts, slim: TracedCosts) -> list[dict[str, Any]]:
+    """The report's part `layers`: each layer of the dense network, with what the slim one keeps and costs there."""
     rows = []
     fixed = {layer.name: {str(graph.reasons[u]) for u in units if graph.reasons[u]}
              for layer, units in zip(graph.layers, graph.by_layer(graph.unit), strict=True)}  # fmt: skip
     for layer in graph.layers:
         where = layer.slot, layer.axis
-        first, later = (layer_row(side[where]) if where in side else {} for side in (was, now))  # {}: it does without
+        first, later = (
+            layer_row(side.layers[where]) if where in side.layers else {} for side in (dense, slim)
+        )  # {}: it does without
         row = {**layer_row(layer), "kept": len(mask.layers[layer.name]["kept"])}
         row |= {key: first.get(key, 0) for key in LAYER_COSTS}
         row |= {f"{key}_after": later.get(key, 0) for key in LAYER_COSTS}
@@ -92,20 +105,13 @@ def pruned_of(report: Report, job: Job, graph: Graph, mask: Mask, keep: np.ndarr
         if fixed[layer.name]:
             row["fixed"] = "; ".join(sorted(fixed[layer.name]))
         rows.append(row)
-    report.parts |= {
-        "method": mask.method,
-        "sparsity": {"requested": mask.requested, "achieved": round(mask.achieved, 6)},
-        "neurons": {"total": mask.total, "kept": mask.kept},
-        "model": {**job.about, "profiled_input": at.signature} if at is not None else job.about,
-        "before": before,
-        "after": after,
-        "verified": verified,
-        "layers": rows,
-        "floored": mask.floored,
-        "fixed": mask.fixed,
-        "not_pruned": not_pruned(graph, keep),
-        "unruled_ops": [{"op": op, "module": module, "source": where} for op, module, where in
-                        dict.fromkeys(graph.eval_run.tracer.unruled + graph.train_run.tracer.unruled)],
-        "uncounted_ops": uncounted(run.tracer.uncounted),
-    }  # fmt: skip
-    return Pruned(slim, mask, report, {"model": about, "attributes": changed})
+    return rows
+
+
+def add_memory(session: Session, slim: nn.Module, costing: Costing) -> None:
+    """Write the estimated memory of both networks, and the FLOPs of a training step."""
+    report = session.report
+    with report.timing("memory"):
+        memory = {"before": costing.memory(session.model), "after": costing.memory(slim)}
+        report.parts |= {side: with_training(report.parts[side], part) for side, part in memory.items()}
+        report.parts["memory"] = memory

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,26 +19,30 @@ from .comparison.over_seeds import joined, mark_best
 from .comparison.result import Comparison
 from .comparison.rows import DEFAULT, Table, table_of
 from .comparison.training import Fit, Training
+from .options import GradientOptions, InputOptions, Keywords, LayerOptions, ModelOptions, ProbeOptions
 from .probe import Probing
-from .session import LAMBDA, Progress, check_choices, silent, way_of
+from .session import Progress, check_choices, silent
 
 if TYPE_CHECKING:
     from torch import nn
+    from typing_extensions import Unpack
+
+    from .keywords import CompareKeywords
 
 
 SEEDS = 3
 
 
+KEYWORDS = Keywords(ModelOptions, GradientOptions, LayerOptions, InputOptions, ProbeOptions)
+
+
 @labels_on_cpu
-def compare(model: nn.Module | str | Callable[..., nn.Module], batches: Any, *, sparsity: Any, methods: Iterable[str] = DEFAULT, lambda_: float = LAMBDA,
-            min_neurons: int | str = "auto", keep: Sequence[str] = (), only: Sequence[str] = (), score_init: str = "keep", inputs: Any = None, loss: Any = None,
-            ignore_index: int | None = None, batch_limit: int | None = None, seed: int = 0, device: str = "auto",
-            model_args: dict[str, Any] | None = None, weights: str | None = None, weights_key: str | None = None,
-            precision: str = "model", low_memory: bool = False, memory_limit: str | int | None = None, match: str | None = None,
-            width_arg: str | None = None, fit: Any = None, seeds: int | None = None, metric: str | None = None, init: str | None = None,
-            cells: str | Path | None = None, resume: str | Path | None = None, distributed: bool = False,
-            probe: int | None = None, probe_lr: float | None = None,
-            progress: Progress = silent) -> Comparison:  # fmt: skip
+@KEYWORDS
+def compare(model: nn.Module | str | Callable[..., nn.Module], batches: Any, *, sparsity: Any, methods: Iterable[str] = DEFAULT,
+            match: str | None = None, width_arg: str | None = None, fit: Any = None, seeds: int | None = None,
+            metric: str | None = None, init: str | None = None, cells: str | Path | None = None,
+            resume: str | Path | None = None, distributed: bool = False, progress: Progress = silent,
+            **options: Unpack[CompareKeywords]) -> Comparison:  # fmt: skip
     """Lay methods side by side on one network: Table 2 and Fig. 4 of the paper for your own; with `fit`, trained.
 
     `model` is not changed. The mini-batches are gone through once (with `fit`: once a seed); each row is then selected,
@@ -75,41 +79,38 @@ def compare(model: nn.Module | str | Callable[..., nn.Module], batches: Any, *, 
     Example:
         table = ranp_cli.compare("model.py:UNet3D", "calib.pt", sparsity=0.7, fit="train.py:fit", cells="cells.jsonl")
     """
-    trained = fit is not None
-    table = table_of(methods, sparsity, match, lambda_, min_neurons, seed, trained)
-    subject = Subject.of(model, batches, table, inputs=inputs, keep=keep, only=only, model_args=model_args, weights=weights,
-                         weights_key=weights_key, device=device, batch_limit=batch_limit, loss=loss, ignore_index=ignore_index,
-                         score_init=score_init, way=way_of(precision, low_memory, memory_limit), width_arg=width_arg)  # fmt: skip
+    chosen, is_trained = KEYWORDS.read(options), fit is not None
+    seed = chosen[ModelOptions].seed or 0
+    table = table_of(methods, sparsity, match, chosen[LayerOptions], seed, is_trained)
+    subject = Subject(model, batches, table, chosen, width_arg)
     if width_arg is not None:
         full_width(subject)
-    alone = {"seeds": seeds, "metric": metric, "init": init, "cells": cells, "resume": resume}
-    check_fit(trained, alone, distributed, subject)
-    probing = Probing.of(probe, None, probe_lr, None, loss, ignore_index)
-    if probing is not None and trained:
+    of_fit = {"seeds": seeds, "metric": metric, "init": init, "cells": cells, "resume": resume}
+    check_fit(is_trained, of_fit, distributed, subject)
+    probing = Probing.of(chosen[ProbeOptions], None, None, chosen[GradientOptions])
+    if probing is not None and is_trained:
         raise BadInput("--probe: --fit trains every row in full, which says more; leave one of them out")
+    function = Fit.of(fit, metric) if is_trained else None
+
     report = Report("compare")
-    function = Fit.of(fit, metric) if trained else None
     first = Bench(subject, seed, report)
     if function is None:
         rows = counted(first, probing, progress)
     else:
         run = range(seed, seed + (SEEDS if seeds is None else seeds))
-        about: dict[str, Any] = {
-            "fit": function.name,
-            "init": init or "keep",
-            "loss": None if loss is None else loss_name(loss),
-        }
-        about |= {"precision": precision, "inputs": inputs, "lambda": lambda_, "min-neurons": min_neurons}
-        file = Cells(resume or cells, header(first, about), resume is not None, len(run) * len(table.rows), distributed)
+        total = len(run) * len(table.rows)
+        file = Cells(
+            resume or cells, header(first, function.name, init or "keep"), resume is not None, total, distributed
+        )
         share = place_in_job(distributed)
         training = Training(subject, first, run, function, file, init or "keep", share, report)
         rows = summed_up(training, table, training.run(progress))
-    graph = first.graph
+    counted_for = {} if subject.at is None else {"profiled_input": subject.at.signature}
     report.parts |= {
-        "model": first.job.about if subject.at is None else {**first.job.about, "profiled_input": subject.at.signature},
-        "neurons": {"total": graph.n},
+        "model": {**first.session.model_info, **counted_for},
+        "neurons": {"total": first.graph.n},
         "before": first.before,
-        "layers": [layer_row(layer) for layer in graph.layers],
+        "layers": [layer_row(layer) for layer in first.graph.layers],
         **cut_to(table, width_arg),
         "rows": rows,
     }
@@ -130,7 +131,11 @@ def check_fit(trained: bool, alone: dict[str, Any], distributed: bool, subject: 
         raise BadInput("--resume goes on in the file that it names; leave out -o")
     if distributed and alone["cells"] is None and alone["resume"] is None:
         raise BadInput("processes share a file of cells: give cells=, a path that all of them see")
-    if subject.width_arg is not None and subject.weights is not None and alone["init"] in (None, "keep"):
+    if (
+        subject.width_arg is not None
+        and subject.options[ModelOptions].weights is not None
+        and alone["init"] in (None, "keep")
+    ):
         raise BadInput("--weights do not fit a narrower network, so 'width' would start from others than the rest; give "
                        "--init factory, glorot or orthogonal, or leave out width")  # fmt: skip
 
@@ -138,34 +143,36 @@ def check_fit(trained: bool, alone: dict[str, Any], distributed: bool, subject: 
 OPTION = {"cells": "output"}
 
 
-def header(bench: Bench, about: dict[str, Any]) -> dict[str, Any]:
+def header(bench: Bench, fit: str, init: str) -> dict[str, Any]:
     """What the file of cells says of them: the network, and every option that a cell's result depends on."""
     subject, table = bench.subject, bench.subject.table
+    of_model, gradients = subject.options[ModelOptions], subject.options[GradientOptions]
+    layers = subject.options[LayerOptions]
     needs_first = table.match is not None or subject.width_arg is not None
     options = {
-        "--fit": about["fit"],
-        "--init": about["init"],
+        "--fit": fit,
+        "--init": init,
         "--model-arg": subject.model_args,
-        "--weights": subject.weights,
-        "--weights-key": subject.weights_key,
+        "--weights": of_model.weights,
+        "--weights-key": of_model.weights_key,
         "--batch": str(subject.batches)
         if isinstance(subject.batches, (str, Path))
         else loss_name(type(subject.batches)),
-        "--batches": subject.batch_limit,
-        "--loss": about["loss"],
-        "--ignore-index": subject.ignore_index,
-        "--score-init": subject.score_init,
-        "--precision": about["precision"],
-        "--lambda": about["lambda"],
-        "--min-neurons": about["min-neurons"],
-        "--keep": list(subject.keep),
-        "--only": list(subject.only),
-        "--input": about["inputs"],
+        "--batches": gradients.batch_limit,
+        "--loss": None if gradients.loss is None else loss_name(gradients.loss),
+        "--ignore-index": gradients.ignore_index,
+        "--score-init": gradients.score_init,
+        "--precision": gradients.precision,
+        "--lambda": layers.lambda_,
+        "--min-neurons": layers.min_neurons,
+        "--keep": list(layers.keep),
+        "--only": list(layers.only),
+        "--input": subject.options[InputOptions].inputs,
         "--match": table.match,
         "--width-arg": subject.width_arg,
         "the first method": table.reference.name if needs_first and table.reference is not None else None,
     }
-    known = {k: bench.job.about[k] for k in ("spec", "args", "fingerprint")}
+    known = {k: bench.session.model_info[k] for k in ("spec", "args", "fingerprint")}
     return {"model": known, "options": options}
 
 
@@ -180,7 +187,7 @@ def counted(bench: Bench, probing: Probing | None, progress: Progress) -> list[d
         for e, level in plan:
             found = cut(bench, e, level)
             if probing is not None:
-                part = probing.run(bench.job, found.network, bench.source, bench.seed, silent)
+                part = probing.run(bench.session, found.network, bench.source, silent)
                 found.row["probe"] = {key: value for key, value in part.items() if key != "seconds"}
             rows.append(found.row)
             advance()

@@ -2,7 +2,7 @@
 
 Pruning is proved to be exact elsewhere (`verify`); whether the slim network can still learn the task shows only in
 training. A short one on the calibration batches shows the worst cases: a network that is too narrow somewhere learns
-more slowly, and often leaves out one class altogether. 200 steps tell well, 50 tell little (`probetext` has the numbers).
+more slowly, and often leaves out one class altogether. 200 steps tell well, 50 tell little (`probe_text` has the numbers).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ..costs.memory import check_optimizer
 from ..io.batches import Batch, Batches, load_batches
 from ..io.losses import load_loss
 from ..reporting.probe_text import notes_of
-from ..reporting.report import Report
 from ..scoring.checks import run_backward, run_model
 from ..scoring.precision import reproducible
 from .class_losses import Tally
-from .session import Job, Progress, choose_device, silent
+from .options import GradientOptions, ProbeOptions
+from .session import Progress, Session, choose_device, silent
 
 KEPT = 8  # mini-batches that are held in memory
 OPTIMIZER = "adam"  # steps of Adam do not depend on the scale of the loss
@@ -143,29 +143,43 @@ class Probing:
     ignore_index: int | None
 
     @classmethod
-    def of(cls, steps: int | None, optimizer: str | None, lr: float | None, scores: Any, loss: Any,
-           ignore_index: int | None) -> Probing | None:  # fmt: skip
+    def of(
+        cls, options: ProbeOptions, optimizer: str | None, scores: Any, gradients: GradientOptions
+    ) -> Probing | None:
         """None without --probe. BadInput for options that do not go together, before the long work begins."""
-        plan = plan_of(steps, optimizer, lr, scores)
-        return None if plan is None else cls(plan, load_loss(loss, ignore_index), ignore_index)
+        plan = plan_of(options.probe, optimizer, options.probe_lr, scores)
+        return (
+            None
+            if plan is None
+            else cls(plan, load_loss(gradients.loss, gradients.ignore_index), gradients.ignore_index)
+        )
 
-    def run(self, job: Job, slim: nn.Module, source: Batches, seed: int, progress: Progress) -> dict[str, Any]:
+    def run(self, session: Session, slim: nn.Module, source: Batches, progress: Progress) -> dict[str, Any]:
         """The part `probe` of a network; one that cannot be trained has the `error` that says why."""
         try:
-            with seeded(seed):
+            with seeded(session.seed):
                 held = first_of(source, self.plan.kept)
-            return run_probe(job.model, slim, held, self.loss, self.plan, job.device, self.ignore_index, seed, progress)
+            return run_probe(
+                session.model,
+                slim,
+                held,
+                self.loss,
+                self.plan,
+                session.device,
+                self.ignore_index,
+                session.seed,
+                progress,
+            )
         except BadInput as error:
             plan = self.plan
             return {"steps": plan.steps, "optimizer": plan.optimizer, "lr": plan.lr, "error": str(error)}
 
-    def report(self, report: Report, job: Job, slim: nn.Module, source: Batches, seed: int, progress: Progress) -> None:
+    def report(self, session: Session, slim: nn.Module, source: Batches, progress: Progress) -> None:
         """Write the parts `probe` and `notes`."""
-        with report.timing("probe"):
-            part = self.run(job, slim, source, seed, progress)
-        report.parts["probe"] = part
-        if notes := notes_of(part):
-            report.parts["notes"] = [*report.parts.get("notes", []), *notes]
+        with session.report.timing("probe"):
+            part = self.run(session, slim, source, progress)
+        session.report.parts["probe"] = part
+        session.note(*notes_of(part))
 
 
 def run_probe(dense: nn.Module, slim: nn.Module, held: Sequence[Batch], loss: Loss, plan: Plan, device: torch.device,

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BadInput
 from ..io.slim_file import SLIM, load, read_document
 from ..reporting.report import LAYER_COSTS, Report, layer_row, merge_rows, uncounted
+from .options import Keywords, ModelOptions, StepOptions
 
 if TYPE_CHECKING:
     from torch import nn
+    from typing_extensions import Unpack
 
     from ..core.example import Example
+    from .keywords import ProfileKeywords
 
 
-Step = tuple[str | None, int | None, bool | None, str | None]  # optimizer, batch_size, tree, amp
+KEYWORDS = Keywords(ModelOptions, StepOptions)
 
 
-def profile(
-    model: nn.Module | str,
-    inputs: Any = None,
-    *,
-    other: nn.Module | str | None = None,
-    seed: int = 0,
-    model_args: dict[str, Any] | None = None,
-    weights: str | None = None,
-    optimizer: str | None = None,
-    batch_size: int | None = None,
-    time: bool = False,
-    tree: bool = False,
-    amp: bool = False,
-    device: str = "auto",
-) -> Report:
+@KEYWORDS
+def profile(model: nn.Module | str, inputs: Any = None, *, other: nn.Module | str | None = None, tree: bool = False,
+            **options: Unpack[ProfileKeywords]) -> Report:  # fmt: skip
     """Count what a network costs: one sample, eval mode, without running it.
 
     Args:
@@ -51,6 +43,7 @@ def profile(
 
     Raises: BadInput.
     """
+    chosen = KEYWORDS.read(options)
     report = Report("profile")
     model = str(model) if isinstance(model, Path) else model
     other = str(other) if isinstance(other, Path) else other
@@ -65,17 +58,17 @@ def profile(
             inputs = None  # what the files say is of the same input
     if tree and other is not None:
         raise BadInput("--tree shows one model: leave the second one out")
-    step = (optimizer, batch_size, tree or None, autocast_device(amp, device))
-    running: list[tuple[nn.Module, Example]] | None = [] if time else None
-    first = _one(report, model, inputs, seed, model_args, weights, step, running)
+    step = chosen[StepOptions]
+    counting = Counting(
+        report, chosen[ModelOptions], step, tree, autocast_device(step.amp, chosen[ModelOptions].device)
+    )
+    first = counting.parts(model, inputs)
     if other is None:
         report.parts = first
-        if running:
-            report.parts["speed"] = _speed(
-                report, running, ["after" if "after" in first else "before"], device, batch_size
-            )
+        if step.time:
+            counting.time_forward(["after" if "after" in first else "before"])
         return report
-    second = _one(report, other, inputs, seed, model_args, weights, step, running)
+    second = counting.parts(other, inputs)
     report.parts = {
         "model": first["model"],
         "other": second["model"],
@@ -89,121 +82,127 @@ def profile(
         "layers": merge_rows(first["layers"], [_after(row) for row in second["layers"]]),
         "uncounted_ops": first.get("uncounted_ops", []) + second.get("uncounted_ops", []),
     }
-    if running:
+    if step.time:
         macs = [side.get("after", side["before"])["macs"] for side in (first, second)]  # of what was run
-        report.parts["speed"] = _speed(report, running, ["before", "after"], device, batch_size)
+        counting.time_forward(["before", "after"])
         report.parts["speed"]["theoretical_speedup"] = macs[0] / max(1, macs[1])
     return report
 
 
-def _speed(report: Report, running: list[tuple[nn.Module, Example]], sides: list[str], device: str,
-           batch_size: int | None) -> dict[str, Any]:  # fmt: skip
-    """The time of a forward pass of each network, on the input of the first."""
-    from ..costs.timing import Stand
-    from .session import choose_device
+@dataclass
+class Counting:
+    """Counts one network after the other, as the options of one call say."""
 
-    models, examples = zip(*running, strict=True)
-    with report.timing("time"):
-        stand = Stand(examples[0].with_batch(batch_size or examples[0].samples), choose_device(device))
-        return stand.speed(stand.forward(*models), *sides)
+    report: Report
+    model: ModelOptions
+    step: StepOptions
+    tree: bool
+    autocast: str | None  # the device of autocast, with --amp
+    running: list[tuple[nn.Module, Example]] = field(default_factory=list)  # what is to be timed, with its input
 
+    @property
+    def is_asked_for_more(self) -> bool:
+        """Whether a slim file's recorded numbers are not enough."""
+        return self.tree or self.step.amp or self.step.optimizer is not None or self.step.batch_size is not None
 
-def _one(
-    report: Report,
-    model: Any,
-    inputs: Any,
-    seed: int,
-    args: dict[str, Any] | None,
-    weights: str | None,
-    step: Step,
-    running: list[tuple[nn.Module, Example]] | None,
-) -> dict[str, Any]:
-    """The parts of one network's report; the network itself goes to the end of `running`, where that is asked for."""
-    if is_slim(model):
-        document = read_document(model, SLIM)
-        about = {k: v for k, v in document["model"].items() if k != "parameters"} | {"file": model}
-        known = _recorded_input(model)
-        if inputs not in (None, known) or any(part is not None for part in step):
+    def parts(self, model: Any, inputs: Any) -> dict[str, Any]:
+        """The parts of one network's report."""
+        if is_slim(model):
+            return self._slim_file(model, inputs)
+        from ..core.contexts import seeded
+        from ..core.copies import uncompiled
+
+        if not isinstance(model, str):
+            return self._traced(uncompiled(model), {"spec": None, "args": {}}, inputs)
+        if model.lower().endswith(".onnx"):
+            return self._onnx(model, inputs)
+        from ..io.model import TORCHSCRIPT_NOTE, load_model, load_weights
+
+        args = None if self.model.model_args is None else dict(self.model.model_args)
+        with self.report.timing("load"), seeded(self.model.seed or 0):
+            loaded = load_model(model, args)
+            if self.model.weights is not None:
+                load_weights(loaded.module, self.model.weights, self.model.weights_key)
+        notes = {"notes": [TORCHSCRIPT_NOTE]} if loaded.kind == "torchscript" else {}
+        return notes | self._traced(loaded.module, {"spec": loaded.spec, "args": loaded.args}, inputs)
+
+    def time_forward(self, sides: list[str]) -> None:
+        """Write the time of a forward pass of each network, on the input of the first."""
+        if not self.running:
+            return
+        from ..costs.timing import Stand
+        from .session import choose_device
+
+        models, examples = zip(*self.running, strict=True)
+        with self.report.timing("time"):
+            sample = examples[0].with_batch(self.step.batch_size or examples[0].samples)
+            stand = Stand(sample, choose_device(self.model.device))
+            self.report.parts["speed"] = stand.speed(stand.forward(*models), *sides)
+
+    def _slim_file(self, path: str, inputs: Any) -> dict[str, Any]:
+        document = read_document(path, SLIM)
+        about = {k: v for k, v in document["model"].items() if k != "parameters"} | {"file": path}
+        known = _recorded_input(path)
+        if inputs not in (None, known) or self.is_asked_for_more:
             about.pop("profiled_input", None)
-            return _measured(report, load(model), about, inputs or known, step, running)
-        if running is not None:
+            return self._traced(load(path), about, inputs or known)
+        if self.step.time:
             from ..core.example import Example
 
-            with report.timing("load"):
-                running.append((load(model), Example.from_signature(known)))
+            with self.report.timing("load"):
+                self.running.append((load(path), Example.from_signature(known)))
         mask = document["mask"]
-        told = {k: mask[k] for k in ("method", "sparsity", "neurons", "floored", "fixed")}
-        return {"model": about, **told, **document["profile"]}
-    from ..core.contexts import seeded
-    from ..core.copies import uncompiled
+        recorded = {k: mask[k] for k in ("method", "sparsity", "neurons", "floored", "fixed")}
+        return {"model": about, **recorded, **document["profile"]}
 
-    if not isinstance(model, str):
-        return _measured(report, uncompiled(model), {"spec": None, "args": {}}, inputs, step, running)
-
-    if model.lower().endswith(".onnx"):
+    def _onnx(self, path: str, inputs: Any) -> dict[str, Any]:
         from ..io.exchange.onnx_profile import profile_onnx
 
-        if running is not None:
-            raise BadInput(f"--time: {model} is an .onnx file, and what is timed is a torch module; give the model or a slim "
+        if self.step.time:
+            raise BadInput(f"--time: {path} is an .onnx file, and what is timed is a torch module; give the model or a slim "
                            ".safetensors, or leave out --time")  # fmt: skip
-        if step[3]:
+        if self.step.amp:
             raise BadInput(
-                f"{model}: the training step of an .onnx file is not known; leave out --amp, or give the model itself"
+                f"{path}: the training step of an .onnx file is not known; leave out --amp, or give the model itself"
             )
-        if step[2]:
-            raise BadInput(f"{model}: an .onnx file has no modules; leave out --tree, or give the model itself")
-        if args or weights is not None:
-            raise BadInput(f"{model}: an .onnx file holds its weights; leave out --model-arg and --weights")
-        with report.timing("trace"):
-            return profile_onnx(model, inputs)
-    from ..io.model import TORCHSCRIPT_NOTE, load_model, load_weights
+        if self.tree:
+            raise BadInput(f"{path}: an .onnx file has no modules; leave out --tree, or give the model itself")
+        if self.model.model_args or self.model.weights is not None:
+            raise BadInput(f"{path}: an .onnx file holds its weights; leave out --model-arg and --weights")
+        with self.report.timing("trace"):
+            return profile_onnx(path, inputs)
 
-    with report.timing("load"), seeded(seed):
-        loaded = load_model(model, args)
-        if weights is not None:
-            load_weights(loaded.module, weights)
-    notes = {"notes": [TORCHSCRIPT_NOTE]} if loaded.kind == "torchscript" else {}
-    return notes | _measured(report, loaded.module, {"spec": loaded.spec, "args": loaded.args}, inputs, step, running)
+    def _traced(self, module: nn.Module, about: dict[str, Any], inputs: Any) -> dict[str, Any]:
+        """Run the network on meta tensors."""
+        from ..core.example import as_example
+        from ..core.fingerprint import fingerprint
+        from ..costs.by_module import module_rows
+        from ..costs.memory import check_optimizer, memory_of, with_training
+        from ..graph.analyse import trace_costs
+        from ..graph.guess import guess_example
 
-
-def _measured(
-    report: Report,
-    module: nn.Module,
-    about: dict[str, Any],
-    inputs: Any,
-    step: Step,
-    running: list[tuple[nn.Module, Example]] | None,
-) -> dict[str, Any]:
-    from ..core.example import as_example
-    from ..core.fingerprint import fingerprint
-    from ..costs.by_module import module_rows
-    from ..costs.memory import check_optimizer, memory_of, with_training
-    from ..graph.analyse import measure
-    from ..graph.guess import guess_example
-
-    optimizer, batch_size = step[0] or "sgd", step[1]
-    check_optimizer(optimizer)
-    if batch_size is not None and batch_size < 1:
-        raise BadInput(f"batch-size {batch_size}: give 1 or more samples")
-    guessed = {"input_guessed": True} if inputs is None else {}
-    with report.timing("trace"):
-        example: Example = guess_example(module) if inputs is None else as_example(inputs)
-        run, layers, costs = measure(module, example)
-    if running is not None:
-        running.append((module, example))
-    with report.timing("memory"):
-        memory = memory_of(module, example.with_batch(batch_size or example.samples), optimizer, step[3])
-    saved = {row["module"]: row["bytes"] for row in memory["by_module"]} if "by_module" in memory else None
-    modules = module_rows(module, example, layers, costs["macs"], saved) if step[2] else []
-    return {
-        "model": {**about, "fingerprint": fingerprint(module), "input": example.signature, **guessed},
-        "before": with_training(costs, memory),
-        "memory": {"before": memory},
-        "layers": [layer_row(layer) for layer in layers],
-        "modules": modules,
-        "neurons": {"total": sum(len(layer.neurons) for layer in layers)},
-        "uncounted_ops": uncounted(run.tracer.uncounted),
-    }
+        optimizer = self.step.optimizer or "sgd"
+        check_optimizer(optimizer)
+        guessed = {"input_guessed": True} if inputs is None else {}
+        with self.report.timing("trace"):
+            example = guess_example(module) if inputs is None else as_example(inputs)
+            traced = trace_costs(module, example)
+        if self.step.time:
+            self.running.append((module, example))
+        layers, costs = list(traced.layers.values()), traced.costs
+        with self.report.timing("memory"):
+            sample = example.with_batch(self.step.batch_size or example.samples)
+            memory = memory_of(module, sample, optimizer, self.autocast)
+        saved = {row["module"]: row["bytes"] for row in memory["by_module"]} if "by_module" in memory else None
+        return {
+            "model": {**about, "fingerprint": fingerprint(module), "input": example.signature, **guessed},
+            "before": with_training(costs, memory),
+            "memory": {"before": memory},
+            "layers": [layer_row(layer) for layer in layers],
+            "modules": module_rows(module, example, layers, costs["macs"], saved) if self.tree else [],
+            "neurons": {"total": sum(len(layer.neurons) for layer in layers)},
+            "uncounted_ops": uncounted(traced.run.tracer.uncounted),
+        }
 
 
 def autocast_device(amp: bool, device: str) -> str | None:

@@ -1,68 +1,66 @@
-"""The story: score, select, refine, verify, report. Every public function of the package but `load` stands here."""
+"""The story of `prune`: score, select, refine, verify, report."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
 from ..core.contexts import labels_on_cpu
 from ..core.errors import BadInput, Infeasible
-from ..core.example import Example, as_example
-from ..costs.budget import advised, costs_for, costs_of, limits
-from ..costs.memory import STATES, Grounds, check_optimizer, memory_of, with_training
+from ..core.example import Example
+from ..costs.budget import costs_of
+from ..costs.memory import check_optimizer
 from ..costs.timing import Stand
-from ..graph.analyse import cost_of, measure, measure_all
 from ..graph.graph import Graph
 from ..pruning.init import INITS
 from ..pruning.mask import Mask
-from ..pruning.methods import METHODS
-from ..pruning.min_neurons import AUTO
 from ..pruning.resources import reweighting
-from ..pruning.select import Selection, check
-from ..pruning.slim_trace import SlimRun
+from ..pruning.select import Selection
 from ..reporting.report import Report, not_pruned
 from ..scoring.scorer import Importance
 from ..scoring.zero_scores import SAID, keep_whole
-from .budget_search import fit
-from .build_report import pruned_of
-from .probe import Probing
-from .results import Pruned, Scores
-from .session import (
-    LAMBDA,
-    Progress,
-    Ranking,
-    agreement_of,
-    check_choices,
-    first_batch,
-    importances,
-    layer_seconds,
-    open_job,
-    read_latencies,
-    settle,
-    silent,
-    tell_scoring,
-    way_of,
+from .build_report import add_memory, build_pruned
+from .costing import Costing
+from .goal import Goal, reach
+from .importances import importances, report_scoring, way_of
+from .layer_times import layer_seconds, read_latencies
+from .options import (
+    GradientOptions,
+    InputOptions,
+    Keywords,
+    LayerOptions,
+    MethodOptions,
+    ModelOptions,
+    ProbeOptions,
+    StepOptions,
 )
+from .probe import Probing
+from .ranking import Ranking, agreement_of
+from .results import Pruned, Scores
+from .session import Progress, Session, check_choices, first_batch, silent
 from .trainability import trainability
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..io.batches import Batches
+    from .keywords import PruneKeywords
+    from .options import Chosen
+
 MUCH_LESS = 0.5  # a pruning that reaches less than this share of the sparsity asked for is an error
+KEYWORDS = Keywords(ModelOptions, GradientOptions, MethodOptions, LayerOptions, InputOptions, StepOptions, ProbeOptions)
 
 
 @labels_on_cpu
-def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str | Path | None = None, sparsity: float | str | None = None,
-          resource: str = "flops", lambda_: float = LAMBDA, method: str = "ranp", criterion: str | None = None, min_neurons: int | str = "auto",
-          keep: Sequence[str] = (), only: Sequence[str] = (), budget: Any = (), round_to: int = 1, optimizer: str | None = None, batch_size: int | None = None,
-          inputs: Any = None, amp: bool = False, latencies: Any = None, time: bool = False, init: str = "keep", score_init: str = "keep", loss: Any = None, ignore_index: int | None = None,
-          batch_limit: int | None = None, seed: int = 0, device: str = "auto", strict: bool = False, allow_less: bool = False,
-          model_args: dict[str, Any] | None = None, weights: str | None = None, weights_key: str | None = None,
-          precision: str = "model", low_memory: bool = False, memory_limit: str | int | None = None,
-          probe: int | None = None, probe_lr: float | None = None, progress: Progress = silent) -> Pruned:  # fmt: skip
+@KEYWORDS
+def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str | Path | None = None,
+          sparsity: float | str | None = None, budget: Any = (), init: str = "keep", strict: bool = False,
+          allow_less: bool = False, progress: Progress = silent, **options: Unpack[PruneKeywords]) -> Pruned:  # fmt: skip
     """Remove the least important neurons of `model`.
 
     `model` is not changed: not its weights, gradients, buffers or modes, nor the global RNG.
@@ -113,140 +111,134 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
 
     Source: eq. 6-11 of RANP (Xu et al., 3DV 2020).
     """
-    if (batches is None) == (scores is None):
-        raise BadInput("give either a calibration batch (--batch) or scores (--scores)")
-    wanted = limits(budget)
-    if (sparsity is None) == (not wanted):
-        raise BadInput("give either --sparsity X in [0, 1), or max, or --budget, such as --budget macs=10%")
-    probing = Probing.of(probe, optimizer, probe_lr, scores, loss, ignore_index)
-    optimizer = "sgd" if optimizer is None else optimizer
-    check_optimizer(optimizer)
-    way = way_of(precision, low_memory, memory_limit)
-    if batch_size is not None and batch_size < 1:
-        raise BadInput(f"batch-size {batch_size}: give 1 or more samples")
-    if scores is not None and (loss is not None or ignore_index is not None or batch_limit is not None):
-        raise BadInput(
-            "--loss, --ignore-index and --batches belong to the gradients: they have no effect with --scores; leave them out"
-        )
-    check_choices(init=(init, INITS), score_init=(score_init, INITS))
-    if scores is not None and score_init != "keep":
-        raise BadInput("--score-init belongs to the gradients: it has no effect with --scores; give it to ranp score")
-    if sparsity not in (None, "max"):
-        sparsity = check(sparsity)
-    if sparsity == "max" and method in METHODS and METHODS[method].by_layer:
-        raise BadInput(
-            f"--sparsity max has no meaning for --method {method}, which never empties a layer; give a number"
-        )
-    keep, only = ([g] if isinstance(g, str) else g for g in (keep, only))
-    report = Report("prune")
-    job = open_job(report, model, seed, model_args, weights, weights_key, device)
-    at = None if inputs is None else as_example(inputs)
-    large = None if at is None else measure_all(job.model, at)  # now: the model may not take it, and scoring is long
-    given = None if scores is None else Scores.of(scores)
-    if given is not None:
-        criterion = given.fits(job, criterion)
-    ranking = Ranking.of(method, criterion, resource, lambda_, min_neurons, seed, round_to)
-    known = read_latencies(latencies, ranking)
-    if given is not None:
-        graph = job.analyse(report, Example.from_signature(given.about["model"]["input"]), strict)
-        score_init = given.about.get("score_init", "keep")
-        job.draw(graph, score_init, seed)
-        found = Importance(given.in_order(graph, job), given.about["batches"], not_ranked=given.not_ranked(graph))
-        told = {key: given.about.get(key) for key in SAID}
-        tell_scoring(report, {**told, "not_ranked": found.not_ranked})
+    chosen = KEYWORDS.read(options)
+    goal = Goal.of(sparsity, budget, chosen[MethodOptions].method)
+    check_source(batches, scores, chosen)
+    check_choices(init=(init, INITS))
+    check_optimizer(chosen[StepOptions].optimizer or "sgd")
+    probing = Probing.of(chosen[ProbeOptions], chosen[StepOptions].optimizer, scores, chosen[GradientOptions])
+
+    session = Session.open(Report("prune"), model, chosen[ModelOptions])
+    costing = Costing.of(
+        session, chosen[InputOptions].inputs, chosen[StepOptions]
+    )  # now: the model may not take the input
+    known_scores = None if scores is None else Scores.of(scores).check_network(session, chosen[MethodOptions].criterion)
+    criterion = chosen[MethodOptions].criterion if known_scores is None else known_scores.criterion
+    ranking = Ranking.of(replace(chosen[MethodOptions], criterion=criterion), chosen[LayerOptions], session.seed)
+    latencies = read_latencies(chosen[MethodOptions].latencies, ranking)
+    if known_scores is not None:
+        source, score_init = None, known_scores.about.get("score_init", "keep")
+        graph, importance = restore_scores(session, known_scores, strict)
     else:
-        source, example = first_batch(batches, batch_limit, seed)
-        if probing is not None:
-            source.hold = probing.plan.kept
-        graph = job.analyse(report, example, strict)
-        job.draw(graph, score_init, seed)
-        found = Importance([np.zeros(n) for n in graph.sizes], 0)
-        if ranking.criterion is not None:
-            way = replace(way, agreement=agreement_of(graph, ranking, sparsity))
-            by = importances(report, job, graph, source, [ranking.criterion], loss, ignore_index, seed, progress, way)
-            found = by[ranking.criterion]
-    graph.fix_layers(keep, only)
-    keep_whole(graph, found.not_ranked)
-    measured = None
+        source, score_init = None, chosen[GradientOptions].score_init
+        source, graph, importance = take_scores(
+            session, batches, ranking, goal, chosen[GradientOptions], strict, probing, progress
+        )
+
+    graph.fix_layers(chosen[LayerOptions].keep, chosen[LayerOptions].only)
+    keep_whole(graph, importance.not_ranked)
     if ranking.resource == "latency":
-        measured = layer_seconds(report, job, graph, known, progress)
-    sample = (at or graph.example).with_batch(batch_size or (at or graph.example).samples)
-    stand = Stand(sample, job.device) if time or any(each.kind == "latency" for each in wanted) else None
-    final, grounds = None, Grounds()
+        latencies = layer_seconds(session, graph, latencies, progress)
+    costing.use(graph)
+    stand = Stand(costing.sample, session.device) if chosen[StepOptions].time or goal.is_timed else None
+    settled, race = reach(goal, session, graph, ranking, importance.scores, costing, stand, progress)
 
-    def foretold(net: nn.Module) -> dict[str, Any]:
-        return memory_of(net, sample, optimizer, job.device.type if amp else None, grounds)
-
-    def cost(net: nn.Module, ran: SlimRun | None) -> dict[str, float]:
-        counts = cost_of(net, ran.run if ran else graph.eval_run) if at is None else measure(net, at)[2]
-        needed = any(each.kind.endswith("-mem") for each in wanted)
-        memory = {"before": foretold(net)} if needed else {}
-        counted = [each for each in wanted if each.kind != "latency"]
-        return costs_for(counted, {"before": counts, "memory": memory}, "before", "--budget ")
-
-    if sparsity is None:
-        try:
-            settled, final = fit(report, job, graph, ranking, found.scores, wanted, cost, stand, progress)
-        except Infeasible as error:
-            lowered = [
-                name for name, n in (("--round-to", round_to), ("--min-neurons", min_neurons)) if n not in (1, AUTO)
-            ]
-            dropped = [name for name, globs in (("--keep", keep), ("--only", only)) if globs]
-            raise advised(error, sample.samples, STATES[optimizer] > 0, lowered, dropped) from None
-        chosen, slim, changed, ran = settled
-        chosen = replace(chosen, requested=round(float(chosen.requested), 6))
-    else:
-        level = sparsity
-        chosen, slim, changed, ran = settle(report, job, graph, lambda: ranking.select(graph, found.scores, level))
-    how = {**ranking.recorded, "init": init, "batches": found.batches}
-    if score_init != "keep":
-        how["score_init"] = score_init
-    if precision != "model":
-        how["precision"] = precision
-    if measured:
-        how["latency"] = measured
-    if wanted:
-        how["budget"] = {each.kind: each.text for each in wanted}
-    mask = Mask.from_units(
-        graph, chosen.keep, model=job.about, method=how, requested=chosen.requested, floored=chosen.floored
-    )
-    if not allow_less and not wanted:
-        enough(graph, chosen, mask, method == "snip")
-    pruned = pruned_of(report, job, graph, mask, chosen.keep, slim, changed, ran, init, seed, at, large)
-    with report.timing("memory"):
-        pair = {"before": job.model, "after": slim}
-        memory = {side: foretold(net) for side, net in pair.items()}
-        report.parts |= {side: with_training(report.parts[side], about) for side, about in memory.items()}
-        report.parts["memory"] = memory
+    mask = Mask.from_units(graph, settled.selection.keep, model=session.model_info, requested=settled.selection.requested,
+                           floored=settled.selection.floored, method=method_info(ranking, init, importance, score_init, chosen, latencies, goal))  # fmt: skip
+    if not allow_less and not goal.limits:
+        check_enough(graph, settled.selection, mask, ranking.method == "snip")
+    pruned = build_pruned(session, graph, mask, settled, init, costing)
+    report = session.report
+    add_memory(session, settled.model, costing)
     if stand is not None:
         with report.timing("time"):
             macs = [report.parts[side]["macs"] for side in ("before", "after")]
-            report.parts["speed"] = stand.pair(job.model, slim, final, macs, training=time)
-    if wanted:
-        before, after = costs_of(report.parts, "before"), costs_of(report.parts, "after")
-        report.parts["budget"] = [
-            {"kind": each.kind, "limit": each.text, "bound": each.of(before[each.kind]), "before": before[each.kind],
-             "after": after[each.kind]} for each in wanted
-        ]  # fmt: skip
-    report.parts["not_pruned"] = not_pruned(graph, chosen.keep)
-    report.parts |= trainability(job, graph, chosen, report.parts["after"], at)
-    pruned.rankings = ranking.steps(graph, found.scores)
-    layer_tau = ranking.tau(graph)
-    for k, row in enumerate(report.parts["layers"]):
-        row["importance_mean"] = float(np.mean(found.scores[k]))
-        if layer_tau is not None:
-            row["tau"], row["reweighting"] = float(layer_tau[k]), float(reweighting(layer_tau, lambda_)[k])
-    if probing is not None:
-        probing.report(report, job, slim, source, seed, progress)
+            report.parts["speed"] = stand.pair(
+                session.model, settled.model, race, macs, training=chosen[StepOptions].time
+            )
+    if goal.limits:
+        report.parts["budget"] = goal.rows(costs_of(report.parts, "before"), costs_of(report.parts, "after"))
+    report.parts["not_pruned"] = not_pruned(graph, settled.selection.keep)
+    report.parts |= trainability(session, graph, settled.selection, costing)
+    pruned.rankings = ranking.steps(graph, importance.scores)
+    add_ranking(report, graph, ranking, importance)
+    if probing is not None and source is not None:
+        probing.report(session, settled.model, source, progress)
     return pruned
 
 
-def enough(graph: Graph, chosen: Selection, mask: Mask, of_weights: bool) -> None:
+def check_source(batches: Any, scores: Any, chosen: Chosen) -> None:
+    """BadInput unless there are either mini-batches or scores, with the options that belong to them."""
+    gradients = chosen[GradientOptions]
+    way_of(gradients)
+    if (batches is None) == (scores is None):
+        raise BadInput("give either a calibration batch (--batch) or scores (--scores)")
+    if scores is None:
+        return
+    if gradients.loss is not None or gradients.ignore_index is not None or gradients.batch_limit is not None:
+        raise BadInput(
+            "--loss, --ignore-index and --batches belong to the gradients: they have no effect with --scores; leave them out"
+        )
+    if gradients.score_init != "keep":
+        raise BadInput("--score-init belongs to the gradients: it has no effect with --scores; give it to ranp score")
+
+
+def restore_scores(session: Session, scores: Scores, strict: bool) -> tuple[Graph, Importance]:
+    """The graph, and the importance as the scores have it."""
+    graph = session.analyse(Example.from_signature(scores.about["model"]["input"]), strict)
+    session.draw(graph, scores.about.get("score_init", "keep"))
+    values = scores.in_order(graph, session)
+    importance = Importance(values, scores.about["batches"], not_ranked=scores.not_ranked(graph))
+    zeros = {key: scores.about.get(key) for key in SAID}
+    report_scoring(session, {**zeros, "not_ranked": importance.not_ranked})
+    return graph, importance
+
+
+def take_scores(session: Session, batches: Any, ranking: Ranking, goal: Goal, options: GradientOptions, strict: bool,
+                probing: Probing | None, progress: Progress) -> tuple[Batches, Graph, Importance]:  # fmt: skip
+    """The mini-batches, the graph, and the importance from their gradients; zeros for a method without a criterion."""
+    source, example = first_batch(batches, options.batch_limit, session.seed)
+    if probing is not None:
+        source.hold = probing.plan.kept
+    graph = session.analyse(example, strict)
+    session.draw(graph, options.score_init)
+    if ranking.criterion is None:
+        return source, graph, Importance([np.zeros(n) for n in graph.sizes], 0)
+    way = replace(way_of(options), agreement=agreement_of(graph, ranking, goal.sparsity))
+    by_criterion = importances(session, graph, source, [ranking.criterion], options, progress, way)
+    return source, graph, by_criterion[ranking.criterion]
+
+
+def method_info(ranking: Ranking, init: str, importance: Importance, score_init: str, chosen: Chosen,
+                latencies: dict[str, Any] | None, goal: Goal) -> dict[str, Any]:  # fmt: skip
+    """How the mask came about, as mask.json has it; what is as by default is left out."""
+    info = {**ranking.recorded, "init": init, "batches": importance.batches}
+    if score_init != "keep":
+        info["score_init"] = score_init
+    if chosen[GradientOptions].precision != "model":
+        info["precision"] = chosen[GradientOptions].precision
+    if latencies:
+        info["latency"] = latencies
+    if goal.limits:
+        info["budget"] = {limit.kind: limit.text for limit in goal.limits}
+    return info
+
+
+def add_ranking(report: Report, graph: Graph, ranking: Ranking, importance: Importance) -> None:
+    """Write to each layer's row its mean importance, and what the resource made of it."""
+    layer_tau = ranking.tau(graph)
+    for k, row in enumerate(report.parts["layers"]):
+        row["importance_mean"] = float(np.mean(importance.scores[k]))
+        if layer_tau is not None:
+            row["tau"], row["reweighting"] = float(layer_tau[k]), float(reweighting(layer_tau, ranking.lam)[k])
+
+
+def check_enough(graph: Graph, selection: Selection, mask: Mask, of_weights: bool) -> None:
     """Raise Infeasible when much less went than was asked for; of a share of weights (SNIP), when nothing did."""
-    asked = chosen.requested
+    asked = selection.requested
     if asked == "max" or mask.achieved >= MUCH_LESS * float(asked) or (of_weights and mask.achieved > 0):
         return
-    why = not_pruned(graph, chosen.keep)
+    why = not_pruned(graph, selection.keep)
     text = f"only {mask.achieved:.1%} of the neurons could be removed where {float(asked):.1%} was asked"
     if not why:
         raise Infeasible(f"{text}: every layer is at its floor; give --allow-less to take it")

@@ -1,9 +1,9 @@
-"""The story of `refine`."""
+"""The story of `refine`: the slim network of a mask that is there already."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -15,14 +15,24 @@ from ..pruning.init import INITS
 from ..pruning.mask import Mask
 from ..pruning.select import Selection
 from ..reporting.report import Report
-from .build_report import pruned_of
-from .session import check_choices, open_job, settle
+from .build_report import build_pruned
+from .costing import Costing
+from .options import InputOptions, Keywords, ModelOptions, StepOptions
+from .session import Session, check_choices
+from .settle import settle
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .keywords import RefineKeywords
+
+KEYWORDS = Keywords(ModelOptions, InputOptions)
 
 
 @labels_on_cpu
-def refine(model: nn.Module | str, mask: Mask | dict[str, Any] | str | Path, *, inputs: Any = None, init: str = "keep",
-           transfer: bool = False, seed: int | None = 0, device: str = "auto", model_args: dict[str, Any] | None = None,
-           weights: str | None = None, weights_key: str | None = None, full: bool = False) -> Any:  # fmt: skip
+@KEYWORDS
+def refine(model: nn.Module | str, mask: Mask | dict[str, Any] | str | Path, *, init: str = "keep", transfer: bool = False,
+           full: bool = False, **options: Unpack[RefineKeywords]) -> Any:  # fmt: skip
     """Build the slim network from a model and a mask.
 
     `model` is not changed.
@@ -40,37 +50,40 @@ def refine(model: nn.Module | str, mask: Mask | dict[str, Any] | str | Path, *, 
 
     Raises: BadInput when the mask is of another network; VerificationFailed.
     """
+    chosen = KEYWORDS.read(options)
     check_choices(init=(init, INITS))
     mask = Mask.of(mask)
-    seed = int(mask.method.get("seed") or 0) if seed is None else seed
-    report = Report("refine")
-    job = open_job(report, model, seed, model_args, weights, weights_key, device)
+    seed = chosen[ModelOptions].seed
+    session = Session.open(
+        Report("refine"), model, chosen[ModelOptions], int(mask.method.get("seed") or 0) if seed is None else seed
+    )
     wanted = mask.model.get("fingerprint")
-    if wanted and wanted != job.about["fingerprint"] and not transfer:
+    if wanted and wanted != session.model_info["fingerprint"] and not transfer:
         raise BadInput(
-            f"the mask is of another network: {mask.difference(job.model)}; give the mask that was made for this model, "
+            f"the mask is of another network: {mask.difference(session.model)}; give the mask that was made for this model, "
             "or --transfer for the same architecture with other input channels or classes"
         )
-    guessed: dict[str, bool] = {}
+    inputs, is_guessed = chosen[InputOptions].inputs, False
     if inputs is not None:
         example = as_example(inputs)
     elif mask.model.get("input") and not transfer:
         example = Example.from_signature(mask.model["input"])
     else:
-        example, guessed = guess_example(job.model), {"input_guessed": True}
-    graph = job.analyse(report, example)
-    job.draw(graph, mask.method.get("score_init", "keep"), seed)
+        example, is_guessed = guess_example(session.model), True
+
+    graph = session.analyse(example)
+    session.draw(graph, mask.method.get("score_init", "keep"))
     if transfer:
-        keep, report.parts["transfer"] = mask.transfer(graph)
+        keep, session.report.parts["transfer"] = mask.transfer(graph)
     else:
         keep = mask.units(graph)
-    chosen, slim, changed, ran = settle(
-        report, job, graph, lambda: Selection(keep | graph.fixed_units, mask.floored, "")
-    )
-    made = Mask.from_units(
-        graph, chosen.keep, model=job.about, method=mask.method, requested=mask.requested, floored=mask.floored
-    )
-    made.method = {**mask.method, "init": init} if init != "keep" else mask.method
-    pruned = pruned_of(report, job, graph, made, chosen.keep, slim, changed, ran, init, seed)
-    report.parts["model"] = {**report.parts["model"], **guessed}
+    settled = settle(session, graph, lambda: Selection(keep | graph.fixed_units, mask.floored, ""))
+    method = {**mask.method, "init": init} if init != "keep" else mask.method
+    refined = Mask.from_units(graph, settled.selection.keep, model=session.model_info, method=method,
+                              requested=mask.requested, floored=mask.floored)  # fmt: skip
+    costing = Costing.of(session, None, StepOptions())
+    costing.use(graph)
+    pruned = build_pruned(session, graph, refined, settled, init, costing)
+    if is_guessed:
+        session.report.parts["model"] = {**session.report.parts["model"], "input_guessed": True}
     return pruned if full else pruned.model

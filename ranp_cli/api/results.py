@@ -23,7 +23,7 @@ from ..reporting.report import Report
 from ..scoring.compensated_sum import Sum
 from ..scoring.scorer import Importance
 from ..scoring.zero_scores import SAID, find_zeros, unranked
-from .session import Job
+from .session import Session
 
 SUM, REST = "ranp:sum:", "ranp:rest:"  # in a file of scores, before a layer's name
 UNSAID = "default"  # of an option that has no name for what it is by default
@@ -69,24 +69,28 @@ class Scores:
         layers = {name: t.double().numpy() for name, t in tensors.items() if not name.startswith((SUM, REST))}
         return cls(layers, about, sums=sums)
 
-    def fits(self, job: Job, criterion: str | None) -> str:
-        """The criterion of these scores; BadInput when they are of another network or another criterion."""
-        if self.about["model"]["fingerprint"] != job.about["fingerprint"]:
+    @property
+    def criterion(self) -> str:
+        return str(self.about["criterion"])
+
+    def check_network(self, session: Session, criterion: str | None) -> Scores:
+        """These scores; BadInput when they are of another network, or of another criterion than is asked for."""
+        if self.about["model"]["fingerprint"] != session.model_info["fingerprint"]:
             raise BadInput("the scores are of another network: its parameters differ; score this model first")
         if criterion not in (None, self.about["criterion"]):
             raise BadInput(
                 f"criterion '{criterion}' was asked, the scores are of '{self.about['criterion']}'; leave it out or score anew"
             )
-        return str(self.about["criterion"])
+        return self
 
-    def resumed(self, job: Job, graph: Graph, how: dict[str, Any], most: int | None) -> Importance:
+    def resumed(self, session: Session, graph: Graph, how: dict[str, Any], most: int | None) -> Importance:
         """What `score` goes on from; BadInput when these scores were taken of something else.
 
         Args:
             how: the options that they must have been taken with.
             most: how many mini-batches there are, those of these scores among them; None when nobody knows.
         """
-        self.fits(job, how["criterion"])
+        self.check_network(session, how["criterion"])
         taken = {"precision": "model", **self.about}  # which was not written down, once
         if taken["precision"] == "auto":
             raise BadInput("--resume: these scores were taken with --precision auto, which decides once, on the first "
@@ -98,8 +102,8 @@ class Scores:
         if most is not None and most < taken["batches"]:
             raise BadInput(f"--resume: these are the scores of {taken['batches']} mini-batches, and --batch gives {most}; "
                            "give the same --batch, and --batches of more than there are, or none")  # fmt: skip
-        values = self.in_order(graph, job)
-        zeros = find_zeros(job.model, graph).facts(graph)
+        values = self.in_order(graph, session)
+        zeros = find_zeros(session.model, graph).facts(graph)
         if differing := [names[0] for key, names in zeros.items() if self.about.get(key) != names]:
             raise BadInput(f"--resume: these scores were taken with the zeros of {differing[0]}, by an older ranp, which "
                            "no gradient passes; score anew")  # fmt: skip
@@ -107,9 +111,9 @@ class Scores:
             raise BadInput("--resume: this file holds scores, but not their sums; score anew")
         return Importance(values, self.about["batches"], [self.sums.get(layer.name) for layer in graph.layers])
 
-    def in_order(self, graph: Graph, job: Job) -> list[np.ndarray]:
+    def in_order(self, graph: Graph, session: Session) -> list[np.ndarray]:
         """Scores by layer of `graph`; BadInput when they are of other weights or another network."""
-        if self.about["model"].get("weights") not in (None, job.weights_digest()):
+        if self.about["model"].get("weights") not in (None, session.weights_digest()):
             raise BadInput(
                 "the scores are of other weights than the model now has; give the same --seed and --weights as to ranp score"
             )

@@ -1,33 +1,39 @@
-"""The story of `score`."""
+"""The story of `score`: the importance of every neuron, from gradients on calibration batches."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ..core.contexts import labels_on_cpu
 from ..core.errors import BadInput, Interrupted
 from ..io.losses import loss_name
-from ..pruning.init import INITS
 from ..reporting.report import Report
 from ..scoring.distributed import together
 from ..scoring.zero_scores import keep_whole
-from .build_report import scores_of
+from .build_report import build_scores
+from .importances import importances, way_of
+from .options import GradientOptions, Keywords, LayerOptions, MethodOptions, ModelOptions
+from .ranking import Ranking, agreement_of
 from .results import UNSAID, Scores
-from .session import Progress, Ranking, agreement_of, check_choices, first_batch, importances, open_job, silent, way_of
+from .session import Progress, Session, first_batch, silent
 
-# -- the public functions
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .keywords import ScoreKeywords
+
+KEYWORDS = Keywords(ModelOptions, GradientOptions)
 
 
 @labels_on_cpu
-def score(model: nn.Module | str, batches: Any, *, loss: Any = None, ignore_index: int | None = None, criterion: str = "mpmg-sum",
-          score_init: str = "keep", sparsity: float | None = None, batch_limit: int | None = None, seed: int = 0, device: str = "auto", model_args: dict[str, Any] | None = None,
-          weights: str | None = None, weights_key: str | None = None, precision: str = "model", low_memory: bool = False,
-          memory_limit: str | int | None = None, resume: Scores | str | Path | None = None, distributed: bool = False,
-          progress: Progress = silent) -> Scores:  # fmt: skip
+@KEYWORDS
+def score(model: nn.Module | str, batches: Any, *, criterion: str = "mpmg-sum", sparsity: float | None = None,
+          resume: Scores | str | Path | None = None, distributed: bool = False, progress: Progress = silent,
+          **options: Unpack[ScoreKeywords]) -> Scores:  # fmt: skip
     """Score every neuron of `model` by the sensitivity of the loss on calibration batches.
 
     `model` is not changed: not its weights, gradients, buffers or modes, nor the global RNG.
@@ -54,29 +60,32 @@ def score(model: nn.Module | str, batches: Any, *, loss: Any = None, ignore_inde
 
     Source: eq. 4-8 of RANP (Xu et al., 3DV 2020).
     """
-    check_choices(score_init=(score_init, INITS))
-    way = replace(way_of(precision, low_memory, memory_limit), keep_partial=True)
-    if (distributed or resume is not None) and precision == "auto":
+    chosen = KEYWORDS.read(options)
+    gradients = chosen[GradientOptions]
+    way = replace(way_of(gradients), keep_partial=True)
+    if (distributed or resume is not None) and gradients.precision == "auto":
         raise BadInput(
             "--precision auto decides on one process' first mini-batch: give bf16 or fp32 with --resume or torchrun"
         )
     if sparsity is not None and criterion == "snip":
         raise BadInput("criterion 'snip' scores weights: leave out --sparsity, which is a share of neurons")
-    report = Report("score")
-    job = open_job(report, model, seed, model_args, weights, weights_key, device)
-    source, example = first_batch(batches, batch_limit, seed)
-    graph = job.analyse(report, example)
-    job.draw(graph, score_init, seed)
-    how = {"criterion": criterion, "score_init": score_init, "seed": seed, "precision": precision, "loss": loss_name(loss),
-           "ignore_index": UNSAID if ignore_index is None else ignore_index}  # fmt: skip
-    going_on = None if resume is None else Scores.of(resume).resumed(job, graph, how, source.most)
-    ranking = Ranking.of("snip" if criterion == "snip" else "vanilla", criterion, "none", 0.0, 1, seed)
-    with together(distributed, job.device) as spread:
-        spread.agree(source.length)
-        way = replace(way, spread=spread, resumed=going_on, agreement=agreement_of(graph, ranking, sparsity))
-        found = importances(report, job, graph, source, [criterion], loss, ignore_index, seed, progress, way)[criterion]
-    keep_whole(graph, found.not_ranked)
-    scores = scores_of(report, job, graph, found, how, sparsity)
+
+    session = Session.open(Report("score"), model, chosen[ModelOptions])
+    source, example = first_batch(batches, gradients.batch_limit, session.seed)
+    graph = session.analyse(example)
+    session.draw(graph, gradients.score_init)
+    how = {"criterion": criterion, "score_init": gradients.score_init, "seed": session.seed, "precision": gradients.precision,
+           "loss": loss_name(gradients.loss),
+           "ignore_index": UNSAID if gradients.ignore_index is None else gradients.ignore_index}  # fmt: skip
+    earlier = None if resume is None else Scores.of(resume).resumed(session, graph, how, source.most)
+    by_score = MethodOptions(method="snip" if criterion == "snip" else "vanilla", criterion=criterion, resource="none")
+    ranking = Ranking.of(by_score, LayerOptions(lambda_=0.0, min_neurons=1), session.seed)
+    with together(distributed, session.device) as workers:
+        workers.agree(source.length)
+        way = replace(way, spread=workers, resumed=earlier, agreement=agreement_of(graph, ranking, sparsity))
+        importance = importances(session, graph, source, [criterion], gradients, progress, way)[criterion]
+    keep_whole(graph, importance.not_ranked)
+    scores = build_scores(session, graph, importance, how, sparsity)
     if way.facts.get("stopped"):
-        raise Interrupted(scores, found.batches)
+        raise Interrupted(scores, importance.batches)
     return scores

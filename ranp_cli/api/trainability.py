@@ -4,36 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..core.example import Example
-from ..graph.analyse import cost_of, measure
 from ..graph.graph import Graph
 from ..pruning.narrowest_cut import narrowest_cuts
 from ..pruning.select import Selection
 from ..pruning.slim import slim_model
 from ..pruning.slim_trace import SlimRun, check_runs
-from .session import Job
+from .costing import Costing
+from .session import Session
 
 COSTS = ("params", "macs", "activation_bytes")
 
 
-def trainability(
-    job: Job, graph: Graph, chosen: Selection, after: dict[str, Any], at: Example | None
-) -> dict[str, Any]:
-    """The report's parts `floor` and `narrowest`, each only where there is something to say.
-
-    Args:
-        after: the costs of the slim network, as the report has them.
-        at: the input that they are counted for, when another than the graph's.
-    """
+def trainability(session: Session, graph: Graph, chosen: Selection, costing: Costing) -> dict[str, Any]:
+    """The report's parts `floor` and `narrowest`, each only where there is something to say."""
     parts: dict[str, Any] = {}
-    if raised := floor_part(job, graph, chosen, after, at):
+    if raised := floor_part(session, graph, chosen, costing):
         parts["floor"] = raised
     if narrow := [cut.to_dict() for cut in narrowest_cuts(graph, chosen.keep) if cut.is_narrow]:
         parts["narrowest"] = narrow
     return parts
 
 
-def floor_part(job: Job, graph: Graph, chosen: Selection, after: dict[str, Any], at: Example | None) -> dict[str, Any]:
+def floor_part(session: Session, graph: Graph, chosen: Selection, costing: Costing) -> dict[str, Any]:
     """The layers that a floor of more than one neuron raised, and what the slim network costs beyond one without it."""
     if chosen.by_score is None or (chosen.by_score | graph.fixed_units == chosen.keep).all():
         return {}
@@ -47,9 +39,9 @@ def floor_part(job: Job, graph: Graph, chosen: Selection, after: dict[str, Any],
         ]
     }
     flags = graph.flags(alone)
-    slim, _ = slim_model(job.model, graph, flags)
+    slim, _ = slim_model(session.model, graph, flags)
     ran = check_runs(slim, graph, flags)
     if isinstance(ran, SlimRun):  # else the code of the model does not take it, and nothing is known of its cost
-        costs = cost_of(slim, ran.run) if at is None else measure(slim, at)[2]
+        costs, after = costing.counts(slim, ran), session.report.parts["after"]
         part["cost"] = {key: after[key] - costs[key] for key in COSTS}
     return part

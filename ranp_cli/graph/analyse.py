@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -118,23 +119,28 @@ def watch_features(model: nn.Module, tracer: Tracer, found: dict[str, Labels]) -
             module.register_forward_pre_hook(hook)
 
 
-@labels_on_cpu
-def measure(model: nn.Module, example: Example) -> tuple[Run, list[Layer], dict[str, Any]]:
-    """One shadow run in eval mode: the run, the layers that it met, and the costs of one sample."""
-    ties = Ties()
-    slots = {name: make_slot(ties, name, tuple(t.shape)) for name, t in named_tensors(model)}
-    found = run(model, example.with_batch(1), ties, slots, training=False)
-    return found, find_layers(ties, slots, found), cost_of(model, found)
+@dataclass(frozen=True)
+class TracedCosts:
+    """A shadow run in eval mode, its layers by parameter and axis, and the costs of one sample as the report has them."""
+
+    run: Run
+    layers: dict[tuple[str, int], Layer]
+    costs: dict[str, Any]
 
 
 @labels_on_cpu
-def measure_all(model: nn.Module, example: Example) -> tuple[Run, dict[tuple[str, int], Layer], dict[str, Any]]:
-    """As `measure`; the layers, by parameter and axis, are those of both modes, as a Graph has them."""
+def trace_costs(model: nn.Module, example: Example, both_modes: bool = False) -> TracedCosts:
+    """Count a network on meta tensors, one sample in eval mode.
+
+    Args:
+        both_modes: the layers are those of eval and training mode, as a Graph has them.
+    """
     ties = Ties()
     slots = {name: make_slot(ties, name, tuple(t.shape)) for name, t in named_tensors(model)}
-    runs = [run(model, example.with_batch(n), ties, slots, training) for n, training in ((1, False), (2, True))]
+    modes = ((1, False), (2, True)) if both_modes else ((1, False),)
+    runs = [run(model, example.with_batch(n), ties, slots, training) for n, training in modes]
     layers = {(layer.slot, layer.axis): layer for layer in find_layers(ties, slots, *runs)}
-    return runs[0], layers, cost_of(model, runs[0])
+    return TracedCosts(runs[0], layers, cost_of(model, runs[0]))
 
 
 def cost_of(model: nn.Module, run: Run) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,28 +13,22 @@ from torch import nn
 from ...core.contexts import labels_on_cpu, seeded
 from ...core.errors import BadInput
 from ...core.example import Example, as_example
-from ...graph.analyse import cost_of, measure
-from ...graph.graph import Graph
+from ...graph.analyse import cost_of, trace_costs
+from ...graph.graph import Graph, Run
 from ...io.batches import Batches
 from ...io.losses import loss_name
 from ...io.model import built, factory_of
 from ...io.user_code import is_code
-from ...pruning.init import INITS
 from ...pruning.select import Selection
 from ...reporting.report import Report, reduction
-from ...scoring.scorer import Importance, Way
+from ...scoring.scorer import Importance
 from ...scoring.zero_scores import whole
-from ..session import (
-    Job,
-    Progress,
-    agreement_of,
-    check_choices,
-    first_batch,
-    importances,
-    layer_seconds,
-    open_job,
-    settle,
-)
+from ..importances import importances, way_of
+from ..layer_times import layer_seconds
+from ..options import Chosen, GradientOptions, InputOptions, LayerOptions, ModelOptions
+from ..ranking import agreement_of
+from ..session import Progress, Session, first_batch
+from ..settle import settle
 from .rows import Entry, Level, Table, shuffled
 
 
@@ -49,24 +43,13 @@ class Subject:
     model: Any
     batches: Any
     table: Table
-    model_args: dict[str, Any]
-    weights: str | None
-    weights_key: str | None
-    device: str
-    batch_limit: int | None
-    loss: Any
-    ignore_index: int | None
-    score_init: str
-    keep: Sequence[str]
-    only: Sequence[str]
-    way: Way
-    at: Example | None  # the input that is counted for, when another than that of the mini-batches
+    options: Chosen
     width_arg: str | None = None
     seconds: dict[str, Any] | None = None  # of the layers, once they were measured
     _source: tuple[Batches, Example] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        check_choices(score_init=(self.score_init, INITS))
+        self.way = way_of(self.options[GradientOptions])
         wants_width = any(e.kind == "width" for e in self.table.entries)
         if self.width_arg is not None and not wants_width:
             raise BadInput("--width-arg names the argument of method 'width'; add width to --methods, or leave it out")
@@ -75,12 +58,14 @@ class Subject:
                 "method 'width' needs --width-arg NAME: which integer argument of the factory makes it narrower"
             )
 
-    @classmethod
-    def of(cls, model: Any, batches: Any, table: Table, *, inputs: Any, keep: Any, only: Any, model_args: Any,
-           **same: Any) -> Subject:  # fmt: skip
-        at = None if inputs is None else as_example(inputs)
-        globs: list[Sequence[str]] = [[g] if isinstance(g, str) else g for g in (keep, only)]
-        return cls(model, batches, table, dict(model_args or {}), at=at, keep=globs[0], only=globs[1], **same)
+        inputs = self.options[InputOptions].inputs
+        self.at = (
+            None if inputs is None else as_example(inputs)
+        )  # the input that is counted for, when another than that of the mini-batches
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        return dict(self.options[ModelOptions].model_args or {})
 
     @property
     def name(self) -> str | None:
@@ -101,17 +86,17 @@ class Subject:
         with seeded(seed):
             return built(self.factory(), {**self.model_args, **changed}, f"model {self.name}")
 
-    def open(self, report: Report, seed: int) -> Job:
-        model = self.model
+    def open(self, report: Report, seed: int) -> Session:
+        model, options = self.model, self.options[ModelOptions]
         if isinstance(model, (str, Path, nn.Module)) or not callable(model):
-            return open_job(report, model, seed, self.model_args or None, self.weights, self.weights_key, self.device)
-        job = open_job(report, self.build(seed), seed, None, self.weights, self.weights_key, self.device)
-        job.about |= {"spec": self.name, "args": self.model_args}
-        return job
+            return Session.open(report, model, options, seed)
+        session = Session.open(report, self.build(seed), options, seed)
+        session.model_info |= {"spec": self.name, "args": self.model_args}
+        return session
 
     def first_batch(self, seed: int) -> tuple[Batches, Example]:
         if self._source is None:
-            self._source = first_batch(self.batches, self.batch_limit, seed)
+            self._source = first_batch(self.batches, self.options[GradientOptions].batch_limit, seed)
         return self._source
 
 
@@ -129,12 +114,11 @@ class Bench:
     @labels_on_cpu
     def __init__(self, subject: Subject, seed: int, report: Report) -> None:
         self.subject, self.seed, self.report = subject, seed, report
-        self.job = subject.open(report, seed)
+        self.session = subject.open(report, seed)
         self.source, example = subject.first_batch(seed)
-        self.graph: Graph = self.job.analyse(report, example)
-        self.job.draw(self.graph, subject.score_init, seed)
-        at = subject.at
-        self.before = cost_of(self.job.model, self.graph.eval_run) if at is None else measure(self.job.model, at)[2]
+        self.graph: Graph = self.session.analyse(example)
+        self.session.draw(self.graph, subject.options[GradientOptions].score_init)
+        self.before = self.counts(self.session.model, self.graph.eval_run)
         self.found: dict[str, Importance] | None = None
         self.limits: dict[Level, dict[str, Any]] = {}  # costs of the first method's network, by sparsity
 
@@ -142,6 +126,11 @@ class Bench:
     def example(self) -> Example:
         """The input that is counted for."""
         return self.subject.at or self.graph.example
+
+    def counts(self, network: nn.Module, run: Run) -> dict[str, Any]:
+        """What a network costs, from its run where that was on the input that is counted for."""
+        at = self.subject.at
+        return cost_of(network, run) if at is None else trace_costs(network, at).costs
 
     def score(self, progress: Progress) -> None:
         """Take the gradients that the methods need, once for all of them."""
@@ -156,11 +145,11 @@ class Bench:
         criteria = [str(ranking.criterion) for ranking in scored]
         self.found = {}
         if criteria:
-            self.found = importances(self.report, self.job, self.graph, self.source, criteria, subject.loss,
-                                     subject.ignore_index, self.seed, progress, way)  # fmt: skip
-        self.graph.fix_layers(subject.keep, subject.only)
+            self.found = importances(self.session, self.graph, self.source, criteria, subject.options[GradientOptions],
+                                     progress, way)  # fmt: skip
+        self.graph.fix_layers(subject.options[LayerOptions].keep, subject.options[LayerOptions].only)
         if any(ranking.resource == "latency" for ranking in rankings):
-            subject.seconds = layer_seconds(self.report, self.job, self.graph, subject.seconds, progress)
+            subject.seconds = layer_seconds(self.session, self.graph, subject.seconds, progress)
 
     def full(self, name: str) -> Cut:
         row = {
@@ -173,7 +162,7 @@ class Bench:
             "floored": [],
             "layers_kept": self.graph.sizes,
         }
-        return Cut(row, self.job.model)
+        return Cut(row, self.session.model)
 
     @labels_on_cpu
     def ranked(self, e: Entry, level: Level) -> Cut:
@@ -188,14 +177,14 @@ class Bench:
             return shuffled(graph, chosen, self.seed) if e.kind == "shuffled" else chosen
 
         with seeded(self.seed), whole(graph, by.not_ranked):
-            chosen, slim, _, ran = settle(self.report, self.job, graph, choose)
-            kept = [int(k.sum()) for k in graph.by_layer(chosen.keep[graph.unit])]
-            at = self.subject.at
-            after = cost_of(slim, ran.run) if at is None else measure(slim, at)[2]
+            settled = settle(self.session, graph, choose)
+            kept = [int(k.sum()) for k in graph.by_layer(settled.selection.keep[graph.unit])]
+            after = self.counts(settled.model, settled.trace.run)
+        floored = settled.selection.floored
         how = {k: v for k, v in ranking.recorded.items() if k in ("criterion", "resource", "lambda")}
         how = {**how, **self.costs(level, sum(kept), after)}
-        how |= {"feasible": not chosen.floored, "floored": chosen.floored, "layers_kept": kept}
-        return Cut({"method": e.name, **how}, slim)
+        how |= {"feasible": not floored, "floored": floored, "layers_kept": kept}
+        return Cut({"method": e.name, **how}, settled.model)
 
     def costs(self, level: Level, kept: int, after: dict[str, Any]) -> dict[str, Any]:
         """The part of a row that says how large the network is."""

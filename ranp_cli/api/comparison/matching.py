@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...core.errors import BadInput, Infeasible
-from ...graph.analyse import measure_all
+from ...graph.analyse import trace_costs
 from ...graph.graph import Layer
 from ...io.user_code import check_args
 from ...reporting.compare_captions import RESOURCE_KEYS, RESOURCE_WORDS
@@ -109,8 +109,8 @@ def narrowed(bench: Bench, level: Level) -> Cut:
     def look(width: int) -> tuple[dict[str, Any], list[Layer]] | None:
         if width not in seen:
             try:
-                _, layers, costs = measure_all(subject.build(bench.seed, **{name: width}), bench.example)
-                seen[width] = costs, list(layers.values())
+                traced = trace_costs(subject.build(bench.seed, **{name: width}), bench.example, both_modes=True)
+                seen[width] = traced.costs, list(traced.layers.values())
             except BadInput:  # not a width of this factory, or its network does not take the input
                 seen[width] = None
         return seen[width]

@@ -14,7 +14,8 @@ from ...pruning.methods import METHODS
 from ...pruning.select import Selection, check
 from ...reporting.compare_captions import RESOURCE_KEYS
 from ...scoring.criteria import CRITERIA
-from ..session import Ranking
+from ..options import LayerOptions, MethodOptions
+from ..ranking import Ranking
 
 DEFAULT = (
     "full",
@@ -62,10 +63,10 @@ class Entry:
         return not (level == "max" and self.ranking is not None and METHODS[self.ranking.method].by_layer)
 
 
-def entry(name: str, lam: float, min_neurons: int | str, seed: int) -> Entry:
+def entry(name: str, layers: LayerOptions, seed: int) -> Entry:
     """`vanilla:mnmg-sum`, `ranp-mem`, `shuffle:ranp-f`, ... as a row family; BadInput for what does not exist."""
     if name.startswith(SHUFFLE):
-        inner = entry(name.removeprefix(SHUFFLE), lam, min_neurons, seed)
+        inner = entry(name.removeprefix(SHUFFLE), layers, seed)
         if inner.kind != "ranked":
             raise BadInput(f"method '{name}': only what ranks neurons can be shuffled; give one such as shuffle:ranp-f")
         return Entry(f"{SHUFFLE}{inner.name}", inner.ranking, "shuffled")
@@ -80,7 +81,8 @@ def entry(name: str, lam: float, min_neurons: int | str, seed: int) -> Entry:
         raise BadInput(f"unknown criterion '{criterion}' of method '{name}'{nearest(criterion, CRITERIA)}")
     base = SHORT.get(base, base)
     method, _, resource = base.partition("-")
-    ranking = Ranking.of(method, criterion or None, resource or "none", lam, min_neurons, seed)
+    by = MethodOptions(method=method, criterion=criterion or None, resource=resource or "none")
+    ranking = Ranking.of(by, layers, seed)
     return Entry(f"{base}:{criterion}" if criterion else base, ranking)
 
 
@@ -122,7 +124,7 @@ class Table:
 
 
 def table_of(
-    names: Iterable[str], sparsity: Any, match: str | None, lam: float, min_neurons: int | str, seed: int, unique: bool
+    names: Iterable[str], sparsity: Any, match: str | None, layers: LayerOptions, seed: int, unique: bool
 ) -> Table:
     """The rows for these methods and sparsities; BadInput for what does not exist or does not go together.
 
@@ -130,7 +132,7 @@ def table_of(
         unique: a method that is named twice is an error, as its cells could not be told apart.
     """
     levels = sparsities(sparsity)
-    entries = [entry(name, lam, min_neurons, seed) for name in names]
+    entries = [entry(name, layers, seed) for name in names]
     if not entries:
         raise BadInput("no method was given; leave out --methods for those of the paper")
     if len(entries) * len(levels) > MOST:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...core.contexts import seeded
 from ...core.copies import replicate
 from ...core.errors import USER_EXCEPTIONS, BadInput, FitsInterrupted, in_words, nearest
-from ...graph.analyse import measure_all
+from ...graph.analyse import trace_costs
 from ...io.losses import loss_name
 from ...io.readers import found_instead
 from ...io.user_code import is_code
@@ -180,12 +180,12 @@ class Training:
         if self.init != "keep":
             slots = [layer.slot for layer in bench.graph.layers]
             if e.kind == "width":
-                slots = [layer.slot for layer in measure_all(network, bench.example)[1].values()]
+                slots = [layer.slot for layer in trace_costs(network, bench.example, both_modes=True).layers.values()]
             with seeded(bench.seed):
                 initialise(network, self.init, slots)
         what, keys = f"--fit {self.fit.name}, {named(key)}", set(self.keys)
         try:
-            value, seconds = self.fit.run(network, bench.seed, bench.job.device)
+            value, seconds = self.fit.run(network, bench.seed, bench.session.device)
         except USER_EXCEPTIONS as error:
             raise BadInput(f"{what}: {in_words(error)}; {self.cells.advice(keys)}") from error
         try:
@@ -195,7 +195,7 @@ class Training:
             raise BadInput(f"{what}: {error}; {self.cells.advice(keys)}") from None
         self.report.seconds["fit"] = self.report.seconds.get("fit", 0.0) + seconds
         self.cells.add({"method": e.name, "sparsity": level, "seed": bench.seed, "metrics": metrics, "seconds": round(seconds, 3),
-                        "weights": bench.job.weights_digest(), "row": made.row})  # fmt: skip
+                        "weights": bench.session.weights_digest(), "row": made.row})  # fmt: skip
         self.fit.chosen(metrics)
 
     def _tick(self, missing: set[Key], advance: Callable[[], Any]) -> None:
@@ -226,7 +226,7 @@ class Training:
 
     def _check_weights(self, bench: Bench) -> None:
         """BadInput when the cells of this seed were cut from other weights than the network now has."""
-        digest = bench.job.weights_digest()
+        digest = bench.session.weights_digest()
         for key in self.keys:
             if key[2] == bench.seed and self.cells.held.get(key, {}).get("weights", digest) != digest:
                 raise BadInput(f"{self.cells.path}: the cells of seed {bench.seed} were cut from other weights than the model now "

@@ -1,0 +1,85 @@
+"""How far to prune: a sparsity, or the budgets that the slim network has to meet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..core.errors import BadInput, Infeasible
+from ..costs.budget import Limit, advised, limits
+from ..costs.memory import STATES
+from ..costs.timing import Race, Stand
+from ..graph.graph import Graph
+from ..pruning.methods import METHODS
+from ..pruning.min_neurons import AUTO
+from ..pruning.select import check
+from .budget_search import fit_budget
+from .costing import Costing
+from .ranking import Ranking
+from .session import Progress, Session
+from .settle import Settled, settle
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Either a sparsity ("max", or a share of the neurons), or limits; the other is None or empty."""
+
+    sparsity: float | str | None
+    limits: Sequence[Limit]
+
+    @classmethod
+    def of(cls, sparsity: Any, budget: Any, method: str) -> Goal:
+        """BadInput unless just one of them is given, and has a meaning for the method."""
+        wanted = limits(budget)
+        if (sparsity is None) == (not wanted):
+            raise BadInput("give either --sparsity X in [0, 1), or max, or --budget, such as --budget macs=10%")
+        if sparsity not in (None, "max"):
+            sparsity = check(sparsity)
+        if sparsity == "max" and method in METHODS and METHODS[method].by_layer:
+            raise BadInput(
+                f"--sparsity max has no meaning for --method {method}, which never empties a layer; give a number"
+            )
+        return cls(sparsity, wanted)
+
+    @property
+    def is_timed(self) -> bool:
+        return any(limit.kind == "latency" for limit in self.limits)
+
+    def rows(self, before: Mapping[str, float], after: Mapping[str, float]) -> list[dict[str, Any]]:
+        """The report's part `budget`."""
+        return [
+            {
+                "kind": limit.kind,
+                "limit": limit.text,
+                "bound": limit.of(before[limit.kind]),
+                "before": before[limit.kind],
+                "after": after[limit.kind],
+            }
+            for limit in self.limits
+        ]
+
+
+def reach(goal: Goal, session: Session, graph: Graph, ranking: Ranking, scores: Sequence[np.ndarray], costing: Costing,
+          stand: Stand | None, progress: Progress) -> tuple[Settled, Race | None]:  # fmt: skip
+    """The slim network that meets the goal, and under a limit of time the race that shows it.
+
+    Raises: Infeasible, with what could be lowered, when the smallest network does not meet the limits.
+    """
+    if goal.sparsity is not None:
+        sparsity = goal.sparsity
+        return settle(session, graph, lambda: ranking.select(graph, scores, sparsity)), None
+    try:
+        settled, race = fit_budget(session, graph, ranking, scores, goal.limits, costing, stand, progress)
+    except Infeasible as error:
+        lowered = [
+            name
+            for name, n in (("--round-to", ranking.round_to), ("--min-neurons", ranking.min_neurons))
+            if n not in (1, AUTO)
+        ]
+        dropped = [name for name, globs in (("--keep", ranking.keep), ("--only", ranking.only)) if globs]
+        raise advised(error, costing.sample.samples, STATES[costing.optimizer] > 0, lowered, dropped) from None
+    selection = settled.selection
+    return replace(settled, selection=replace(selection, requested=round(float(selection.requested), 6))), race

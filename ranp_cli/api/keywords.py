@@ -1,0 +1,84 @@
+"""The keywords of the public functions, for type checkers. Written by `python -m ranp_cli.api.keyword_types`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+
+class ModelKeywords(TypedDict, total=False):
+    model_args: Mapping[str, Any] | None
+    weights: str | None
+    weights_key: str | None
+    seed: int | None
+    device: str
+
+
+class GradientKeywords(TypedDict, total=False):
+    loss: Any
+    ignore_index: int | None
+    batch_limit: int | None
+    score_init: str
+    precision: str
+    low_memory: bool
+    memory_limit: str | int | None
+
+
+class MethodKeywords(TypedDict, total=False):
+    method: str
+    criterion: str | None
+    resource: str
+    latencies: Any
+    round_to: int
+
+
+class LayerKeywords(TypedDict, total=False):
+    lambda_: float
+    min_neurons: int | str
+    keep: Sequence[str]
+    only: Sequence[str]
+
+
+class InputKeywords(TypedDict, total=False):
+    inputs: Any
+
+
+class StepKeywords(TypedDict, total=False):
+    optimizer: str | None
+    batch_size: int | None
+    amp: bool
+    time: bool
+
+
+class ProbeKeywords(TypedDict, total=False):
+    probe: int | None
+    probe_lr: float | None
+
+
+class ScoreKeywords(ModelKeywords, GradientKeywords, total=False):
+    pass
+
+
+class PruneKeywords(
+    ModelKeywords,
+    GradientKeywords,
+    MethodKeywords,
+    LayerKeywords,
+    InputKeywords,
+    StepKeywords,
+    ProbeKeywords,
+    total=False,
+):
+    pass
+
+
+class RefineKeywords(ModelKeywords, InputKeywords, total=False):
+    pass
+
+
+class CompareKeywords(ModelKeywords, GradientKeywords, LayerKeywords, InputKeywords, ProbeKeywords, total=False):
+    pass
+
+
+class ProfileKeywords(ModelKeywords, StepKeywords, total=False):
+    pass

@@ -1,0 +1,274 @@
+"""Every option of ranp, in one place: its default, its help, its flag and what a value of it may be.
+
+A group is a frozen dataclass whose fields are the options. The Python functions take the fields as keywords (`takes`), the
+command line makes its flags from them (`ranp_cli.cli.arguments`), and so do the config file and the help. An option is
+added here and used where its group is read; nothing else lists it.
+
+Needs no torch, so that `ranp --help` is instant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ParamSpec, TypeVar
+
+from ..core.errors import BadInput, nearest
+
+WHAT, FROM, RANK, FAR, COST, OUT = (
+    "The network", "Where the scores come from", "How neurons are ranked", "How much goes", "What it costs", "Output",
+)  # fmt: skip
+PANELS = (WHAT, FROM, RANK, FAR, COST, OUT)
+LAMBDA = 11.0  # the paper's for ShapeNet; 15 for BraTS, 80 for UCF101
+
+
+# -- what a value may be
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a value of an option may be: `wants` says it, `accepts` checks what a config file holds, `type` is typer's."""
+
+    wants: str
+    accepts: Callable[[Any], bool]
+    type: type = str
+    repeatable: bool = False
+
+
+TEXT = Kind("text", lambda v: isinstance(v, str))
+TEXTS = Kind("text, or a list of it", lambda v: isinstance(v, str), repeatable=True)
+WHOLE = Kind("a whole number", lambda v: type(v) is int, int)
+NUMBER = Kind("a number", lambda v: type(v) in (int, float), float)
+SWITCH = Kind("true or false", lambda v: type(v) is bool, bool)
+WHOLE_OR_AUTO = Kind("a whole number, or auto", lambda v: type(v) is int or v == "auto")
+SHARE = Kind("a number in [0, 1) or max", lambda v: type(v) in (int, float, str))
+SHARES = Kind("a number in [0, 1) or max", lambda v: type(v) in (int, float, str, list), repeatable=True)
+SIZE = Kind("a size such as 8GiB or 40G", lambda v: type(v) in (int, float, str))
+SHAPES = Kind("a shape", lambda v: True, repeatable=True)
+
+
+# -- an option
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option, as the command line shows it. `flags` are in typer's form, the name first unless it is short."""
+
+    keyword: str  # in Python
+    default: Any
+    help: str
+    panel: str
+    kind: Kind
+    metavar: str | None
+    flags: tuple[str, ...]
+    says: str | None  # what the help gives as default, where it is not `default`
+
+    @property
+    def flag(self) -> str:
+        return self.flags[-1]
+
+    @property
+    def key(self) -> str:
+        """Its name in a config file and in the values of a command: the flag's, with underscores."""
+        return self.flag.lstrip("-").replace("-", "_")
+
+
+def option(default: Any, panel: str, help: str, kind: Kind = TEXT, metavar: str | None = None, *flags: str,
+           says: str | None = None) -> Any:  # fmt: skip
+    """A field of a group; without `flags` the flag is `--` and the field's name."""
+    about = {"help": help, "panel": panel, "kind": kind, "metavar": metavar, "flags": flags, "says": says}
+    return dataclasses.field(default=default, metadata=about)
+
+
+def options_of(group: type) -> list[Option]:
+    """The options of a group, in order."""
+    found = []
+    for field in dataclasses.fields(group):
+        about = dict(field.metadata)
+        flags = about.pop("flags") or (f"--{field.name.strip('_').replace('_', '-')}",)
+        found.append(Option(field.name, field.default, flags=flags, **about))
+    return found
+
+
+# -- the groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The network, its weights, and where it runs. A seed of None is the one that a mask records, else 0."""
+
+    model_args: Mapping[str, Any] | None = option(
+        None, WHAT, "argument of the factory, read as YAML (repeatable)", TEXTS, "KEY=VALUE", "--model-arg")  # fmt: skip
+    weights: str | None = option(None, WHAT, "state dict to load: .safetensors or .pt", TEXT, "FILE")
+    weights_key: str | None = option(None, WHAT, "which nested state dict of --weights", TEXT, "KEY")
+    seed: int | None = option(0, WHAT, "seed of weights and of --method random", WHOLE, "N")
+    device: str = option("auto", WHAT, "auto, cpu, cuda, cuda:i", TEXT, "D")
+
+    def __post_init__(self) -> None:
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise BadInput(f"seed {self.seed}: give a whole number from 0 to 2^63 - 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientOptions:
+    """The loss, and how gradients are computed."""
+
+    loss: Any = option(
+        None, FROM, "cross_entropy, mse, l1, smooth_l1, bce, dice, dice_ce, or file.py:Name", TEXT, "NAME")  # fmt: skip
+    ignore_index: int | None = option(
+        None, FROM, "target value that does not count", WHOLE, "I", says="-100, and 255 where no class")  # fmt: skip
+    batch_limit: int | None = option(None, FROM, "use at most N mini-batches", WHOLE, "N", "--batches")
+    score_init: str = option("keep", FROM, "weights that are scored: keep|factory|glorot|orthogonal", TEXT, "I")
+    precision: str = option(
+        "model", FROM, "of the gradients: model, fp32, fp64, bf16, fp16, or auto: bf16 if the mask is that of fp32",
+        TEXT, "P")  # fmt: skip
+    low_memory: bool = option(False, FROM, "score with activations computed twice instead of kept", SWITCH)
+    memory_limit: str | int | None = option(None, FROM, "likewise, as little as keeps to it, as 6GiB", SIZE, "V")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """What neurons are ranked by."""
+
+    method: str = option(
+        "ranp", RANK, "ranp|weighted|vanilla|random|layerwise|flat|snip|taylor|magnitude", TEXT, "M")  # fmt: skip
+    criterion: str | None = option(
+        None, RANK, "mpmg-sum|mean|max, mnmg-sum|mean|max, neuron, taylor, snip, l1, l2", TEXT, "C",
+        says="mpmg-sum, or the method's own")  # fmt: skip
+    resource: str = option(
+        "flops", RANK, "flops|mem|params|latency (each layer is timed on --device)|none", TEXT, "R")  # fmt: skip
+    latencies: Any = option(
+        None, RANK, "the layers' times of an earlier --resource latency, from its mask.json, instead of measuring",
+        TEXT, "FILE")  # fmt: skip
+    round_to: int = option(1, FAR, "layers keep multiples of N neurons", WHOLE, "N")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerOptions:
+    """What holds for every layer, whatever the method."""
+
+    lambda_: float = option(LAMBDA, RANK, "weight of the resource", NUMBER, "X")
+    min_neurons: int | str = option(
+        "auto", FAR, "each layer keeps its best N; 1: the paper's rule", WHOLE_OR_AUTO, "N|auto")  # fmt: skip
+    keep: Sequence[str] = option((), FAR, "layers never pruned (repeatable)", TEXTS, "GLOB")
+    only: Sequence[str] = option((), FAR, "prune these layers only (repeatable)", TEXTS, "GLOB")
+
+    def __post_init__(self) -> None:
+        for name in ("keep", "only"):
+            globs = getattr(self, name)
+            object.__setattr__(self, name, (globs,) if isinstance(globs, str) else tuple(globs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions:
+    """The input that costs are counted for."""
+
+    inputs: Any = option(
+        None, COST, "count, budget and estimate memory for this shape of input, as 1x4x128x128x128, not that of the "
+        "batch (repeatable)", SHAPES, "SHAPE", "--input")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """The training step whose memory is estimated, and what is timed."""
+
+    optimizer: str | None = option(
+        None, COST, "of the training step: sgd|sgd-momentum|adam|adamw", TEXT, "O", says="sgd")  # fmt: skip
+    batch_size: int | None = option(
+        None, COST, "samples of the training step, and of what is timed", WHOLE, "N", says="the input's")  # fmt: skip
+    amp: bool = option(
+        False, COST, "memory in mixed precision: weights in 32 bits, what autocast casts on the device in 16",
+        SWITCH)  # fmt: skip
+    time: bool = option(
+        False, COST, "run the networks too, and say how fast they are: dense and slim turn by turn", SWITCH)  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise BadInput(f"batch-size {self.batch_size}: give 1 or more samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions:
+    """A short training of both networks."""
+
+    probe: int | None = option(
+        None, COST, "train copies of both networks for N steps on the batch, with --optimizer or else adam, and say "
+        "whether the slim one keeps up; 200 tells well", WHOLE, "N")  # fmt: skip
+    probe_lr: float | None = option(
+        None, COST, "learning rate of --probe", NUMBER, "X",
+        says="adam, adamw 3e-3, sgd 0.05, sgd-momentum 0.01")  # fmt: skip
+
+
+# -- groups as the keywords of a function
+
+Group = TypeVar("Group")
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
+
+class Keywords:
+    """The options that a public function takes as keywords: those of its groups.
+
+        KEYWORDS = Keywords(ModelOptions, GradientOptions, seed=None)
+
+        @KEYWORDS
+        def prune(model, *, progress=silent, **options: Unpack[PruneKeywords]):
+            chosen = KEYWORDS.read(options)
+            chosen[ModelOptions].seed
+
+    `help()`, editors and `inspect.signature` then see every keyword; type checkers see them in `ranp_cli.api.keywords`.
+
+    Args:
+        groups: the groups, in the order of the help.
+        defaults: the defaults of this function, where they differ from the group's.
+    """
+
+    def __init__(self, *groups: type, **defaults: Any) -> None:
+        self.groups, self.defaults = groups, defaults
+        self.options = [
+            replace(each, default=defaults.get(each.keyword, each.default))
+            for group in groups
+            for each in options_of(group)
+        ]
+        self.names = [each.keyword for each in self.options]
+        self.known = list(self.names)  # and the function's own, once it is known
+
+    def __call__(self, function: Callable[Params, Result]) -> Callable[Params, Result]:
+        """Show the options in the signature of `function`, behind its own parameters and before `progress`."""
+        own = inspect.signature(function)
+        named = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        types = {field.name: field.type for group in self.groups for field in dataclasses.fields(group)}
+        added = [
+            inspect.Parameter(o.keyword, inspect.Parameter.KEYWORD_ONLY, default=o.default, annotation=types[o.keyword])
+            for o in self.options
+        ]
+        named.sort(key=lambda p: p.name == "progress")
+        at = len(named) - (named[-1].name == "progress")
+        function.__signature__ = own.replace(parameters=[*named[:at], *added, *named[at:]])  # type: ignore[attr-defined]
+        self.known += [p.name for p in named]
+        return function
+
+    def read(self, given: Mapping[str, Any]) -> Chosen:
+        """The groups with the given options; TypeError for a keyword that there is not, with the nearest one."""
+        for name in given:
+            if name not in self.names:
+                raise TypeError(f"unexpected keyword '{name}'{nearest(name, self.known)}")
+        values = {**self.defaults, **given}
+        held = {}
+        for group in self.groups:
+            names = [field.name for field in dataclasses.fields(group)]
+            held[group] = group(**{name: values[name] for name in names if name in values})
+        return Chosen(held)
+
+
+class Chosen:
+    """The options of one call, by group: `chosen[ModelOptions].seed`."""
+
+    def __init__(self, held: Mapping[type, Any]) -> None:
+        self._held = held
+
+    def __getitem__(self, group: type[Group]) -> Group:
+        found: Group = self._held[group]
+        return found

@@ -1,0 +1,130 @@
+"""What neurons are ranked by: the method with all that belongs to it, checked and completed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..core.errors import BadInput
+from ..graph.graph import Graph
+from ..pruning.methods import METHODS, unit_values, weigh
+from ..pruning.min_neurons import AUTO, Floor, check_floor, floors
+from ..pruning.resources import NAMES as RESOURCES
+from ..pruning.resources import tau
+from ..pruning.rounding import rounded
+from ..pruning.select import Selection, select
+from ..pruning.snip import links_of, select_snip, strength_of
+from ..scoring.criteria import criterion
+from .options import LAMBDA, LayerOptions, MethodOptions
+from .session import check_choices
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What units are ranked by; `of` checks and completes it. `criterion` is None where scores are drawn at random."""
+
+    method: str
+    criterion: str | None
+    resource: str = "none"
+    lam: float = LAMBDA
+    min_neurons: Floor = 1
+    seed: int = 0
+    round_to: int = 1
+    keep: Sequence[str] = ()
+    only: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, method_options: MethodOptions, layers: LayerOptions, seed: int) -> Ranking:
+        """BadInput for what does not exist or does not go together."""
+        method, resource, criterion_name = method_options.method, method_options.resource, method_options.criterion
+        check_choices(method=(method, METHODS), resource=(resource, RESOURCES))
+        if criterion_name is not None:
+            criterion(criterion_name)
+        known = METHODS[method]
+        name = criterion_name or known.criterion
+        if known.criteria and name not in known.criteria:
+            raise BadInput(
+                f"--method {method} goes by {' or '.join(known.criteria)}, not by '{name}'; leave out --criterion"
+            )
+        if name == "snip" and method != "snip":
+            raise BadInput(
+                f"criterion 'snip' scores weights, not neurons: it goes with --method snip, not with {method}"
+            )
+        min_neurons, round_to, lam = check_floor(layers.min_neurons), method_options.round_to, layers.lambda_
+        if round_to < 1:
+            raise BadInput(f"round-to {round_to}: give 1 or more; each layer then keeps a multiple of so many neurons")
+        if not 0 <= lam < math.inf:
+            raise BadInput(f"lambda {lam}: give 0 or more; it is the weight of the resource term")
+        name = None if method == "random" else name
+        resource = resource if known.resource else "none"
+        return cls(method, name, resource, lam, min_neurons, seed, round_to, layers.keep, layers.only)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """As mask.json has it; a resource has no meaning but for RANP, a criterion none for random scores."""
+        how: dict[str, Any] = {"name": self.method, "criterion": self.criterion, "resource": self.resource,
+                               "lambda": float(self.lam), "seed": self.seed, "min_neurons": self.min_neurons}  # fmt: skip
+        if not METHODS[self.method].resource:
+            del how["lambda"]
+        if self.criterion is None:
+            del how["criterion"]
+        if self.round_to > 1:
+            how["round_to"] = self.round_to
+        return how
+
+    def tau(self, graph: Graph) -> np.ndarray | None:
+        return None if self.resource == "none" else tau(graph.layers, self.resource)
+
+    def steps(self, graph: Graph, scores: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
+        """The scores as they are, as this method weighs them, and what lies between: what Fig. 3 shows."""
+        if self.criterion is None or self.method == "snip":
+            return {}
+        found = {"vanilla": list(scores)}
+        if self.method == "ranp":
+            found["weighted"] = weigh(scores, "weighted", None, self.lam, self.seed)
+        name = f"ranp, by {self.resource}" if self.resource != "none" else self.method
+        if self.method not in ("vanilla", "layerwise", "flat"):
+            found[name] = weigh(scores, self.method, self.tau(graph), self.lam, self.seed)
+        return found
+
+    def values(self, graph: Graph, scores: Sequence[np.ndarray]) -> np.ndarray:
+        """What each unit is worth: the higher, the sooner it stays."""
+        if self.method == "snip":
+            return strength_of(graph, [links_of(graph, k, g) for k, g in enumerate(scores)])
+        return unit_values(graph, weigh(scores, self.method, self.tau(graph), self.lam, self.seed))
+
+    def select(self, graph: Graph, scores: Sequence[np.ndarray], sparsity: float | str) -> Selection:
+        """The units that stay."""
+        if self.method == "snip":
+            chosen = select_snip(graph, scores, sparsity, self.min_neurons)
+        else:
+            weighted = weigh(scores, self.method, self.tau(graph), self.lam, self.seed)
+            chosen = select(graph, weighted, sparsity, method=self.method, floor=self.min_neurons)
+        if self.round_to == 1:
+            return chosen
+        least = self.floors(graph, chosen.keep)
+        return replace(chosen, keep=rounded(graph, self.values(graph, scores), chosen.keep, self.round_to, least))
+
+    def floors(self, graph: Graph, keep: np.ndarray) -> np.ndarray:
+        """The fewest neurons of each layer in a network of these units, of shape (layers,)."""
+        floor = 1 if METHODS[self.method].by_layer and self.min_neurons == AUTO else self.min_neurons
+        return floors(graph, floor, int(keep[graph.unit].sum()))
+
+
+def agreement_of(
+    graph: Graph, ranking: Ranking, sparsity: Any
+) -> Callable[[list[np.ndarray], list[np.ndarray]], float]:
+    """Of two scores: the share of the neurons kept by the first that the second keeps too, at that sparsity (else at 0.5)."""
+    level = sparsity if isinstance(sparsity, (int, float)) else 0.5
+    if ranking.resource == "latency":  # of which nothing is known yet
+        ranking = replace(ranking, resource="none")
+
+    def agreed(first: list[np.ndarray], second: list[np.ndarray]) -> float:
+        one, two = (ranking.select(graph, scores, level).keep[graph.unit] for scores in (first, second))
+        return float((one & two).sum() / one.sum())
+
+    return agreed
