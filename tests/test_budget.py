@@ -89,7 +89,7 @@ def test_no_neuron_that_stays_out_would_fit(budget, method):
 def test_the_search_is_not_ended_by_one_neuron(monkeypatch):
     """A control: with the threshold alone, far less of the budget is used."""
     full = [ranp.prune(Uneven(), batch(), budget="train-mem=60%").mask.kept]
-    monkeypatch.setattr(budget_search.Fill, "candidate", lambda *args: None)
+    monkeypatch.setattr(budget_search.GreedyFill, "candidate", lambda *args: None)
     full.append(ranp.prune(Uneven(), batch(), budget="train-mem=60%").mask.kept)
     assert full[0] > full[1] + 5
 

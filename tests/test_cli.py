@@ -819,9 +819,9 @@ def test_keeping_nearly_everything_is_infeasible(here: Path, capsys: pytest.Capt
 def test_failed_verification_writes_nothing(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ranp_cli.api import session
+    from ranp_cli.api import settle
 
-    build = session.slim_model
+    build = settle.slim_model
 
     def corrupt(*args: Any) -> Any:
         slim, changed = build(*args)
@@ -829,7 +829,7 @@ def test_failed_verification_writes_nothing(
             slim.dec.weight.mul_(1.1)
         return slim, changed
 
-    monkeypatch.setattr(session, "slim_model", corrupt)
+    monkeypatch.setattr(settle, "slim_model", corrupt)
     end = f"-o {tmp_path}/s.safetensors --json {tmp_path}/r.json"
     assert ranp(f"{PRUNE} {end} --mask {tmp_path}/m.json") == 4
     assert "slim(x) differs from masked(x)" in error_line(capsys)
@@ -841,7 +841,7 @@ def test_bug_of_ours(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     def bug(*args: Any, **kwargs: Any) -> None:
         raise KeyError("our own\nfault")
 
-    monkeypatch.setattr("ranp_cli.api.session.select", bug)
+    monkeypatch.setattr("ranp_cli.api.ranking.select", bug)
     monkeypatch.delenv("RANP_DEBUG", raising=False)
     assert ranp(PRUNE) == 1
     assert "a bug of ranp: KeyError" in error_line(capsys)

@@ -106,7 +106,7 @@ def test_on_the_command_line_and_from_the_file(tmp_path, monkeypatch, capsys):
 def test_a_shape_that_the_model_does_not_take_is_told_before_scoring(given, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     torch.save(batch(), "calib.pt")
-    monkeypatch.setattr("ranp_cli.api.prune.importances", None)  # is not reached
+    monkeypatch.setattr("ranp_cli.api.prune.take_scores", None)  # is not reached
     words = f"prune ranp_cli.models.unet3d:unet3d --model-arg layers=7 --batch calib.pt --sparsity 0.5 --input {given}"
     assert run(words.split()) == 2
     err = capsys.readouterr().err

@@ -215,7 +215,7 @@ def test_on_a_machine_that_counts_weights_the_two_budgets_agree(share, clock, mo
 
     What still fits beside that, a budget of time does not look for: each look is a race.
     """
-    monkeypatch.setattr(budget_search.Fill, "candidate", lambda *args: None)
+    monkeypatch.setattr(budget_search.GreedyFill, "candidate", lambda *args: None)
     clock(weights)
     by_time = ranp.prune(net(), batch(), budget=f"latency={share}%")
     by_count = ranp.prune(net(), batch(), budget=f"params={share}%")

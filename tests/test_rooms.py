@@ -124,6 +124,30 @@ def test_only_what_is_shown_knows_rich():
     assert users == {"show", "terminal", "tree", "compare_table"}
 
 
+def test_the_page_lists_every_file(request):
+    """`pytest --overwrite tests/test_rooms.py` writes it anew, from the first line of each file."""
+    page, (start, end) = ROOT / "README.md", ("<!-- files -->\n", "<!-- end of files -->")
+    head, rest = page.read_text().split(start)
+    listed, tail = rest.split(end)
+    if request.config.getoption("--overwrite"):
+        page.write_text(f"{head}{start}{list_of_files()}{end}{tail}")
+    else:
+        assert listed == list_of_files()
+
+
+def list_of_files() -> str:
+    """A heading for each room, with what it is for, and a row for each of its files."""
+    rows = []
+    for path in FILES:
+        first = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+        name = path.relative_to(ROOT)
+        if path.name == "__init__.py" and path.parent != ROOT:
+            rows.append(f"\n### {name.parent}\n\n{first}\n\n| file | |\n|---|---|\n")
+        elif path.parent != ROOT:
+            rows.append(f"| {path.name} | {first} |\n")
+    return "".join(rows) + "\n"
+
+
 def test_a_circle_is_found():
     """Negative control."""
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]

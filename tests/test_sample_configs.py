@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import runpy
@@ -19,8 +18,8 @@ import torch.nn.functional as F
 
 import ranp_cli as ranp
 from ranp_cli import samples
-from ranp_cli.cli.commands import prune
-from ranp_cli.cli.options import Options
+from ranp_cli.cli.commands import PRUNE_COMMAND
+from ranp_cli.cli.invocation import Run
 from ranp_cli.core.errors import BadInput
 from ranp_cli.io.batches import load_batches
 from ranp_cli.io.losses import load_loss
@@ -112,16 +111,20 @@ def path(request):
 
 def options(path):
     """What `ranp prune --config` makes of the file."""
-    given = {**dict.fromkeys(inspect.signature(prune).parameters), "config": str(path)}
-    return Options("prune", given, {"output": [], "keep": [], "only": []}, {"mask"})
+    given = {**dict.fromkeys(PRUNE_COMMAND.names), "config": str(path)}
+    return Run(PRUNE_COMMAND, given, {"mask"})
+
+
+def model_args(run):
+    return run.keywords().get("model_args", {})
 
 
 def pruned(path, changes, batches):
     """The config, other than itself in the model's arguments and the data."""
     o = options(path)
-    given = {"resource": o["resource"], "lambda_": o["lambda_"], "loss": o["loss"], "sparsity": o["sparsity"]}
+    given = {key: o[key] for key in ("resource", "lambda_", "loss", "sparsity") if o[key] is not None}
     with packages.quietly():
-        return ranp.prune(o["model"], batches, model_args={**o.model_args(), **changes}, batch_limit=2, **given)
+        return ranp.prune(o["model"], batches, model_args={**model_args(o), **changes}, batch_limit=2, **given)
 
 
 def test_every_yaml_is_known_here():
@@ -138,7 +141,7 @@ def test_a_yaml_resolves(path):
     load_loss(o["loss"])
     assert load_batches(o["batch"], o["batches"]).limit == o["batches"]
     with packages.quietly(), torch.device("meta"):
-        assert sum(p.numel() for p in load_model(o["model"], o.model_args()).module.parameters()) > 1e6
+        assert sum(p.numel() for p in load_model(o["model"], model_args(o)).module.parameters()) > 1e6
 
 
 def test_a_wrong_key_would_be_noticed(tmp_path):
@@ -160,7 +163,7 @@ def test_a_yaml_of_the_paper_has_its_numbers(name):
     sparsity, weight, *full = PAPER[name]
     assert (o["sparsity"], o["lambda_"]) == (sparsity, weight)
     x = load_batches(o["batch"], 1).first.args[0]
-    paper = ranp.profile(o["model"], tuple(x.shape), model_args=o.model_args()).to_dict()["before"]["paper"]
+    paper = ranp.profile(o["model"], tuple(x.shape), model_args=model_args(o)).to_dict()["before"]["paper"]
     assert [paper["param_mb"], paper["gflops"], paper["memory_mb"]] == pytest.approx(full, abs=0.0051)
     text = (CONFIGS / f"{name}.yaml").read_text()
     assert all(f"{number:.2f}" in text for number in full)

@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.checkpoint import checkpoint
 
 import ranp_cli as ranp
-from ranp_cli.api.session import way_of
+from ranp_cli.api.importances import way_of
+from ranp_cli.api.options import GradientOptions
 from ranp_cli.cli import run
 from ranp_cli.core.errors import BadInput, Infeasible, Interrupted
 from ranp_cli.core.example import Example
@@ -398,13 +399,13 @@ def measured(model, x, plan, setting):
                                torch.device("cpu"), 0, scorer.Way(setting.precision))  # fmt: skip
     at_work.plan, at_work.layout = plan, setting.layout
     batch = Batch((x,), {}, torch.zeros(()))
-    (gather,) = scorer.gathers
+    (gather,) = at_work.gathers
     with gather.watching():
-        scorer.run(0, batch)
+        at_work.run(0, batch)
         gather.drop_batch()
         gc.collect()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
-            scorer.run(0, batch)
+            at_work.run(0, batch)
     events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
     return max(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
 
@@ -704,9 +705,9 @@ def test_what_cannot_be_is_said():
     with pytest.raises(BadInput, match="--precision bf16 needs the Python model on a CPU"):
         ranp.score(scripted, batches(), precision="bf16")
     with pytest.raises(BadInput, match="memory-limit 6 GB!: give a size such as 6GiB"):
-        way_of(memory_limit="6 GB!")
+        way_of(GradientOptions(memory_limit="6 GB!"))
     with pytest.raises(BadInput, match="memory-limit 1e400GiB: give a size such as 6GiB"):
-        way_of(memory_limit="1e400GiB")
+        way_of(GradientOptions(memory_limit="1e400GiB"))
     with pytest.raises(BadInput, match="unknown precision 'bf17'; did you mean 'bf16'"):
         ranp.score(blocks(), batches(), precision="bf17")
 

@@ -721,7 +721,7 @@ def test_an_output_too_coarse_for_any_label_adds_nothing() -> None:
 def test_importing_it_does_not_import_torch() -> None:
     import subprocess
 
-    code = "import sys, ranp_cli.source, ranp_cli.batches, ranp_cli.losses, ranp_cli.config; sys.exit('torch' in sys.modules)"
+    code = "import sys, ranp_cli.io.model, ranp_cli.io.batches, ranp_cli.io.losses, ranp_cli.cli.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
 
 

@@ -19,7 +19,7 @@ from .comparison.over_seeds import joined, mark_best
 from .comparison.result import Comparison
 from .comparison.rows import DEFAULT, Table, table_of
 from .comparison.training import Fit, Training
-from .options import GradientOptions, InputOptions, Keywords, LayerOptions, ModelOptions, ProbeOptions
+from .options import COMPARE, GradientOptions, InputOptions, LayerOptions, ModelOptions, ProbeOptions
 from .probe import Probing
 from .session import Progress, check_choices, silent
 
@@ -33,11 +33,8 @@ if TYPE_CHECKING:
 SEEDS = 3
 
 
-KEYWORDS = Keywords(ModelOptions, GradientOptions, LayerOptions, InputOptions, ProbeOptions)
-
-
 @labels_on_cpu
-@KEYWORDS
+@COMPARE
 def compare(model: nn.Module | str | Callable[..., nn.Module], batches: Any, *, sparsity: Any, methods: Iterable[str] = DEFAULT,
             match: str | None = None, width_arg: str | None = None, fit: Any = None, seeds: int | None = None,
             metric: str | None = None, init: str | None = None, cells: str | Path | None = None,
@@ -70,7 +67,7 @@ def compare(model: nn.Module | str | Callable[..., nn.Module], batches: Any, *, 
         probe, probe_lr: train copies of the dense network and of each row's for so many steps, as `prune` does; a row then
             has the part `probe`. A fit trains them in full, and goes without.
         distributed: this process is one of torchrun's, and trains its share of the cells; all return the whole table.
-        the others: as for `prune`.
+        batches: as for `prune`.
 
     Returns: a Comparison; its report has one entry of `rows` for each method and sparsity, with `accuracy` after a fit.
 
@@ -79,7 +76,7 @@ def compare(model: nn.Module | str | Callable[..., nn.Module], batches: Any, *, 
     Example:
         table = ranp_cli.compare("model.py:UNet3D", "calib.pt", sparsity=0.7, fit="train.py:fit", cells="cells.jsonl")
     """
-    chosen, is_trained = KEYWORDS.read(options), fit is not None
+    chosen, is_trained = COMPARE.read(options), fit is not None
     seed = chosen[ModelOptions].seed or 0
     table = table_of(methods, sparsity, match, chosen[LayerOptions], seed, is_trained)
     subject = Subject(model, batches, table, chosen, width_arg)

@@ -6,9 +6,9 @@ The options have their one home in `options.py`; this makes the TypedDicts that 
 from __future__ import annotations
 
 import dataclasses
-from importlib import import_module
 
 from ..core.paths import PACKAGE
+from . import options
 
 FUNCTIONS = ("score", "prune", "refine", "compare", "profile")
 HEAD = '''"""The keywords of the public functions, for type checkers. Written by `python -m ranp_cli.api.keyword_types`."""
@@ -25,7 +25,7 @@ def keyword_types() -> str:
     groups: dict[str, type] = {}
     functions = []
     for name in FUNCTIONS:
-        keywords = import_module(f"ranp_cli.api.{name}").KEYWORDS
+        keywords = getattr(options, name.upper())
         groups |= {group.__name__.replace("Options", "Keywords"): group for group in keywords.groups}
         bases = ", ".join(group.__name__.replace("Options", "Keywords") for group in keywords.groups)
         functions.append(f"class {name.capitalize()}Keywords({bases}, total=False):\n    pass\n")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
@@ -35,11 +36,13 @@ class Kind:
     accepts: Callable[[Any], bool]
     type: type = str
     repeatable: bool = False
+    least: int | None = None
 
 
 TEXT = Kind("text", lambda v: isinstance(v, str))
 TEXTS = Kind("text, or a list of it", lambda v: isinstance(v, str), repeatable=True)
 WHOLE = Kind("a whole number", lambda v: type(v) is int, int)
+COUNT = Kind("a whole number from 0 on", lambda v: type(v) is int and v >= 0, int, least=0)
 NUMBER = Kind("a number", lambda v: type(v) in (int, float), float)
 SWITCH = Kind("true or false", lambda v: type(v) is bool, bool)
 WHOLE_OR_AUTO = Kind("a whole number, or auto", lambda v: type(v) is int or v == "auto")
@@ -63,7 +66,8 @@ class Option:
     kind: Kind
     metavar: str | None
     flags: tuple[str, ...]
-    says: str | None  # what the help gives as default, where it is not `default`
+    says: str | None = None  # what the help gives as default, where it is not `default`
+    doc: str | None = None  # for Python, where the help speaks of the command line
 
     @property
     def flag(self) -> str:
@@ -76,9 +80,9 @@ class Option:
 
 
 def option(default: Any, panel: str, help: str, kind: Kind = TEXT, metavar: str | None = None, *flags: str,
-           says: str | None = None) -> Any:  # fmt: skip
+           says: str | None = None, doc: str | None = None) -> Any:  # fmt: skip
     """A field of a group; without `flags` the flag is `--` and the field's name."""
-    about = {"help": help, "panel": panel, "kind": kind, "metavar": metavar, "flags": flags, "says": says}
+    about = {"help": help, "panel": panel, "kind": kind, "metavar": metavar, "flags": flags, "says": says, "doc": doc}
     return dataclasses.field(default=default, metadata=about)
 
 
@@ -201,6 +205,13 @@ class ProbeOptions:
         says="adam, adamw 3e-3, sgd 0.05, sgd-momentum 0.01")  # fmt: skip
 
 
+def in_python(text: str) -> str:
+    """A help text with keywords in place of flags."""
+    names = {"--batch": "batches", "--batches": "batch_limit", "--model-arg": "model_args", "--input": "inputs"}
+    text = re.sub(r"--[a-z][a-z-]*", lambda flag: f"`{names.get(flag[0], flag[0][2:].replace('-', '_'))}`", text)
+    return text.removesuffix(" (repeatable)")
+
+
 # -- groups as the keywords of a function
 
 Group = TypeVar("Group")
@@ -211,11 +222,11 @@ Result = TypeVar("Result")
 class Keywords:
     """The options that a public function takes as keywords: those of its groups.
 
-        KEYWORDS = Keywords(ModelOptions, GradientOptions, seed=None)
+        SCORE = Keywords(ModelOptions, GradientOptions)
 
-        @KEYWORDS
-        def prune(model, *, progress=silent, **options: Unpack[PruneKeywords]):
-            chosen = KEYWORDS.read(options)
+        @SCORE
+        def score(model, *, progress=silent, **options: Unpack[ScoreKeywords]):
+            chosen = SCORE.read(options)
             chosen[ModelOptions].seed
 
     `help()`, editors and `inspect.signature` then see every keyword; type checkers see them in `ranp_cli.api.keywords`.
@@ -248,7 +259,20 @@ class Keywords:
         at = len(named) - (named[-1].name == "progress")
         function.__signature__ = own.replace(parameters=[*named[:at], *added, *named[at:]])  # type: ignore[attr-defined]
         self.known += [p.name for p in named]
+        function.__doc__ = self.documented(inspect.cleandoc(function.__doc__ or ""))
         return function
+
+    def documented(self, text: str) -> str:
+        """A docstring with a line for each option that its `Args:` does not name yet."""
+        head, _, rest = text.partition("Args:\n")
+        block, gap, tail = rest.partition("\n\n")
+        described = {
+            name for line in re.findall(r"^    (\w[\w, ]*):", block, re.M) for name in line.replace(" ", "").split(",")
+        }
+        for each in self.options:
+            if each.keyword not in described:
+                block += f"\n    {each.keyword}: {each.doc or in_python(each.help)}{f' ({each.says} by default)' if each.says else ''}."
+        return f"{head}Args:\n{block}{gap}{tail}"
 
     def read(self, given: Mapping[str, Any]) -> Chosen:
         """The groups with the given options; TypeError for a keyword that there is not, with the nearest one."""
@@ -272,3 +296,12 @@ class Chosen:
     def __getitem__(self, group: type[Group]) -> Group:
         found: Group = self._held[group]
         return found
+
+
+# -- what each public function takes, beside its own parameters
+
+SCORE = Keywords(ModelOptions, GradientOptions)
+PRUNE = Keywords(ModelOptions, GradientOptions, MethodOptions, LayerOptions, InputOptions, StepOptions, ProbeOptions)
+REFINE = Keywords(ModelOptions, InputOptions)
+COMPARE = Keywords(ModelOptions, GradientOptions, LayerOptions, InputOptions, ProbeOptions)
+PROFILE = Keywords(ModelOptions, StepOptions)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import BadInput
 from ..io.slim_file import SLIM, load, read_document
 from ..reporting.report import LAYER_COSTS, Report, layer_row, merge_rows, uncounted
-from .options import Keywords, ModelOptions, StepOptions
+from .options import PROFILE, ModelOptions, StepOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,10 +19,7 @@ if TYPE_CHECKING:
     from .keywords import ProfileKeywords
 
 
-KEYWORDS = Keywords(ModelOptions, StepOptions)
-
-
-@KEYWORDS
+@PROFILE
 def profile(model: nn.Module | str, inputs: Any = None, *, other: nn.Module | str | None = None, tree: bool = False,
             **options: Unpack[ProfileKeywords]) -> Report:  # fmt: skip
     """Count what a network costs: one sample, eval mode, without running it.
@@ -43,7 +40,7 @@ def profile(model: nn.Module | str, inputs: Any = None, *, other: nn.Module | st
 
     Raises: BadInput.
     """
-    chosen = KEYWORDS.read(options)
+    chosen = PROFILE.read(options)
     report = Report("profile")
     model = str(model) if isinstance(model, Path) else model
     other = str(other) if isinstance(other, Path) else other

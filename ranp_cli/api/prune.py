@@ -30,9 +30,9 @@ from .goal import Goal, reach
 from .importances import importances, report_scoring, way_of
 from .layer_times import layer_seconds, read_latencies
 from .options import (
+    PRUNE,
     GradientOptions,
     InputOptions,
-    Keywords,
     LayerOptions,
     MethodOptions,
     ModelOptions,
@@ -53,11 +53,10 @@ if TYPE_CHECKING:
     from .options import Chosen
 
 MUCH_LESS = 0.5  # a pruning that reaches less than this share of the sparsity asked for is an error
-KEYWORDS = Keywords(ModelOptions, GradientOptions, MethodOptions, LayerOptions, InputOptions, StepOptions, ProbeOptions)
 
 
 @labels_on_cpu
-@KEYWORDS
+@PRUNE
 def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str | Path | None = None,
           sparsity: float | str | None = None, budget: Any = (), init: str = "keep", strict: bool = False,
           allow_less: bool = False, progress: Progress = silent, **options: Unpack[PruneKeywords]) -> Pruned:  # fmt: skip
@@ -111,7 +110,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
 
     Source: eq. 6-11 of RANP (Xu et al., 3DV 2020).
     """
-    chosen = KEYWORDS.read(options)
+    chosen = PRUNE.read(options)
     goal = Goal.of(sparsity, budget, chosen[MethodOptions].method)
     check_source(batches, scores, chosen)
     check_choices(init=(init, INITS))

@@ -17,7 +17,7 @@ from ..pruning.select import Selection
 from ..reporting.report import Report
 from .build_report import build_pruned
 from .costing import Costing
-from .options import InputOptions, Keywords, ModelOptions, StepOptions
+from .options import REFINE, InputOptions, ModelOptions, StepOptions
 from .session import Session, check_choices
 from .settle import settle
 
@@ -26,11 +26,9 @@ if TYPE_CHECKING:
 
     from .keywords import RefineKeywords
 
-KEYWORDS = Keywords(ModelOptions, InputOptions)
-
 
 @labels_on_cpu
-@KEYWORDS
+@REFINE
 def refine(model: nn.Module | str, mask: Mask | dict[str, Any] | str | Path, *, init: str = "keep", transfer: bool = False,
            full: bool = False, **options: Unpack[RefineKeywords]) -> Any:  # fmt: skip
     """Build the slim network from a model and a mask.
@@ -38,6 +36,7 @@ def refine(model: nn.Module | str, mask: Mask | dict[str, Any] | str | Path, *, 
     `model` is not changed.
 
     Args:
+        model: an `nn.Module`, or a spec such as `model.py:UNet3D`.
         mask: a Mask, its dict, or a path to mask.json.
         transfer: the mask was made for the same architecture with other input channels or classes (section 5 of the
             paper: ShapeNet to BraTS and back); `report.parts["transfer"]` says what was matched and what was left.
@@ -50,7 +49,7 @@ def refine(model: nn.Module | str, mask: Mask | dict[str, Any] | str | Path, *, 
 
     Raises: BadInput when the mask is of another network; VerificationFailed.
     """
-    chosen = KEYWORDS.read(options)
+    chosen = REFINE.read(options)
     check_choices(init=(init, INITS))
     mask = Mask.of(mask)
     seed = chosen[ModelOptions].seed

@@ -16,7 +16,7 @@ from ..scoring.distributed import together
 from ..scoring.zero_scores import keep_whole
 from .build_report import build_scores
 from .importances import importances, way_of
-from .options import GradientOptions, Keywords, LayerOptions, MethodOptions, ModelOptions
+from .options import SCORE, GradientOptions, LayerOptions, MethodOptions, ModelOptions
 from .ranking import Ranking, agreement_of
 from .results import UNSAID, Scores
 from .session import Progress, Session, first_batch, silent
@@ -26,11 +26,9 @@ if TYPE_CHECKING:
 
     from .keywords import ScoreKeywords
 
-KEYWORDS = Keywords(ModelOptions, GradientOptions)
-
 
 @labels_on_cpu
-@KEYWORDS
+@SCORE
 def score(model: nn.Module | str, batches: Any, *, criterion: str = "mpmg-sum", sparsity: float | None = None,
           resume: Scores | str | Path | None = None, distributed: bool = False, progress: Progress = silent,
           **options: Unpack[ScoreKeywords]) -> Scores:  # fmt: skip
@@ -43,6 +41,7 @@ def score(model: nn.Module | str, batches: Any, *, criterion: str = "mpmg-sum", 
         batches: mini-batches of `(input, target)`, a single one, or a path or `file.py:Name`.
         loss: a name (`cross_entropy`, `dice`, ...), a spec, or `loss(output, target) -> scalar`.
         criterion: `mpmg-sum|mean|max`, `mnmg-sum|mean|max`, `neuron`, `taylor`, `snip`, `l1` or `l2`.
+        sparsity: also report how many neurons of each layer these scores alone keep at that share, in [0, 1).
         batch_limit: use at most that many mini-batches.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
         precision: `model` (the weights' own), `fp32`, `fp64`, `bf16` or `fp16` (autocast; sums stay in the weights' own or
@@ -60,7 +59,7 @@ def score(model: nn.Module | str, batches: Any, *, criterion: str = "mpmg-sum", 
 
     Source: eq. 4-8 of RANP (Xu et al., 3DV 2020).
     """
-    chosen = KEYWORDS.read(options)
+    chosen = SCORE.read(options)
     gradients = chosen[GradientOptions]
     way = replace(way_of(gradients), keep_partial=True)
     if (distributed or resume is not None) and gradients.precision == "auto":

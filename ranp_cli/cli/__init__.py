@@ -1,21 +1,18 @@
-"""The command line: commands, their options, the config file, and signals.
-
-`run(argv)` runs a command in this process and returns its exit code; it is the door for scripts and tests.
-"""
+"""The command line: commands, their options, the config file, and signals."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .commands import run
+from collections.abc import Sequence
 
 __all__ = ["run"]
 
 
-def __getattr__(name: str) -> Any:
-    if name != "run":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .commands import run
+def run(argv: Sequence[str]) -> int:
+    """Run a command in this process and return its exit code: the door for scripts and tests.
 
-    return run
+    Args:
+        argv: the words of the command line behind `ranp`, such as `["profile", "model.py:Net"]`.
+    """
+    from .commands import run as run_command
+
+    return run_command(argv)

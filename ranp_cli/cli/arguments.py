@@ -1,143 +1,139 @@
-"""The options of the commands, each named once; None is "not given", so that a config file can say it."""
+"""From options to commands: a command takes the options of its groups as flags, and its help shows them in panels."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+import keyword
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:Name, package.module:Name, or a TorchScript file")]
-Strs = list[str] | None
-ModelArg = Annotated[
-    Strs, typer.Option("--model-arg", metavar="KEY=VALUE", help="argument of the factory, read as YAML (repeatable)")
-]
-Weights = Annotated[
-    str | None, typer.Option("--weights", metavar="FILE", help="state dict to load: .safetensors or .pt")
-]
-WeightsKey = Annotated[
-    str | None, typer.Option("--weights-key", metavar="KEY", help="which nested state dict of --weights")
-]
-Batch = Annotated[
-    str | None, typer.Option("--batch", metavar="B", help=".pt, .safetensors, .npz of (input, target), or file.py:Name")
-]
-BatchLimit = Annotated[int | None, typer.Option("--batches", metavar="N", help="use at most N mini-batches")]
-Loss = Annotated[
-    str | None,
-    typer.Option(
-        "--loss", metavar="NAME", help="cross_entropy, mse, l1, smooth_l1, bce, dice, dice_ce, or file.py:Name"
-    ),
-]
-IgnoreIndex = Annotated[
-    int | None,
-    typer.Option(
-        "--ignore-index", metavar="I", help="target value that does not count  [default: -100, and 255 where no class]"
-    ),
-]
-CriterionOption = Annotated[
-    str | None,
-    typer.Option(
-        "--criterion",
-        metavar="C",
-        help="mpmg-sum|mean|max, mnmg-sum|mean|max, neuron, taylor, snip, l1, l2  [default: mpmg-sum, or the method's own]",
-    ),
-]
-Seed = Annotated[
-    int | None, typer.Option("--seed", metavar="N", help="seed of weights and of --method random  [default: 0]")
-]
-Device = Annotated[str | None, typer.Option("--device", metavar="D", help="auto, cpu, cuda, cuda:i  [default: auto]")]
-Config = Annotated[
-    str | None, typer.Option("--config", metavar="FILE", help="YAML with the same keys; an option beats it")
-]
-Json = Annotated[str | None, typer.Option("--json", metavar="PATH|-", help="write the report as JSON; - for stdout")]
-Quiet = Annotated[bool | None, typer.Option("--quiet", "-q", help="print nothing but errors")]
-Init = Annotated[
-    str | None,
-    typer.Option(
-        "--init", metavar="I", help="weights of the slim network: keep|factory|glorot|orthogonal  [default: keep]"
-    ),
-]
-Output = Annotated[
-    Strs, typer.Option("-o", "--output", metavar="FILE", help="where the slim network goes (repeatable)")
-]
-Input = Annotated[
-    Strs, typer.Option("--input", metavar="SHAPE", help="shape of an input, as 1x4x128x128x128 (repeatable)")
-]
+from ..api.options import FROM, OUT, PANELS, PRUNE, SWITCH, TEXT, TEXTS, Option
 
-ScoreInit = Annotated[
-    str | None,
-    typer.Option(
-        "--score-init", metavar="I", help="weights that are scored: keep|factory|glorot|orthogonal  [default: keep]"
-    ),
-]
-MinNeurons = Annotated[
-    str | None,
-    typer.Option(
-        "--min-neurons", metavar="N|auto", help="each layer keeps its best N; 1: the paper's rule  [default: auto]"
-    ),
-]
-Keep = Annotated[Strs, typer.Option("--keep", metavar="GLOB", help="layers never pruned (repeatable)")]
-Only = Annotated[Strs, typer.Option("--only", metavar="GLOB", help="prune these layers only (repeatable)")]
-Lambda = Annotated[float | None, typer.Option("--lambda", metavar="X", help="weight of the resource  [default: 11]")]
+MODEL = "file.py:Name, package.module:Name, or a TorchScript file"
 
-Plot = Annotated[
-    Strs,
-    typer.Option("--plot", metavar="FILE", help="a picture: .png, .svg or .pdf (needs the extra plot; repeatable)"),
-]
 
-Html = Annotated[
-    str | None,
-    typer.Option("--html", metavar="FILE", help="the report as one page: no scripts, nothing from elsewhere"),
-]
-Optimizer = Annotated[
-    str | None,
-    typer.Option("--optimizer", metavar="O", help="of the training step: sgd|sgd-momentum|adam|adamw  [default: sgd]"),
-]
-Amp = Annotated[
-    bool | None,
-    typer.Option(
-        "--amp", help="memory in mixed precision: weights in 32 bits, what autocast casts on the device in 16"
-    ),
-]
-BatchSize = Annotated[
-    int | None,
-    typer.Option(
-        "--batch-size", metavar="N", help="samples of the training step, and of what is timed  [default: the input's]"
-    ),
-]
-Time = Annotated[
-    bool | None,
-    typer.Option("--time", help="run the networks too, and say how fast they are: dense and slim turn by turn"),
-]
+def name_of(option: Option) -> str:
+    """The name of its value in a command: as in a config file, with a `_` behind a word of Python."""
+    key = option.key
+    return f"{key}_" if keyword.iskeyword(key) or key in ("input", "json") else key
 
-Precision = Annotated[
-    str | None,
-    typer.Option(
-        "--precision",
-        metavar="P",
-        help="of the gradients: model, fp32, fp64, bf16, fp16, or auto: bf16 if the mask is that of fp32  [default: model]",
-    ),
-]
-LowMemory = Annotated[
-    bool | None, typer.Option("--low-memory", help="score with activations computed twice instead of kept")
-]
-Probe = Annotated[
-    int | None,
-    typer.Option(
-        "--probe",
-        metavar="N",
-        help="train copies of both networks for N steps on the batch, with --optimizer or else adam, and say whether the slim one keeps up; 200 tells well",
-    ),
-]
-ProbeLr = Annotated[
-    float | None,
-    typer.Option(
-        "--probe-lr",
-        metavar="X",
-        help="learning rate of --probe  [default: adam, adamw 3e-3, sgd 0.05, sgd-momentum 0.01]",
-    ),
-]
-MemoryLimit = Annotated[
-    str | None, typer.Option("--memory-limit", metavar="V", help="likewise, as little as keeps to it, as 6GiB")
-]
 
-WAY = {"precision": "model", "low_memory": False}  # in which gradients are computed
+def own(help: str, panel: str, *flags: str, kind: Any = TEXT, metavar: str | None = None, default: Any = None,
+        says: str | None = None) -> Option:  # fmt: skip
+    """An option of the command line alone, or one whose Python form is a parameter of one function."""
+    return Option(flags[-1].lstrip("-").replace("-", "_"), default, help, panel, kind, metavar, flags, says)
+
+
+OUTPUT = own("where the slim network goes (repeatable)", OUT, "-o", "--output", kind=TEXTS, metavar="FILE", default=())
+INIT = own("weights of the slim network: keep|factory|glorot|orthogonal", OUT, "--init", metavar="I", says="keep")
+PLOT = own("a picture: .png, .svg or .pdf (needs the extra plot; repeatable)", OUT, "--plot", kind=TEXTS, metavar="FILE", default=())  # fmt: skip
+HTML = own("the report as one page: no scripts, nothing from elsewhere", OUT, "--html", metavar="FILE")
+JSON = own("write the report as JSON; - for stdout", OUT, "--json", metavar="PATH|-")
+QUIET = own("print nothing but errors", OUT, "-q", "--quiet", kind=SWITCH)
+CONFIG = own("YAML with the same keys; an option beats it", OUT, "--config", metavar="FILE")
+BATCH = own(".pt, .safetensors, .npz of (input, target), or file.py:Name", FROM, "--batch", metavar="B")
+INPUT = replace(
+    next(o for o in PRUNE.options if o.keyword == "inputs"), help="shape of an input, as 1x4x128x128x128 (repeatable)"
+)
+CRITERION = replace(next(o for o in PRUNE.options if o.keyword == "criterion"), says="mpmg-sum")
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A value without a flag."""
+
+    name: str
+    metavar: str
+    help: str
+
+
+def parameter(option: Option) -> inspect.Parameter:
+    """The option as typer reads it; None is "not given", so that a config file can say it."""
+    kind, shown = option.kind, option.says
+    if shown is None and option.default not in (None, ()) and option.default is not False:
+        shown = f"{option.default:g}" if isinstance(option.default, float) else str(option.default)
+    help = option.help + (f"  [default: {shown}]" if shown is not None else "")
+    value_type: Any = list[kind.type] if kind.repeatable else kind.type  # type: ignore[name-defined]
+    info = typer.Option(*option.flags, metavar=option.metavar, help=help, rich_help_panel=option.panel, min=kind.least)
+    return inspect.Parameter(name_of(option), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[value_type | None, info])  # fmt: skip
+
+
+class PanelCommand(TyperCommand):
+    """A command whose help lists its options panel by panel, without rich."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        rows: dict[str, list[Any]] = {}
+        for param in self.get_params(ctx):
+            row = param.get_help_record(ctx)
+            if row is not None:
+                is_argument = getattr(param, "param_type_name", "") == "argument"
+                panel = "Arguments" if is_argument else getattr(param, "rich_help_panel", None) or OUT
+                rows.setdefault(panel, []).append(row)
+        for panel in ("Arguments", *PANELS):
+            if panel in rows:
+                with formatter.section(panel):
+                    formatter.write_dl(rows[panel])
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: what it says of itself, its arguments, and its options.
+
+    Args:
+        library: the options that go on to the Python function as keywords.
+        others: those of the command line alone.
+        defaults: by name, where they differ from the options' own.
+    """
+
+    name: str
+    help: str
+    example: str
+    arguments: Sequence[Argument]
+    library: Sequence[Option]
+    others: Sequence[Option]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    functions: list[Callable[[dict[str, Any]], None]] = field(default_factory=list)
+
+    @property
+    def options(self) -> list[Option]:
+        """All options, panel by panel."""
+        return sorted([*self.others, *self.library], key=lambda option: PANELS.index(option.panel))
+
+    @property
+    def names(self) -> list[str]:
+        return [*(argument.name for argument in self.arguments), *map(name_of, self.options)]
+
+    def runs(self, function: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+        """`function` runs the command: it gets the values by name, None for what was not given."""
+        self.functions.append(function)
+        return function
+
+    def on(self, app: typer.Typer) -> Callable[[Callable[[dict[str, Any]], None]], Callable[[dict[str, Any]], None]]:
+        """`runs`, and add it to the app."""
+
+        def decorate(function: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+            self.runs(function)
+            self.add_to(app)
+            return function
+
+        return decorate
+
+    def add_to(self, app: typer.Typer) -> None:
+        def called(**values: Any) -> None:
+            self.functions[0](values)
+
+        parameters = [*map(positional, self.arguments), *map(parameter, self.options)]
+        called.__doc__ = self.help
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {each.name: each.annotation for each in parameters}
+        app.command(self.name, cls=PanelCommand, epilog=self.example)(called)
+
+
+def positional(argument: Argument) -> inspect.Parameter:
+    info = typer.Argument(metavar=argument.metavar, help=argument.help)
+    annotation = Annotated[str | None, info]
+    return inspect.Parameter(argument.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

@@ -1,4 +1,4 @@
-"""The command line: a command is its options, one library call, one output call. torch is imported by the call."""
+"""The commands: each is its options, one library call, one output call. torch is imported by the call."""
 
 from __future__ import annotations
 
@@ -6,54 +6,34 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .. import __version__
+from ..api.options import COST, COUNT, FAR, FROM, OUT, PROFILE, PRUNE, REFINE, SCORE, SHARE, SIZE, SWITCH, TEXTS, WHAT
 from ..core.atomic import written
 from ..core.errors import GateExceeded, Interrupted, RanpError, Stopped
 from ..costs.budget import gate, limit
 from ..reporting import show
 from .arguments import (
-    WAY,
-    Amp,
-    Batch,
-    BatchLimit,
-    BatchSize,
-    Config,
-    CriterionOption,
-    Device,
-    Html,
-    IgnoreIndex,
-    Init,
-    Input,
-    Json,
-    Keep,
-    Lambda,
-    Loss,
-    LowMemory,
-    MemoryLimit,
-    MinNeurons,
-    ModelArg,
-    Only,
-    Optimizer,
-    Output,
-    Plot,
-    Precision,
-    Probe,
-    ProbeLr,
-    Quiet,
-    ScoreInit,
-    Seed,
-    Strs,
-    Time,
-    Weights,
-    WeightsKey,
+    BATCH,
+    CONFIG,
+    CRITERION,
+    HTML,
+    INIT,
+    INPUT,
+    JSON,
+    MODEL,
+    OUTPUT,
+    PLOT,
+    QUIET,
+    Argument,
+    Command,
+    own,
 )
-from .compare_command import EXAMPLE as COMPARE_EXAMPLE
-from .compare_command import compare
-from .options import Commands, Options, shapes
+from .compare_command import COMPARE_COMMAND
+from .invocation import Commands, Run
 from .process import launched, leads, speaks, stopped_by
 
 app = typer.Typer(
@@ -69,6 +49,7 @@ app = typer.Typer(
 )
 
 SUFFIXES = (".safetensors", ".onnx", ".pt", ".pt2")
+GATES = ("macs", "params", "forward-mem", "train-mem")
 
 
 @app.callback(invoke_without_command=True)
@@ -80,165 +61,163 @@ def _version(
         raise typer.Exit()
 
 
-@app.command(epilog="Example: ranp score model.py:UNet3D --batch calib.pt -o scores.safetensors")
-def score(
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="file.py:Name, package.module:Name, or a TorchScript file")] = None,
-    batch: Batch = None, output: Annotated[Strs, typer.Option("-o", "--output", metavar="FILE", help="scores.safetensors")] = None,
-    criterion: CriterionOption = None, score_init: ScoreInit = None,
-    sparsity: Annotated[float | None, typer.Option("--sparsity", metavar="X", help="also show what these scores alone would keep at X")] = None,
-    loss: Loss = None, ignore_index: IgnoreIndex = None, batches: BatchLimit = None, model_arg: ModelArg = None, weights: Weights = None, weights_key: WeightsKey = None, seed: Seed = None, device: Device = None,
-    precision: Precision = None, low_memory: LowMemory = None, memory_limit: MemoryLimit = None,
-    resume: Annotated[str | None, typer.Option("--resume", metavar="FILE", help="go on from what an earlier ranp score wrote")] = None,
-    plot: Plot = None, config: Config = None, json_: Json = None, quiet: Quiet = None,
-) -> None:  # fmt: skip
-    """Score every neuron from gradients on a calibration batch; prune --scores then needs none."""
-    o = Options("score", locals(), {"criterion": "mpmg-sum", "score_init": "keep", "output": [], **WAY})
-    o.need("model", "batch")
-    o.check_outputs((".safetensors",))
+# -- score
+
+SCORE_COMMAND = Command(
+    "score",
+    "Score every neuron from gradients on a calibration batch; prune --scores then needs none.",
+    "Example: ranp score model.py:UNet3D --batch calib.pt -o scores.safetensors",
+    arguments=[Argument("model", "MODEL", MODEL)],
+    library=[
+        CRITERION,
+        own("also show what these scores alone would keep at X", FAR, "--sparsity", kind=SHARE, metavar="X"),
+        own("go on from what an earlier ranp score wrote", FROM, "--resume", metavar="FILE"),
+        *SCORE.options,
+    ],
+    others=[BATCH, own("scores.safetensors", OUT, "-o", "--output", kind=TEXTS, metavar="FILE", default=()), PLOT, CONFIG,
+            JSON, QUIET],
+)  # fmt: skip
+
+
+@SCORE_COMMAND.on(app)
+def score(given: dict[str, Any]) -> None:
+    run = Run(SCORE_COMMAND, given)
+    run.need("model", "batch")
+    run.check_outputs((".safetensors",))
     import ranp_cli as ranp
 
-    same = {k: o[k] for k in ("criterion", "score_init", "sparsity", "resume")}
     try:
-        scores = ranp.score(o["model"], o["batch"], **same, distributed=launched(), progress=o.progress, **o.scoring())
+        scores = ranp.score(run["model"], run["batch"], distributed=launched(), progress=run.progress, **run.keywords())
     except Interrupted as stopped:
         name, code = stopped_by()
-        for path in o["output"]:
+        for path in run["output"]:
             stopped.scores.save(path)
-        files = o["output"][:1]
+        files = run["output"][:1]
         where = f"written to {files[0]}: go on with --resume {files[0]}" if files else "not written: there was no -o"
         raise Stopped(f"stopped by {name}; the scores of {stopped.batches} mini-batches were {where}", code) from None
     if leads():
-        for path in o["output"]:
+        for path in run["output"]:
             scores.save(path)
-        o.draw(scores)
-        o.show(scores.report)
+        run.draw(scores)
+        run.show(scores.report)
 
 
-@app.command(
-    epilog="Example: ranp prune model.py:UNet3D --batch calib.pt --sparsity 0.78 --resource mem -o slim.safetensors"
+# -- prune
+
+PRUNE_COMMAND = Command(
+    "prune",
+    "Remove the least important neurons, prove the slim network and write it.",
+    "Example: ranp prune model.py:UNet3D --batch calib.pt --sparsity 0.78 --resource mem -o slim.safetensors",
+    arguments=[Argument("model", "MODEL", MODEL)],
+    library=[
+        own("what ranp score wrote, instead of --batch", FROM, "--scores", metavar="FILE"),
+        own("fraction of neurons to remove, in [0, 1), or max; of weights for --method snip", FAR, "--sparsity", kind=SHARE,
+            metavar="X|max"),
+        own("instead of --sparsity, the largest network with at most: macs=40G, flops=, params=10%, forward-mem=300MiB, "
+            "train-mem=8GiB, latency=20ms or 50% (a forward pass, measured; repeatable)", FAR, "--budget", kind=TEXTS,
+            metavar="K=V", default=()),
+        own("take it when much less than asked can be removed", FAR, "--allow-less", kind=SWITCH),
+        own("an op without a rule is an error", WHAT, "--strict", kind=SWITCH),
+        INIT,
+        *PRUNE.options,
+    ],
+    others=[BATCH, OUTPUT, own("write mask.json there", OUT, "--mask", metavar="FILE"), PLOT, HTML, CONFIG, JSON, QUIET],
+)  # fmt: skip
+
+
+@PRUNE_COMMAND.on(app)
+def prune(given: dict[str, Any]) -> None:
+    run = Run(PRUNE_COMMAND, given, outputs={"mask"})
+    run.need("model")
+    run.check_outputs(SUFFIXES)
+    import ranp_cli as ranp
+
+    result = ranp.prune(run["model"], run["batch"], progress=run.progress, **run.keywords())
+    run.write(result)
+    run.draw(result)
+    run.show(result.report)
+
+
+# -- refine
+
+REFINE_COMMAND = Command(
+    "refine",
+    "Build the slim network from a mask, prove it and write it.",
+    "Example: ranp refine model.py:UNet3D --mask mask.json --init glorot -o slim.safetensors",
+    arguments=[Argument("model", "MODEL", "file.py:Name or package.module:Name")],
+    library=[
+        own(
+            "the mask is of the same architecture with other input channels or classes", FROM, "--transfer", kind=SWITCH
+        ),
+        INIT,
+        *REFINE.options,
+    ],
+    others=[
+        own("mask.json, as ranp prune --mask writes it", FROM, "--mask", metavar="FILE"),
+        OUTPUT,
+        CONFIG,
+        JSON,
+        QUIET,
+    ],
+    defaults={"seed": None},  # the one that the mask records
 )
-def prune(
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="file.py:Name, package.module:Name, or a TorchScript file")] = None,
-    batch: Batch = None,
-    scores: Annotated[str | None, typer.Option("--scores", metavar="FILE", help="what ranp score wrote, instead of --batch")] = None,
-    sparsity: Annotated[str | None, typer.Option("--sparsity", metavar="X|max", help="fraction of neurons to remove, in [0, 1), or max; of weights for --method snip")] = None,
-    output: Output = None,
-    mask: Annotated[str | None, typer.Option("--mask", metavar="FILE", help="write mask.json there")] = None,
-    resource: Annotated[str | None, typer.Option("--resource", metavar="R", help="flops|mem|params|latency (each layer is timed on --device)|none  [default: flops]")] = None,
-    lambda_: Lambda = None,
-    method: Annotated[str | None, typer.Option("--method", metavar="M", help="ranp|weighted|vanilla|random|layerwise|flat|snip|taylor|magnitude  [default: ranp]")] = None,
-    criterion: CriterionOption = None,
-    min_neurons: MinNeurons = None, keep: Keep = None, only: Only = None,
-    budget: Annotated[Strs, typer.Option("--budget", metavar="K=V", help="instead of --sparsity, the largest network with at most: macs=40G, flops=, params=10%, forward-mem=300MiB, train-mem=8GiB, latency=20ms or 50% (a forward pass, measured; repeatable)")] = None,
-    round_to: Annotated[int | None, typer.Option("--round-to", metavar="N", help="layers keep multiples of N neurons  [default: 1]")] = None,
-    input_: Annotated[Strs, typer.Option("--input", metavar="SHAPE", help="count, budget and foretell memory for this shape of input, not that of the batch (repeatable)")] = None,
-    optimizer: Optimizer = None, batch_size: BatchSize = None, amp: Amp = None, time: Time = None,
-    latencies: Annotated[str | None, typer.Option("--latencies", metavar="FILE", help="the layers' times of an earlier --resource latency, from its mask.json, instead of measuring")] = None,
-    probe: Probe = None, probe_lr: ProbeLr = None,
-    init: Init = None, score_init: ScoreInit = None, loss: Loss = None, ignore_index: IgnoreIndex = None, batches: BatchLimit = None, model_arg: ModelArg = None,
-    weights: Weights = None, weights_key: WeightsKey = None, seed: Seed = None, device: Device = None,
-    strict: Annotated[bool | None, typer.Option("--strict", help="an op without a rule is an error")] = None,
-    allow_less: Annotated[bool | None, typer.Option("--allow-less", help="take it when much less than asked can be removed")] = None,
-    precision: Precision = None, low_memory: LowMemory = None, memory_limit: MemoryLimit = None,
-    plot: Plot = None, html: Html = None, config: Config = None, json_: Json = None, quiet: Quiet = None,
-) -> None:  # fmt: skip
-    """Remove the least important neurons, prove the slim network and write it."""
-    given = locals()
-    defaults = {"output": [], "resource": "flops", "lambda_": 11.0, "method": "ranp", "min_neurons": "auto",
-                "keep": [], "only": [], "budget": [], "input_": [], "round_to": 1, "init": "keep", "score_init": "keep", "strict": False, "allow_less": False, "time": False, **WAY}  # fmt: skip
-    o = Options("prune", given, defaults, outputs={"mask"})
-    o.need("model")
-    o.check_outputs(SUFFIXES)
+
+
+@REFINE_COMMAND.on(app)
+def refine(given: dict[str, Any]) -> None:
+    run = Run(REFINE_COMMAND, given)
+    run.need("model", "mask")
+    run.check_outputs(SUFFIXES)
     import ranp_cli as ranp
 
-    same = (
-        "scores",
-        "sparsity",
-        "resource",
-        "lambda_",
-        "method",
-        "criterion",
-        "min_neurons",
-        "keep",
-        "only",
-        "budget",
-        "round_to",
-        "optimizer",
-        "batch_size",
-        "time",
-        "latencies",
-        "probe",
-        "probe_lr",
-        "init",
-        "score_init",
-        "strict",
-        "allow_less",
-    )
-    result = ranp.prune(o["model"], o["batch"], inputs=shapes(o["input_"]), amp=bool(o["amp"]), **{k: o[k] for k in same}, progress=o.progress, **o.scoring())  # fmt: skip
-    o.write(result)
-    o.draw(result)
-    o.show(result.report)
+    result = ranp.refine(run["model"], run["mask"], full=True, **{"seed": None, **run.keywords()})
+    run.write(result, mask=False)
+    run.show(result.report)
 
 
-@app.command(epilog="Example: ranp refine model.py:UNet3D --mask mask.json --init glorot -o slim.safetensors")
-def refine(
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="file.py:Name or package.module:Name")] = None,
-    mask: Annotated[str | None, typer.Option("--mask", metavar="FILE", help="mask.json, as ranp prune --mask writes it")] = None,
-    output: Output = None, input_: Input = None, init: Init = None,
-    transfer: Annotated[bool | None, typer.Option("--transfer", help="the mask is of the same architecture with other input channels or classes")] = None,
-    model_arg: ModelArg = None, weights: Weights = None, weights_key: WeightsKey = None, seed: Seed = None, device: Device = None, config: Config = None, json_: Json = None,
-    quiet: Quiet = None,
-) -> None:  # fmt: skip
-    """Build the slim network from a mask, prove it and write it."""
-    o = Options("refine", locals(), {"output": [], "input_": [], "init": "keep", "transfer": False, "seed": None})
-    o.need("model", "mask")
-    o.check_outputs(SUFFIXES)
+COMPARE_COMMAND.add_to(app)
+
+
+# -- profile
+
+PROFILE_COMMAND = Command(
+    "profile",
+    "Count parameters, multiply-adds, FLOPs and memory of one or two networks, without running them (but for --time).",
+    "Example: ranp profile model.py:UNet3D slim.safetensors",
+    arguments=[
+        Argument("model", "MODEL", "file.py:Name, package.module:Name, TorchScript, slim.safetensors or .onnx"),
+        Argument("model2", "[MODEL2]", "a second one, to lay beside it"),
+    ],
+    library=[
+        INPUT,
+        own("the module tree instead of the layers: what each module and all below it cost, and save for the backward pass",
+            OUT, "--tree", kind=SWITCH),
+        *PROFILE.options,
+    ],
+    others=[
+        *(own(f"a gate: exit code 5 when there is more, as {example}", COST, f"--max-{kind}", kind=SIZE, metavar="V")
+          for kind, example in zip(GATES, ("40G", "5M", "300MiB", "8GiB"), strict=True)),
+        own("sum up layers (or the tree) below N levels of modules; 0: no layers", OUT, "--depth", kind=COUNT, metavar="N"),
+        HTML, CONFIG, JSON, QUIET,
+    ],
+)  # fmt: skip
+
+
+@PROFILE_COMMAND.on(app)
+def profile(given: dict[str, Any]) -> None:
+    run = Run(PROFILE_COMMAND, given)
+    run.need("model")
+    run.check_outputs(())
+    limits = {kind: run[f"max_{kind.replace('-', '_')}"] for kind in GATES}
+    gates = [limit(k, text, False, f"--max-{k} {text}") for k, text in limits.items() if text is not None]
     import ranp_cli as ranp
 
-    result = ranp.refine(
-        o["model"],
-        o["mask"],
-        inputs=shapes(o["input_"]),
-        init=o["init"],
-        transfer=o["transfer"],
-        full=True,
-        **o.loading(),
-    )
-    o.write(result, mask=False)
-    o.show(result.report)
-
-
-app.command(epilog=COMPARE_EXAMPLE)(compare)
-
-
-@app.command(epilog="Example: ranp profile model.py:UNet3D slim.safetensors")
-def profile(
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="file.py:Name, package.module:Name, TorchScript, slim.safetensors or .onnx")] = None,
-    model2: Annotated[str | None, typer.Argument(metavar="[MODEL2]", help="a second one, to lay beside it")] = None,
-    input_: Input = None, model_arg: ModelArg = None, weights: Weights = None, seed: Seed = None,
-    optimizer: Optimizer = None, batch_size: BatchSize = None, amp: Amp = None, time: Time = None, device: Device = None,
-    max_macs: Annotated[str | None, typer.Option("--max-macs", metavar="V", help="a gate: exit code 5 when there are more, as 40G")] = None,
-    max_params: Annotated[str | None, typer.Option("--max-params", metavar="V", help="likewise, as 5M")] = None,
-    max_forward_mem: Annotated[str | None, typer.Option("--max-forward-mem", metavar="V", help="likewise, as 300MiB")] = None,
-    max_train_mem: Annotated[str | None, typer.Option("--max-train-mem", metavar="V", help="likewise, as 8GiB")] = None,
-    depth: Annotated[int | None, typer.Option("--depth", metavar="N", min=0, help="sum up layers (or the tree) below N levels of modules; 0: no layers")] = None,
-    tree: Annotated[bool | None, typer.Option("--tree", help="the module tree instead of the layers: what each module and all below it cost, and save for the backward pass")] = None,
-    html: Html = None, config: Config = None, json_: Json = None, quiet: Quiet = None,
-) -> None:  # fmt: skip
-    """Count parameters, multiply-adds, FLOPs and memory of one or two networks, without running them (but for --time)."""
-    o = Options("profile", locals(), {"input_": [], "time": False})
-    o.need("model")
-    o.check_outputs(())
-    kinds = ("macs", "params", "forward-mem", "train-mem")
-    given = {kind: o[f"max_{kind.replace('-', '_')}"] for kind in kinds}
-    gates = [limit(k, text, False, f"--max-{k} {text}") for k, text in given.items() if text is not None]
-    import ranp_cli as ranp
-
-    same = {k: o[k] for k in ("seed", "weights", "optimizer", "batch_size", "time", "device")}
-    report = ranp.profile(o["model"], shapes(o["input_"]), other=o["model2"], model_args=o.model_args(),
-                          tree=bool(o["tree"]), amp=bool(o["amp"]), **same)  # fmt: skip
-    o.show(report)
+    report = ranp.profile(run["model"], other=run["model2"], **run.keywords())
+    run.show(report)
     gate(report.to_dict(), gates)
+
+
+# -- the door
 
 
 def run(argv: Sequence[str]) -> int:

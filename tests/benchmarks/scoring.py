@@ -34,7 +34,8 @@ from torch.nn.utils import parametrize
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.zoo_table import put
-from ranp_cli.api.session import Ranking
+from ranp_cli.api.options import LayerOptions, MethodOptions
+from ranp_cli.api.ranking import Ranking
 from ranp_cli.core.example import Example
 from ranp_cli.graph.analyse import analyse
 from ranp_cli.graph.graph import Graph
@@ -152,7 +153,7 @@ def ranks(values: np.ndarray) -> np.ndarray:
 def agreement(graph: Graph, one: Importance, two: Importance) -> tuple[float, float]:
     """(Spearman's rank correlation of all scores, share of the neurons kept by the first that the second keeps)."""
     flat = [np.concatenate(i.scores) for i in (one, two)]
-    ranking = Ranking.of("ranp", None, "flops", 11.0, 1, 0)
+    ranking = Ranking.of(MethodOptions(), LayerOptions(min_neurons=1), 0)
     kept = [ranking.select(graph, i.scores, SPARSITY).keep[graph.unit] for i in (one, two)]
     return float(np.corrcoef(*map(ranks, flat))[0, 1]), float((kept[0] & kept[1]).sum() / kept[0].sum())
 

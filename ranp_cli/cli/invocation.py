@@ -12,9 +12,11 @@ from typing import Any
 
 from typer.core import TyperGroup
 
+from ..api.options import SHAPES, TEXT, TEXTS, Kind
 from ..core.atomic import check_output, strict, write_atomic, written
 from ..core.errors import BadInput, Stopped
 from ..reporting import show
+from .arguments import Command, name_of
 from .config import INPUTS, merge, read_config
 from .process import launched, leads, stopped_by
 
@@ -31,25 +33,28 @@ class Commands(TyperGroup):
             raise Stopped(f"stopped by {name}; {files}", code) from None
 
 
-class Options:
-    """The options of one command: given ones beat the config file, that beats the defaults."""
+class Run:
+    """One run of a command: its values (given ones beat the config file, that beats the defaults), and where output goes.
+
+    Args:
+        outputs: the names of config keys that are files to write, where another command reads them.
+    """
 
     def __init__(
-        self,
-        command: str,
-        given: dict[str, Any],
-        defaults: dict[str, Any],
-        outputs: set[str] | frozenset[str] = frozenset(),
-    ):
+        self, command: Command, given: dict[str, Any], outputs: set[str] | frozenset[str] = frozenset()
+    ) -> None:
         self.command = command
-        path = given.pop("config")
-        config = read_config(path, given, inputs=INPUTS - outputs) if path else {}
-        config = {key: typed(f"config {path}", key, value) for key, value in config.items()}
-        self.values = merge(given, config, {"seed": 0, "device": "auto", "model_arg": [], "quiet": False, **defaults})
-        self.to_stderr = "-" in [self.values.get(name) for name in TEXTS]
-        if launched() and not (command == "score" or (command == "compare" and self["fit"])):
+        path = given["config"]
+        known = {name: value for name, value in given.items() if name != "config"}
+        config = read_config(path, known, inputs=INPUTS - outputs) if path else {}
+        kinds = {name_of(option): option.kind for option in command.options}
+        config = {key: typed(f"config {path}", key, value, kinds.get(key, TEXT)) for key, value in config.items()}
+        lists: dict[str, Any] = {name: [] for name, kind in kinds.items() if kind.repeatable}
+        self.values = merge(known, config, {**lists, "quiet": False})
+        self.to_stderr = "-" in [self[name] for name in TEXT_OUTPUTS]
+        if launched() and not (command.name == "score" or (command.name == "compare" and self["fit"])):
             raise BadInput(
-                f"ranp {command} is the work of one process, torchrun started {os.environ['WORLD_SIZE']}: "
+                f"ranp {command.name} is the work of one process, torchrun started {os.environ['WORLD_SIZE']}: "
                 "run ranp score with torchrun, then ranp prune --scores without"
             )
         self.page = show.console(stderr=self.to_stderr)
@@ -64,7 +69,7 @@ class Options:
         for name in names:
             if not self[name]:
                 shown = name.upper() if name == "model" else f"--{name}"
-                raise BadInput(f"{shown} is missing; see ranp {self.command} --help")
+                raise BadInput(f"{shown} is missing; see ranp {self.command.name} --help")
 
     def check_outputs(self, suffixes: tuple[str, ...]) -> None:
         """Complain about what cannot be written before the long work begins."""
@@ -72,7 +77,7 @@ class Options:
             suffix, script = Path(path).suffix, Path(self["model"]).suffix in (".pt", ".pth", ".ts")
             if suffix not in suffixes:
                 raise BadInput(
-                    f"-o {path}: ranp {self.command} writes {', '.join(suffixes)}; give a file of such a name"
+                    f"-o {path}: ranp {self.command.name} writes {', '.join(suffixes)}; give a file of such a name"
                 )
             if suffix == ".pt" and not script:
                 raise BadInput(
@@ -80,10 +85,10 @@ class Options:
                 )
             if suffix == ".pt2" and script:
                 raise BadInput(f"-o {path}: torch.export takes no TorchScript MODEL; give a .pt name")
-        if sum(self[name] == "-" for name in TEXTS) > 1:
+        if sum(self[name] == "-" for name in TEXT_OUTPUTS) > 1:
             raise BadInput("stdout holds one document: give - to one of --json, --csv and --markdown")
-        written = [*(self["output"] or ()), *([self["mask"]] if self.command == "prune" and self["mask"] else [])]
-        written += [self[name] for name in TEXTS if self[name] and self[name] != "-"]
+        written = [*(self["output"] or ()), *([self["mask"]] if self.command.name == "prune" and self["mask"] else [])]
+        written += [self[name] for name in TEXT_OUTPUTS if self[name] and self[name] != "-"]
         if self["html"]:
             if Path(self["html"]).suffix.lower() not in (".html", ".htm"):
                 raise BadInput(f"--html {self['html']}: writes a page; give a .html name")
@@ -98,23 +103,19 @@ class Options:
         if len({Path(path).resolve() for path in written}) < len(written):
             raise BadInput("two outputs have the same name; give each its own")
 
-    def model_args(self) -> dict[str, Any]:
-        from ..io.model import parse_model_args
+    def keywords(self) -> dict[str, Any]:
+        """What was given of the options that go on to the Python function, as its keywords."""
+        found = {}
+        for option in self.command.library:
+            value = self[name_of(option)]
+            if value is None or value == []:
+                continue
+            if option.keyword == "model_args":
+                from ..io.model import parse_model_args
 
-        return parse_model_args(self["model_arg"])
-
-    def loading(self) -> dict[str, Any]:
-        same = {k: self[k] for k in ("weights", "weights_key", "seed", "device")}
-        return {**same, "model_args": self.model_args()}
-
-    def scoring(self) -> dict[str, Any]:
-        return {
-            **self.loading(),
-            "loss": self["loss"],
-            "ignore_index": self["ignore_index"],
-            "batch_limit": self["batches"],
-            **{k: self[k] for k in ("precision", "low_memory", "memory_limit")},
-        }
+                value = parse_model_args(value)
+            found[option.keyword] = shapes(value) if option.kind is SHAPES else value
+        return found
 
     def progress(self, description: str, total: int | None) -> Any:
         if self["quiet"] or not leads():
@@ -162,37 +163,16 @@ def shapes(given: Sequence[str]) -> list[tuple[int, ...]] | None:
     return out or None
 
 
-TEXTS = ("json_", "csv", "markdown")
-INTS = {"batches", "ignore_index", "seed", "depth", "round_to", "batch_size", "seeds", "probe"}
-BOOLS = {"strict", "allow_less", "quiet", "transfer", "low_memory", "time", "tree", "amp"}
-LISTS = {"output", "keep", "only", "model_arg", "input_", "methods", "plot", "budget"}
+TEXT_OUTPUTS = ("json_", "csv", "markdown")
 
 
-def typed(where: str, key: str, value: Any) -> Any:
-    """A value of the config file in the type of its option; BadInput names the key."""
-    shown = key.strip("_").replace("_", "-")
-    if key == "input_":
+def typed(where: str, key: str, value: Any, kind: Kind) -> Any:
+    """A value of the config file, as its option takes it; BadInput names the key."""
+    if kind is SHAPES:
         return [as_shape(v) for v in (value if isinstance(value, list) and not _ints(value) else [value])]
-    if key in LISTS:
-        items = value if isinstance(value, list) else [value]
-        wanted, sound = "text, or a list of it", all(isinstance(v, str) for v in items)
-    elif key in INTS:
-        wanted, sound = "a whole number", type(value) is int
-    elif key in BOOLS:
-        wanted, sound = "true or false", type(value) is bool
-    elif key == "min_neurons":
-        wanted, sound = "a whole number, or auto", type(value) is int or value == "auto"
-    elif key in ("lambda_", "probe_lr"):
-        wanted, sound = "a number", type(value) in (int, float)
-    elif key == "sparsity":
-        wanted = "a number in [0, 1) or max"
-        sound = type(value) in (int, float, str) or isinstance(value, list)
-    elif key.startswith("max_") or key == "memory_limit":
-        wanted, sound = "a size such as 8GiB or 40G", type(value) in (int, float, str)
-    else:
-        wanted, sound = "text", isinstance(value, str)
-    if not sound:
-        raise BadInput(f"{where}: '{shown}' is {value!r}; wants {wanted}")
+    items = value if kind is TEXTS and isinstance(value, list) else [value]
+    if not all(kind.accepts(item) for item in items):
+        raise BadInput(f"{where}: '{key.strip('_').replace('_', '-')}' is {value!r}; wants {kind.wants}")
     return value
 
 
