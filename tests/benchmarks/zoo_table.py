@@ -23,6 +23,7 @@ import packages
 import zoo
 
 import ranp_cli as ranp
+from benchmarks.page import put
 from ranp_cli.example import Example
 from ranp_cli.units import analyse
 
@@ -74,14 +75,6 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines + [f"\n{r['network']}: {r['error']}" for r in rows if "error" in r])
 
 
-def put(path: Path, table: str, marks: tuple[str, str] = MARKS) -> None:
-    """Replace what stands between the marks of a Markdown file."""
-    head, mark, rest = path.read_text().partition(marks[0])
-    if not mark or marks[1] not in rest:
-        raise SystemExit(f"{path} has no {marks[0]} ... {marks[1]}")
-    path.write_text(f"{head}{mark}\n\n{table}\n\n{marks[1]}{rest.partition(marks[1])[2]}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("networks", nargs="*", help="names of tests/packages.py; all by default")
@@ -100,7 +93,7 @@ def main() -> None:
     if options.json:
         Path(options.json).write_text(document + "\n")
     if options.write:
-        put(Path(options.write), markdown(rows))
+        put(Path(options.write), markdown(rows), MARKS)
     print(markdown(rows))
 
 
