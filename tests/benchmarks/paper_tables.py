@@ -170,7 +170,7 @@ def figure_5(races: dict[str, list[list[list[float]]]], peaks: list[dict[str, fl
              "|---:|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
     for k, mark in enumerate(races["full"][0]):
         at = {name: [fmean(seed[k][j] for seed in seeds) for j in range(4)] for name, seeds in races.items()}
-        cells = [f"{mark[0]:.0f}"]
+        cells = [f"{mark[0]:g}"]
         for j, form in ((1, ".0f"), (2, ".3f"), (3, ".3f")):
             cells += [f"{at[name][j]:{form}}" for name in ("full", "slim")]
         lines.append(f"| {' | '.join(cells)} |")
