@@ -114,19 +114,11 @@ def table_4(tasks: dict[str, Rows]) -> str:
     for name, rows in tasks.items():
         for method in ("full", "ranp-flops", "transferred"):
             row, paper = rows[method], TABLE_4[name]
-            cost = "1" if method == "full" else f"-{row['reduction']['macs']:.1%}"
-            change = (
-                ["", ""]
-                if method == "full"
-                else [points(row, rows["full"]), f"{100 * (paper[method] - paper['full']):+.1f}"]
-            )
-            cells = [
-                name if method == "full" else "",
-                LABELS[method],
-                cost,
-                accuracy(row),
-                *change,
-            ]
+            cost = f"-{row['reduction']['macs']:.1%}"
+            change = [points(row, rows["full"]), f"{100 * (paper[method] - paper['full']):+.1f}"]
+            if method == "full":
+                cost, change = "1", ["", ""]
+            cells = [name if method == "full" else "", LABELS[method], cost, accuracy(row), *change]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
