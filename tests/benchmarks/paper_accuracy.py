@@ -212,7 +212,9 @@ def main() -> None:
     torch.set_num_threads(1)
     paper = Paper(options.cells, options.seeds, options.steps)
     for name in options.tables or TABLES:
-        text = TABLES[name](paper)
+        text = (
+            f"{TABLES[name](paper)}\n\n{options.seeds} seeds; {options.steps} steps where a network is trained in full."
+        )
         print(f"{name}\n{text}\n", flush=True)
         if options.write:
             put(options.write, text, marks(name))

@@ -100,6 +100,10 @@ def cell(network: Network, count: int, seed: int) -> dict[str, Any]:
     return {"rows": rows, "seconds": round(time.perf_counter() - start, 1)}
 
 
+def listed(names: list[str]) -> str:
+    return ", ".join(name.replace(", ", " on ") for name in names)
+
+
 def verdict(cells: dict[str, list[dict[str, Any]]]) -> str:
     """How often the paper's GFLOPs and memory lie in the range of our seeds, or near their median; `full` is left out."""
     inside, near, total = 0, 0, 0
@@ -118,7 +122,7 @@ def verdict(cells: dict[str, list[dict[str, Any]]]) -> str:
                 far.setdefault(NAMES[method], []).append(name)
     text = (f"Of the paper's {total} numbers for pruned networks, {inside} lie in the range of our seeds, and {near} there or "
             f"within {NEAR:.0%} of our median.")  # fmt: skip
-    parts = [f"{method} ({', '.join(names)})" for method, names in far.items()]
+    parts = [f"{method} ({listed(names)})" for method, names in far.items()]
     if parts:
         text += f" Ours differ by more for {'; '.join(parts)}."
     return text
@@ -134,8 +138,8 @@ def claim(cells: dict[str, list[dict[str, Any]]]) -> str:
         ahead = all(ours[at] < middle[rival][at] for at in (0, 1) for rival in ("vanilla", "weighted"))
         parts.append((name, ahead))
     yes, no = ([name for name, ahead in parts if ahead is wanted] for wanted in (True, False))
-    text = f"RANP (RANP-m or RANP-f, whichever needs less) takes fewer GFLOPs and less memory than vanilla and weighted pruning on {', '.join(yes) or 'no network'}, as the paper says"
-    return f"{text}{'; **not** on ' + ', '.join(no) if no else ''}."
+    text = f"RANP (RANP-m or RANP-f, whichever needs less) takes fewer GFLOPs and less memory than vanilla and weighted pruning on {listed(yes) or 'no network'}, as the paper says"
+    return f"{text}{'; **not** on ' + listed(no) if no else ''}."
 
 
 def markdown(cells: dict[str, list[dict[str, Any]]]) -> str:
@@ -150,7 +154,8 @@ def markdown(cells: dict[str, list[dict[str, Any]]]) -> str:
             rows = [each["rows"][method] for each in held]
             floored = max(row["floored"] for row in rows)
             removed = f"{median(row['removed'] for row in rows):.1%}" + f" (floor in up to {floored})" * bool(floored)
-            texts = [f"{name}, {len(held)}" if k == 0 else "", NAMES[method], removed]
+            label = NAMES[method] + (f", {network.snip:.2%} of the weights masked" if method == "snip" else "")
+            texts = [f"{name}, {len(held)}" if k == 0 else "", label, removed]
             theirs = network.paper.get(method)
             for at in range(3):
                 values = [row["ours"][at] for row in rows]
