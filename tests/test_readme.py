@@ -1,4 +1,4 @@
-"""Every command and every piece of Python of the README runs, as it stands there, in a copy of sample_configs."""
+"""Every command and every piece of Python of the READMEs runs, as it stands there, in a copy of sample_configs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,17 @@ from ranp_cli.graph.analyse import analyse
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
+RECIPES = ROOT / "sample_configs" / "README.md"
+RESULTS = (ROOT / "tests" / "benchmarks" / "RESULTS.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+MOST_LINES = 260
+
+
+def commands(text: str) -> list[str]:
+    return [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
+
+
+COMMANDS = commands(TEXT)
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +49,41 @@ def test_commands(folder, monkeypatch, capfd):
     """All of them in one test and in their order: later ones read what earlier ones wrote."""
     for line in COMMANDS:
         monkeypatch.chdir(place_of(line, folder))
-        for part in line.split(" && "):
-            words = shlex.split(part)
-            if words[0] == "ranp":  # installing and testing is what .ci/run does
-                assert run(words[1:]) == 0, f"{line}\n{capfd.readouterr().err}"
+        type_in(line, capfd)
+
+
+def type_in(line, capfd):
+    for part in line.split(" && "):
+        words = shlex.split(part)
+        if words[0] == "ranp":  # installing and testing is what .ci/run does
+            assert run(words[1:]) == 0, f"{line}\n{capfd.readouterr().err}"
+
+
+def test_recipes(folder, monkeypatch, capfd):
+    """Those of sample_configs/README.md, in its folder."""
+    monkeypatch.chdir(folder)
+    for line in commands(RECIPES.read_text()):
+        type_in(line, capfd)
+
+
+def test_the_readme_is_short():
+    assert len(TEXT.splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "sample_configs/README.md", "ranp_cli/README.md", "tests/benchmarks/RESULTS.md"]
+)
+def test_links_lead_somewhere(page):
+    path = ROOT / page
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+        file, _, anchor = target.partition("#")
+        if "://" in file:
+            continue
+        other = path.parent / file if file else path
+        assert other.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", other.read_text(), re.M)
+            assert anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}, target
 
 
 @pytest.mark.parametrize("code", PYTHON)
@@ -57,10 +97,11 @@ def test_the_report_shown_is_of_this_version(folder, monkeypatch, capfd, request
     monkeypatch.chdir(folder.parent)
     assert run(shlex.split(COMMANDS[0].split(" && ")[-1])[1:]) == 0
     printed = capfd.readouterr().out.rstrip() + "\n"
-    shown = re.search(r"```text\n(ranp prune.*?)```", TEXT, re.S)
+    page = RECIPES.read_text()
+    shown = re.search(r"```text\n(ranp prune +sample.*?)```", page, re.S)
     assert shown is not None
     if request.config.getoption("--overwrite"):
-        (ROOT / "README.md").write_text(TEXT.replace(shown[1], printed))
+        RECIPES.write_text(page.replace(shown[1], printed))
         return
 
     def words(text: str) -> list[str]:
@@ -77,7 +118,7 @@ def test_the_tree_names_every_room():
 
 
 def rows_of_the_zoo() -> dict[str, list[str]]:
-    table = TEXT.partition("<!-- zoo table -->")[2].partition("<!-- end of zoo table -->")[0]
+    table = RESULTS.partition("<!-- zoo table -->")[2].partition("<!-- end of zoo table -->")[0]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
     return {row[0]: row[1:] for row in cells[2:]}
 

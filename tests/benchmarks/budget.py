@@ -3,7 +3,7 @@
 The paper's 3D-UNet is scored on small volumes and pruned such that a training step on a large one fits (`prune --input
 --budget train-mem=...`); then real training steps run on this machine's CPU, the slim network's and the dense one's, and
 torch's allocator says what they held: tensors that are handed out, on top of parameters, buffers, input and state.
-Prints a Markdown table; `--json FILE` writes the numbers; `--write README.md` puts the table between the marks there.
+Prints a Markdown table; `--json FILE` writes the numbers; `--write tests/benchmarks/RESULTS.md` puts the table between the marks there.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=STATES, default="adam")
     parser.add_argument("--slim-only", action="store_true", help="do not measure the dense network")
     parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--write", metavar="README", help="put the table between the marks of this file")
+    parser.add_argument("--write", metavar="PAGE", help="put the table between the marks of this file")
     options = parser.parse_args()
     found = numbers(options)
     if options.json:

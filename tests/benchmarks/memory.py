@@ -1,7 +1,7 @@
 """Memory as foretold on meta tensors against what torch's CPU allocator reports: `python -m tests.benchmarks.memory`.
 
 Over the networks of tests/packages.py: the peak of a forward pass and of a forward and backward, parameters apart. Prints
-a Markdown table; `--json FILE` writes the rows; `--write README.md` puts it between the marks there. `--amp`: both under
+a Markdown table; `--json FILE` writes the rows; `--write tests/benchmarks/RESULTS.md` puts it between the marks there. `--amp`: both under
 16-bit autocast, and no more than the summary is written, between marks of its own.
 """
 
@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("networks", nargs="*", help="names of tests/packages.py; all by default")
     parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--write", metavar="README", help="put the table between the marks of this file")
+    parser.add_argument("--write", metavar="PAGE", help="put the table between the marks of this file")
     parser.add_argument("--amp", action="store_true", help="under 16-bit autocast")
     options = parser.parse_args()
     known = {case.name: case for case in packages.CASES}

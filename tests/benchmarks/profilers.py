@@ -3,7 +3,7 @@
 A row a network, a cell a tool: giga multiply-adds of one sample in eval mode, and the seconds that counting took. ranp
 counts on meta tensors; the others run the network on the CPU. Every count has a process of its own (some tools leave
 torch or the model changed), in which the tool has counted one small convolution before: loading is not timed.
-Prints a Markdown table; `--json FILE` writes the rows; `--write README.md` puts the table between the marks there.
+Prints a Markdown table; `--json FILE` writes the rows; `--write tests/benchmarks/RESULTS.md` puts the table between the marks there.
 
 The rivals are needed by this file alone. Beside an installed ranp and the packages of its tests, without a second torch:
 
@@ -261,7 +261,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--limit", type=float, default=300, help="seconds for a cell")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--write", metavar="README", help="put the table between the marks of this file")
+    parser.add_argument("--write", metavar="PAGE", help="put the table between the marks of this file")
     options = parser.parse_args()
     torch.set_num_threads(1)  # a pool of threads does not survive a fork: the children make their own
     known = {network.name: network for network in NETWORKS}

@@ -1,4 +1,4 @@
-"""What scoring costs beside its floor and its rivals: `python -m tests.benchmarks.scoring [--json FILE] [--write README.md] [NETWORK ...]`.
+"""What scoring costs beside its floor and its rivals: `python -m tests.benchmarks.scoring [--json FILE] [--write tests/benchmarks/RESULTS.md] [NETWORK ...]`.
 
 In one run, turn by turn, for each network: `ranp.score`'s pass as it is, with `--low-memory`, in bf16, and in bf16 with
 `--low-memory`; the floor (a plain fp32 forward and backward, as a user would write it); a step of SGD with momentum; the
@@ -278,7 +278,7 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default=CPU, help="cpu or cuda")
     parser.add_argument("--growth", action="store_true", help="the table of growth instead")
     parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--write", metavar="README", help="put the table between the marks of this file")
+    parser.add_argument("--write", metavar="PAGE", help="put the table between the marks of this file")
     options = parser.parse_args()
     if unknown := set(options.networks) - set(NETWORKS):
         parser.error(f"no such network: {', '.join(sorted(unknown))}; there are {', '.join(NETWORKS)}")

@@ -2,7 +2,7 @@
 
 The 15-layer UNet on procedural voxel shapes of 64^3, pruned at initialization to a sparsity of 0.78. All networks are
 timed turn by turn in one loop, forward and training step, so that what else the machine does hits all of them. Prints a
-Markdown table; `--json FILE` writes the rows; `--write README.md` puts the table between the marks there.
+Markdown table; `--json FILE` writes the rows; `--write tests/benchmarks/RESULTS.md` puts the table between the marks there.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, default=0.78)
     parser.add_argument("--threads", type=int, help="torch's own number by default")
     parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--write", metavar="README", help="put the table between the marks of this file")
+    parser.add_argument("--write", metavar="PAGE", help="put the table between the marks of this file")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -1,6 +1,6 @@
 """The README's table of networks: `python -m tests.benchmarks.zoo_table [--json FILE] [NETWORK ...]` prints Markdown.
 
-`--write README.md` puts the table of all networks between the marks there.
+`--write tests/benchmarks/RESULTS.md` puts the table of all networks between the marks there.
 
 A row a network of tests/packages.py: its neurons and units, the share removed at a sparsity of 0.5, the largest
 difference to the masked network in fp64 (of the output's scale), and the seconds that the analysis took.
@@ -23,6 +23,7 @@ import packages
 import zoo
 
 import ranp_cli as ranp
+from benchmarks.page import put
 from ranp_cli.core.example import Example
 from ranp_cli.graph.analyse import analyse
 
@@ -74,19 +75,11 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines + [f"\n{r['network']}: {r['error']}" for r in rows if "error" in r])
 
 
-def put(path: Path, table: str, marks: tuple[str, str] = MARKS) -> None:
-    """Replace what stands between the marks of a Markdown file."""
-    head, mark, rest = path.read_text().partition(marks[0])
-    if not mark or marks[1] not in rest:
-        raise SystemExit(f"{path} has no {marks[0]} ... {marks[1]}")
-    path.write_text(f"{head}{mark}\n\n{table}\n\n{marks[1]}{rest.partition(marks[1])[2]}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("networks", nargs="*", help="names of tests/packages.py; all by default")
     parser.add_argument("--json", metavar="FILE", help="write the rows as JSON ('-': to stdout, instead of the table)")
-    parser.add_argument("--write", metavar="README", help="put the table between the marks of this file")
+    parser.add_argument("--write", metavar="PAGE", help="put the table between the marks of this file")
     options = parser.parse_args()
     known = {case.name: case for case in packages.CASES}
     if unknown := set(options.networks) - set(known):
@@ -100,7 +93,7 @@ def main() -> None:
     if options.json:
         Path(options.json).write_text(document + "\n")
     if options.write:
-        put(Path(options.write), markdown(rows))
+        put(Path(options.write), markdown(rows), MARKS)
     print(markdown(rows))
 
 

@@ -1,0 +1,163 @@
+"""The tables of tests/benchmarks/RESULTS.md, from made-up numbers: what they say follows from the numbers alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from benchmarks import paper_rows, paper_tables
+from benchmarks.page import Lines, put
+
+from ranp_cli.api.comparison.over_seeds import summary
+
+PAGE = Path(__file__).parent / "benchmarks" / "RESULTS.md"
+
+
+def row(values, removed=0.5, cut=0.5):
+    reduction = {"macs": cut, "paper": {"param_mb": cut, "gflops": cut, "memory_mb": cut}}
+    return {
+        "accuracy": {"metric": "miou", **summary(values)},
+        "sparsity": {"achieved": removed},
+        "reduction": reduction,
+    }
+
+
+DENSE = row([0.8, 0.82], 0.0, 0.0)
+
+
+def lines_of(text):
+    """The lines of the one table of a text; all have as many cells."""
+    found = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in found}) == 1
+    return found[2:]
+
+
+# -- Table 2
+
+
+def cells(name, factor=1.0, seeds=3):
+    """Cells that have the paper's numbers times `factor`, and a little more with each seed."""
+    known = paper_rows.NETWORKS[name].paper
+    return [
+        {"rows": {method: {"removed": 0.7, "floored": seed, "ours": [x * (factor if method != "full" else 1) * (1 + seed / 100) for x in theirs]}
+                  for method, theirs in known.items()}}
+        for seed in range(seeds)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"), [(1.0, "14 lie in the range"), (1.05, "and 14 there or within"), (2.0, "0 lie")]
+)
+def test_paper_rows_says_how_near_the_paper_is(factor, said):
+    text = paper_rows.markdown({"3D-UNet, BraTS": cells("3D-UNet, BraTS", factor)})
+    assert said in text.splitlines()[0]
+    assert ("differ by more" in text) is (factor == 2.0)
+    assert len(lines_of(text)) == 8
+
+
+def test_paper_rows_have_median_range_and_the_papers_number():
+    text = paper_rows.markdown({"3D-UNet, ShapeNet": cells("3D-UNet, ShapeNet")})
+    assert lines_of(text)[-1].endswith(
+        "| 7.62 (7.54 to 7.69), -96.8% | 7.54, -96.8% | 265.29 (262.66 to 267.91), -73.4% | 262.66, -73.7% |"
+    )
+    assert "as the paper says" in text
+    assert "**not**" not in text
+
+
+def test_every_row_of_the_papers_table_2_is_there():
+    for name, network in paper_rows.NETWORKS.items():
+        assert name.startswith("PSMNet") or set(network.paper) == set(paper_rows.NAMES)
+
+
+# -- the tables with accuracy
+
+
+def table_1(ranp=0.9, vanilla=0.6, same=0.81):
+    rows = {"full": DENSE, **{name: row([0.79, 0.8], 0.5, 0.4) for name in paper_tables.VARIANTS}}
+    rows |= {name: row([0.6, 0.7], ranp, 0.9) for name in ("weighted", "ranp-mem", "ranp-flops")}
+    rows[paper_tables.VANILLA] = row([0.8, 0.81], vanilla, 0.5)
+    return paper_tables.table_1(rows, {"ranp-flops": row([same, same], vanilla, 0.8)})
+
+
+def test_table_1_agrees_or_not_by_the_numbers():
+    assert "**not**" not in table_1()
+    assert len(lines_of(table_1())) == 11
+    assert "does **not** agree that RANP-f removes more" in table_1(ranp=0.55)
+    assert "does **not** agree that at the sparsity of vanilla" in table_1(same=0.7)
+    assert "does **not** agree that of the criteria" in table_1(vanilla=0.4)
+
+
+@pytest.mark.parametrize(("value", "agrees"), [(0.80, True), (0.70, False)])
+def test_table_4(value, agrees):
+    rows = {"full": DENSE, "ranp-flops": row([0.8, 0.8]), "transferred": row([value, value])}
+    text = paper_tables.table_4({"shapes": rows, "brains": rows})
+    assert ("**not**" not in text) is agrees
+    assert len(lines_of(text)) == 6
+
+
+@pytest.mark.parametrize(("peak", "agrees"), [(5, True), (50, False)])
+def test_table_5(peak, agrees):
+    rows = {"shallow": DENSE, "deep": DENSE, "slim": row([0.85, 0.85])}
+    text = paper_tables.table_5(rows, [{"shallow": 10, "deep": 20, "slim": peak, "large": 9}] * 2, (15, 19))
+    assert ("**not**" not in text) is agrees
+    assert len(lines_of(text)) == 3
+
+
+def test_figure_5_compares_at_the_same_time():
+    full = [[[7.5, 10, 1.0, 0.2], [15.0, 20, 0.8, 0.3]]] * 2
+    slim = [[[7.5, 40, 0.9, 0.4], [15.0, 80, 0.7, 0.5]]] * 2
+    peaks = [{"deep": 20, "large": 9}]
+    text = paper_tables.figure_5({"full": full, "slim": slim}, peaks)
+    assert "**not**" not in text
+    assert lines_of(text)[0] == "| 7.5 | 10 | 40 | 1.000 | 0.900 | 0.200 | 0.400 |"
+    assert "does **not** agree that after the same time the loss" in paper_tables.figure_5(
+        {"full": slim, "slim": full}, peaks
+    )
+
+
+@pytest.mark.parametrize(("orthogonal", "agrees"), [(0.4, True), (0.499, False)])
+def test_appendix(orthogonal, agrees):
+    most = {
+        "glorot": [{"vanilla": 0.5, "ranp-flops": 0.9}],
+        "orthogonal": [{"vanilla": orthogonal, "ranp-flops": 0.9}],
+    }
+    text = paper_tables.appendix(most, {"glorot": DENSE, "orthogonal": DENSE}, DENSE)
+    assert ("**not**" not in text) is agrees
+    assert len(lines_of(text)) == 2
+
+
+def test_differences_are_of_the_same_seed():
+    assert paper_tables.points(row([0.7, 0.73]), DENSE) == "-9.5 ± 0.7"
+
+
+# -- the page and its cells
+
+
+def test_results_are_kept_and_a_torn_line_is_computed_again(tmp_path):
+    path = tmp_path / "new" / "lines.jsonl"
+    lines = Lines(path, ("kind", "seed"))
+    assert lines.get(lambda: {"value": 1}, kind="a", seed=0)["value"] == 1
+    lines.get(lambda: {"value": 2}, kind="a", seed=1)
+    path.write_text(path.read_text()[:-5])
+    again = Lines(path, ("kind", "seed"))
+    assert again.get(lambda: {"value": 3}, kind="a", seed=0)["value"] == 1
+    assert again.get(lambda: {"value": 3}, kind="a", seed=1)["value"] == 3
+    assert [json.loads(line)["value"] for line in path.read_text().splitlines()] == [1, 3]
+
+
+def test_a_table_stands_between_its_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- x -->\nold\n<!-- y -->\nb\n")
+    put(page, "new", ("<!-- x -->", "<!-- y -->"))
+    assert page.read_text() == "a\n<!-- x -->\n\nnew\n\n<!-- y -->\nb\n"
+    with pytest.raises(SystemExit, match="has no"):
+        put(page, "new", ("<!-- z -->", "<!-- y -->"))
+
+
+def test_the_page_has_a_place_for_each_table():
+    from benchmarks.paper_accuracy import TABLES, marks
+
+    text = PAGE.read_text()
+    for pair in (paper_rows.MARKS, *map(marks, TABLES)):
+        assert all(text.count(mark) == 1 for mark in pair)
