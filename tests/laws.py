@@ -1,4 +1,4 @@
-"""The laws of DESIGN.md, part 5, as functions that raise AssertionError. test_laws.py holds networks to them."""
+"""The laws of ranp_cli/README.md as functions that raise AssertionError. test_laws.py holds networks to them."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def attributes_are_true(model: nn.Module) -> None:
 
 
 def nothing_was_hard_coded(pruned: Pruned) -> None:
-    """The ties foretold every shape: refining never had to fix what the code insists on."""
+    """The ties estimated every shape: refining never had to fix what the code insists on."""
     reasons = [row["reason"] for row in pruned.report.to_dict().get("not_pruned", [])] + list(
         pruned.mask.fixed.values()
     )

@@ -79,7 +79,7 @@ QUICK = {"monai_unet", "r3d_18"}  # in the default run
 @pytest.mark.parametrize(
     "case", [pytest.param(c, id=c.name, marks=() if c.name in QUICK else pytest.mark.slow) for c in packages.CASES]
 )
-def test_foretold_is_what_the_allocator_reports_under_autocast(case):
+def test_estimated_is_what_the_allocator_reports_under_autocast(case):
     model, x = zoo.build(case), torch.randn(case.shape)
     ratios = [
         forward_memory(model, Example((x,)), "cpu").working / allocated(model, x, False, amp=True),
@@ -123,7 +123,7 @@ def test_code_that_cannot_run_so_is_told():
             return self.a(x) * float(self.a.weight.sum())
 
     memory = ranp.profile(Numbers(), (8, 10), amp=True).to_dict()["memory"]["before"]
-    assert "cannot be foretold" in memory["error"]
+    assert "cannot be estimated" in memory["error"]
     assert "test_amp.py" in memory["error"]
 
 

@@ -295,7 +295,7 @@ BAD: list[tuple[str, str, dict[str, str]]] = [
             "--lambda nan": "lambda nan",
             "--seed 99999999999999999999999": "seed",
             "--method random --seed -1": "seed",
-            "--device nonsense": "device 'nonsense' is not to be had here",
+            "--device nonsense": "device 'nonsense' is not available here",
             "--device meta": "device 'meta'",
             "--nope": "No such option: --nope",
             "--keep": "requires an argument",
@@ -560,7 +560,7 @@ def test_its_neighbour_works(line: str, here: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without CUDA")
 def test_no_cuda(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ranp(f"{PRUNE} --device cuda") == 2
-    assert "device 'cuda' is not to be had here" in error_line(capsys)
+    assert "device 'cuda' is not available here" in error_line(capsys)
 
 
 def test_without_anything_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,10 +70,10 @@ def test_the_peaks_are_those_of_the_allocator():
         model.zero_grad(set_to_none=True)
         F.cross_entropy(model.train()(x), y).backward()
 
-    for foretold, work in ((told, forward), (step, training)):
+    for estimated, work in ((told, forward), (step, training)):
         measured = peak(work)
-        assert foretold.working - foretold.allowance <= 1.15 * measured
-        assert measured <= 1.15 * (foretold.working + foretold.allowance)
+        assert estimated.working - estimated.allowance <= 1.15 * measured
+        assert measured <= 1.15 * (estimated.working + estimated.allowance)
 
 
 def test_low_memory_is_below_and_the_same():

@@ -92,7 +92,7 @@ def test_the_memory_of_a_layer_is_in_the_bytes_of_its_type(dtype):
     assert all(row["output_bytes"] == dtype.itemsize * row["output_elements"] > 0 for row in rows)
 
 
-def test_a_step_that_cannot_be_foretold_is_said_once(pruned):
+def test_a_step_that_cannot_be_estimated_is_said_once(pruned):
     report = whole(pruned.report)
     report["memory"] = {side: {"samples": 1, "train_error": "no <step>"} for side in ("before", "after")}
     assert page(report).count("no &lt;step&gt;") == 1

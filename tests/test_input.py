@@ -1,4 +1,4 @@
-"""`prune --input`: scored at the size of the batch, counted, budgeted and foretold at another."""
+"""`prune --input`: scored at the size of the batch, counted, budgeted and estimated at another."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ CLOSE = 0.15
 @pytest.mark.parametrize(
     "case", [pytest.param(c, id=c.name, marks=() if c.fast else pytest.mark.slow) for c in packages.CASES]
 )
-def test_foretold_is_what_the_allocator_reports(case):
+def test_estimated_is_what_the_allocator_reports(case):
     """Within 15 % on every network of the zoo; the median is far closer (tests/benchmarks/memory.py)."""
     model, x = zoo.build(case), torch.randn(case.shape)
     ratios = [
@@ -155,9 +155,9 @@ def test_code_that_cannot_run_on_meta_tensors_is_told():
             return self.a(x) * float(self.a.weight.sum())
 
     memory = ranp.profile(Numbers(), (8, 10)).to_dict()["memory"]["before"]
-    assert "a forward pass cannot be foretold" in memory["error"]
+    assert "a forward pass cannot be estimated" in memory["error"]
     assert "test_memory.py" in memory["error"]
-    assert "a training step cannot be foretold" in memory["train_error"]
+    assert "a training step cannot be estimated" in memory["train_error"]
 
 
 class Labels(nn.Conv2d):
@@ -177,7 +177,7 @@ def one_value() -> nn.Module:
         (one_value, "give --batch-size 2"),
     ],
 )
-def test_without_a_training_step_the_forward_pass_is_foretold(make, why):
+def test_without_a_training_step_the_forward_pass_is_estimated(make, why):
     model, example = make(), Example((torch.empty(1, 2, 8, 8, device="meta"),))
     report = ranp.profile(model, (1, 2, 8, 8)).to_dict()
     memory = report["memory"]["before"]
@@ -189,7 +189,7 @@ def test_without_a_training_step_the_forward_pass_is_foretold(make, why):
         gate(report, [limit("train-mem", "1GiB")])
     output = io.StringIO()
     show_report(report, Console(file=output, width=1000))
-    assert output.getvalue().count("cannot be foretold") == 1
+    assert output.getvalue().count("cannot be estimated") == 1
 
 
 def test_a_batch_of_two_is_what_a_norm_over_one_value_needs():

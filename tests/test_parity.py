@@ -97,7 +97,7 @@ def test_a_traced_file_with_constants(tmp_path):
         torch.jit.trace(net, x, check_trace=False).save(tmp_path / "traced.pt")
     report = profiled(str(tmp_path / "traced.pt"), x)
     assert report["before"]["macs"] == 3 * 4
-    assert "cannot be foretold" in report["memory"]["before"]["error"]
+    assert "cannot be estimated" in report["memory"]["before"]["error"]
 
 
 @pytest.mark.parametrize("case", WAYS)

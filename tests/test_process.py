@@ -135,15 +135,15 @@ def test_what_a_loader_forks_is_ended_as_ever():
     ("0", PeerGone("no"), True, [process.WAIT_LONGER]), ("1", PeerGone("no"), True, [process.WAIT_LONGER]),
     ("0", Stopped("no", 130), True, []), ("1", Stopped("no", 130), False, []),
 ])  # fmt: skip
-def test_process_0_speaks_first(rank, error, speaks, waits, monkeypatch):
+def test_process_0_speaks_first(rank, error, should_report, waits, monkeypatch):
     slept = []
     monkeypatch.setattr("time.sleep", slept.append)
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert process.speaks(error) == speaks
+    assert process.should_report(error) == should_report
     assert slept == waits
     monkeypatch.setenv("WORLD_SIZE", "1")  # alone: at once
-    assert process.speaks(error)
+    assert process.should_report(error)
     assert slept == waits
 
 

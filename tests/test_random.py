@@ -30,7 +30,7 @@ def loss(output: Any, target: torch.Tensor) -> torch.Tensor:
 
 
 def hold(model: nn.Module, shape: tuple[int, ...], how: dict[str, Any], statistics: bool) -> ranp.Pruned:
-    """All laws of DESIGN.md, part 5, on one network."""
+    """All laws of ranp_cli/README.md on one network."""
     before = laws.snapshot(model)
     g = torch.Generator().manual_seed(3)
     batches = [(torch.randn(shape, generator=g), torch.zeros(shape[0])) for _ in range(2)]

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.checkpoint import checkpoint
 
 import ranp_cli as ranp
-from ranp_cli.api.importances import way_of
+from ranp_cli.api.importances import gradient_setup
 from ranp_cli.api.options import GradientOptions
 from ranp_cli.cli import run
 from ranp_cli.core.errors import BadInput, Infeasible, Interrupted
@@ -26,7 +26,7 @@ from ranp_cli.graph.analyse import analyse
 from ranp_cli.io.batches import Batch
 from ranp_cli.models.unet3d import unet3d
 from ranp_cli.scoring import layout, recompute, recompute_plan, scorer
-from ranp_cli.scoring.compensated_sum import Sum
+from ranp_cli.scoring.compensated_sum import CompensatedSum
 from ranp_cli.scoring.criteria import criterion
 
 CONFIGS = Path(__file__).parent.parent / "sample_configs"
@@ -83,7 +83,7 @@ def test_a_sum_does_not_depend_on_the_order():
     values = []
     for seed in range(5):
         order = random.Random(seed).sample(terms, len(terms))
-        whole, parts = Sum.of(order[0]), [Sum.of(t) for t in order[1::2]]
+        whole, parts = CompensatedSum.of(order[0]), [CompensatedSum.of(t) for t in order[1::2]]
         for t in order[2::2]:
             whole.add(t)
         for part in parts:
@@ -95,7 +95,7 @@ def test_a_sum_does_not_depend_on_the_order():
 
 
 def test_a_sum_keeps_what_rounding_would_lose():
-    total = Sum.of(torch.tensor([1e16], dtype=torch.float64))
+    total = CompensatedSum.of(torch.tensor([1e16], dtype=torch.float64))
     for term in (1.0, 1.0, -1e16):
         total.add(torch.tensor([term], dtype=torch.float64))
     assert total.value.item() == 2.0
@@ -246,7 +246,7 @@ def test_instance_norms_are_computed_another_way_with_the_same_numbers(affine):
 
 def test_an_instance_norm_with_statistics_of_its_own_keeps_them():
     norm, x = nn.InstanceNorm3d(2, track_running_stats=True).eval(), torch.randn(1, 2, 4, 4, 4)
-    with layout.Kernels(True):
+    with layout.ConvolutionOverrides(True):
         assert torch.equal(norm(x), x / (1 + 1e-5) ** 0.5)
         with pytest.raises(ValueError, match="more than 1 spatial"):
             nn.InstanceNorm3d(2)(torch.ones(1, 2, 1, 1, 1))
@@ -298,7 +298,7 @@ def reads(conv, x, weight, **how):
                 seen.append(args[0].is_contiguous())
             return func(*args, **(kwargs or {}))
 
-    with layout.Kernels(True), Sees():
+    with layout.ConvolutionOverrides(True), Sees():
         return seen, conv(layout.channels_last(x), weight, **how)
 
 
@@ -323,7 +323,9 @@ def test_what_is_drawn_is_drawn_again():
 
 def planner(model, size=16, layout=True, precision="model"):
     example = Example((torch.empty(2, 1, size, size, size),))
-    return recompute_plan.planner(model, analyse(model, example), example, recompute_plan.Setting(layout, precision))
+    return recompute_plan.planner(
+        model, analyse(model, example), example, recompute_plan.ScoringSetup(layout, precision)
+    )
 
 
 def test_the_plan_lowers_the_peak_and_keeps_to_the_limit():
@@ -396,13 +398,13 @@ def measured(model, x, plan, setting):
     """The peak of torch's CPU allocator while a mini-batch is scored, beyond what was there."""
     graph = analyse(model, Example((x,)))
     at_work = scorer.Scorer(model, graph, lambda output, _: recompute_plan.plain_loss(output), [criterion("mpmg-sum")],
-                               torch.device("cpu"), 0, scorer.Way(setting.precision))  # fmt: skip
+                               torch.device("cpu"), 0, scorer.GradientSetup(setting.precision))  # fmt: skip
     at_work.plan, at_work.layout = plan, setting.layout
     batch = Batch((x,), {}, torch.zeros(()))
-    (gather,) = at_work.gathers
-    with gather.watching():
+    (collector,) = at_work.collectors
+    with collector.watching():
         at_work.run(0, batch)
-        gather.drop_batch()
+        collector.drop_batch()
         gc.collect()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
             at_work.run(0, batch)
@@ -419,7 +421,7 @@ def measured(model, x, plan, setting):
         (Attends, "bf16", 0, 1),
     ],
 )
-def test_the_foretold_peak_is_the_measured_one(build, precision, most, row):
+def test_the_estimated_peak_is_the_measured_one(build, precision, most, row):
     model = build().train()
     p = planner(model, 32, precision=precision)
     assert (p.ground is not None) == (precision == "bf16" or isinstance(model, Recurrent))
@@ -544,12 +546,12 @@ class Numbers(Blocks):
         return super().forward(x) / (1 + float(x.abs().max().item()))
 
 
-def test_low_memory_without_a_foretelling():
+def test_low_memory_without_a_estimateing():
     model = Numbers()
     found = ranp.score(model, batches(size=16), low_memory=True)
     assert same(ranp.score(model, batches(size=16)), found)
-    assert "cannot be foretold" in found.report.to_dict()["notes"][-1]
-    with pytest.raises(BadInput, match=r"cannot be foretold .*leave --memory-limit out"):
+    assert "cannot be estimated" in found.report.to_dict()["notes"][-1]
+    with pytest.raises(BadInput, match=r"cannot be estimated .*leave --memory-limit out"):
         ranp.score(model, batches(size=16), memory_limit="1GiB")
 
 
@@ -705,9 +707,9 @@ def test_what_cannot_be_is_said():
     with pytest.raises(BadInput, match="--precision bf16 needs the Python model on a CPU"):
         ranp.score(scripted, batches(), precision="bf16")
     with pytest.raises(BadInput, match="memory-limit 6 GB!: give a size such as 6GiB"):
-        way_of(GradientOptions(memory_limit="6 GB!"))
+        gradient_setup(GradientOptions(memory_limit="6 GB!"))
     with pytest.raises(BadInput, match="memory-limit 1e400GiB: give a size such as 6GiB"):
-        way_of(GradientOptions(memory_limit="1e400GiB"))
+        gradient_setup(GradientOptions(memory_limit="1e400GiB"))
     with pytest.raises(BadInput, match="unknown precision 'bf17'; did you mean 'bf16'"):
         ranp.score(blocks(), batches(), precision="bf17")
 
@@ -719,7 +721,7 @@ def test_no_gradient_of_the_whole_model_is_alive():
     """A hook frees each gradient before the next layer's comes."""
     model = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(8)))
     alive, most = [], 0
-    take = scorer.WeightGather._take
+    take = scorer.WeightGradientCollector._take
 
     def watching(self, p, ks):
         nonlocal most
@@ -727,11 +729,11 @@ def test_no_gradient_of_the_whole_model_is_alive():
         most = max(most, sum(q.grad is not None for q in alive))
         take(self, p, ks)
 
-    scorer.WeightGather._take = watching
+    scorer.WeightGradientCollector._take = watching
     try:
         ranp.score(model, [(torch.randn(2, 64), torch.randn(2, 64))], loss="mse")
     finally:
-        scorer.WeightGather._take = take
+        scorer.WeightGradientCollector._take = take
     assert (len(alive), most) == (8, 1)
 
 

@@ -38,7 +38,7 @@ def test_networks_are_timed_turn_by_turn_and_the_median_counts(monkeypatch):
     assert weights(timing.Forward(dense, Example())) > 0.01 > weights(timing.Forward(slim, Example()))
     monkeypatch.setattr(timing, "once", once)
     monkeypatch.setattr(timing, "WARM", 1)
-    found = timing.Stand(Example((torch.zeros(1, 1, 8, 8, 8),)), CPU).forward(dense, slim)
+    found = timing.Benchmark(Example((torch.zeros(1, 1, 8, 8, 8),)), CPU).forward(dense, slim)
     counted = order[2:]
     pairs = [counted[k : k + 2] for k in range(0, len(counted), 2)]
     assert all(sorted(pair) == ["dense", "slim"] for pair in pairs)
@@ -234,7 +234,7 @@ def test_a_budget_on_the_command_line(folder, capsys):
         ),
         ("profile net.onnx --time", "--time: net.onnx is an .onnx file"),
         (f"profile {UNET} net.onnx --input 1x1x8x8x8 --time", "--time: net.onnx is an .onnx file"),
-        (f"profile {UNET} --input 1x1x8x8x8 --time --device tpu", "device 'tpu' is not to be had here"),
+        (f"profile {UNET} --input 1x1x8x8x8 --time --device tpu", "device 'tpu' is not available here"),
         (f"compare {UNET} --batch calib.pt --sparsity 0.5 --methods ranp-latancy", "did you mean 'ranp-latency'"),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from ranp_cli.scoring.distributed import Spread
+from ranp_cli.scoring.distributed import WorkerGroup
 
 MODEL = f"{Path(__file__).parent.parent / 'sample_configs' / 'model.py'}:UNet3D"
 LOADER = """
@@ -76,9 +76,9 @@ def folder(tmp_path_factory):
 
 def test_shares_are_all_and_none_twice():
     for size in (1, 2, 3, 7):
-        each = [list(Spread(rank, size).mine("abcde", start=1)) for rank in range(size)]
+        each = [list(WorkerGroup(rank, size).mine("abcde", start=1)) for rank in range(size)]
         assert sorted(pair for share in each for pair in share) == [(1, "b"), (2, "c"), (3, "d"), (4, "e")]
-        assert [len(share) for share in each] == [Spread(rank, size).share(4) for rank in range(size)]
+        assert [len(share) for share in each] == [WorkerGroup(rank, size).share(4) for rank in range(size)]
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])

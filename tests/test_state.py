@@ -108,16 +108,16 @@ def test_every_mini_batch_meets_the_model_as_given(make):
 
 
 def test_ctrl_c_while_sums_are_added_waits(monkeypatch):
-    whole = weight_gradients.Gather.end_of_batch
+    whole = weight_gradients.GradientCollector.end_of_batch
     seen = []
 
-    def interrupted(self: weight_gradients.Gather) -> None:
+    def interrupted(self: weight_gradients.GradientCollector) -> None:
         seen.append(0)
         if len(seen) == 2:
             signal.raise_signal(signal.SIGINT)
         whole(self)
 
-    monkeypatch.setattr(weight_gradients.Gather, "end_of_batch", interrupted)
+    monkeypatch.setattr(weight_gradients.GradientCollector, "end_of_batch", interrupted)
     with pytest.raises(Interrupted) as stopped:
         ranp.score(Base(), batches(4))
     monkeypatch.undo()

@@ -21,7 +21,7 @@ import ranp_cli as ranp
 from ranp_cli.cli import run
 from ranp_cli.models.unet3d import unet3d
 from ranp_cli.reporting import show
-from ranp_cli.reporting.terminal import Page
+from ranp_cli.reporting.terminal import Terminal
 from ranp_cli.reporting.tree import tree_lines
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -59,7 +59,7 @@ def page(report: Row, width: int = 100, depth: int | None = None) -> str:
 
 def lines(rows: list[Row], width: int = 200, depth: int | None = None) -> list[str]:
     console = Console(file=io.StringIO(), width=width)
-    return [line.plain for line in tree_lines(rows, Page(console), depth)]
+    return [line.plain for line in tree_lines(rows, Terminal(console), depth)]
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..costs.budget import Limit, infeasible, met, used
-from ..costs.timing import CLOSE, SECOND_LOOKS, STEPS, Race, Stand, T
+from ..costs.timing import CLOSE, SECOND_LOOKS, STEPS, Benchmark, T, Timings
 from ..graph.graph import Graph
 from ..pruning.methods import METHODS
 from ..pruning.rounding import lacking, raised
@@ -25,7 +25,7 @@ TRIES = 100  # networks that are looked at to fill it
 
 
 def fit_budget(session: Session, graph: Graph, ranking: Ranking, scores: Sequence[np.ndarray], limits: Sequence[Limit],
-               costing: Costing, stand: Stand | None, progress: Progress) -> tuple[Settled, Race | None]:  # fmt: skip
+               costing: Costing, stand: Benchmark | None, progress: Progress) -> tuple[Settled, Timings | None]:  # fmt: skip
     """The largest network that meets all limits, by bisection over the sparsity: no gradient is taken again.
 
     One neuron may cost so much that it ends the search while others would still fit: these are added then, best first.
@@ -41,7 +41,9 @@ def fit_budget(session: Session, graph: Graph, ranking: Ranking, scores: Sequenc
     def cost(found: Settled) -> dict[str, float]:
         return costing.under(limits, found.model, found.trace)
 
-    cells = 2**16 if ranking.method == "snip" else graph.n  # of neurons; for SNIP the share is one of weights
+    cells = (
+        2**16 if ranking.method == "snip" else graph.n
+    )  # search steps: neurons, or levels of the weight sparsity for SNIP
     counted, timed = ([each for each in limits if (each.kind == "latency") == is_time] for is_time in (False, True))
     before = costing.under(limits, session.model, None)
     low, high = 0, cells  # the least, which must do, and too many
@@ -81,11 +83,11 @@ def fit_budget(session: Session, graph: Graph, ranking: Ranking, scores: Sequenc
                 raise infeasible(counted, before, after)
             return found if met(counted, before, after) else None
 
-        def times(found: Settled, sure: bool) -> Race:
+        def times(found: Settled, sure: bool) -> Timings:
             with session.report.timing("time"):
                 if found.selection.keep.all():  # nothing went: it is the dense network
                     alone = stand.forward(session.model, sure=sure)
-                    return Race(alone.seconds * 2, alone.repeats)
+                    return Timings(alone.seconds * 2, alone.repeats)
                 return stand.forward(session.model, found.model, sure=sure)
 
         return largest_within(timed[0], low, allowed, times, advance)
@@ -146,7 +148,7 @@ class GreedyFill:
         return None
 
     def kept(self, chosen: Selection) -> Selection:
-        """With what has turned out to be fixed since."""
+        """The selection, with the units that an earlier run showed to be fixed."""
         return replace(chosen, keep=chosen.keep | self.graph.fixed_units)
 
     def tried(self, fits: bool) -> bool:
@@ -166,8 +168,8 @@ class GreedyFill:
 # -- the largest network that is fast enough
 
 
-def largest_within(limit: Limit, top: int, at: Callable[[int], T | None], timed: Callable[[T, bool], Race],
-                   advance: Callable[[], Any]) -> tuple[T, Race]:  # fmt: skip
+def largest_within(limit: Limit, top: int, at: Callable[[int], T | None], timed: Callable[[T, bool], Timings],
+                   advance: Callable[[], Any]) -> tuple[T, Timings]:  # fmt: skip
     """Bisect for the largest network that meets a limit of time, and make sure of it: it is timed again, and while it is
     over, a smaller one is taken.
 
@@ -181,10 +183,10 @@ def largest_within(limit: Limit, top: int, at: Callable[[int], T | None], timed:
     Raises: Infeasible, when the network at 0 does not meet the limit.
     """
 
-    def share(race: Race) -> float:
+    def share(race: Timings) -> float:
         return race.seconds[-1] / limit.of(race.seconds[0])
 
-    def within(race: Race) -> bool:
+    def within(race: Timings) -> bool:
         return race.seconds[-1] <= limit.of(race.seconds[0])
 
     def looks_right(kept: int) -> bool:

@@ -1,4 +1,4 @@
-"""What score, prune and refine found: the slim network is proved, and both networks stand in the report layer by layer."""
+"""Verify the slim network, and write scores and both networks to the report, layer by layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The story of `compare`: one network, many methods and sparsities; gradients once, cut many times, trained where asked."""
+"""`compare`: one network, many methods and sparsities; gradients once, cut many times, trained where asked."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import numpy as np
 from ..core.errors import BadInput, Infeasible
 from ..costs.budget import Limit, advised, limits
 from ..costs.memory import STATES
-from ..costs.timing import Race, Stand
+from ..costs.timing import Benchmark, Timings
 from ..graph.graph import Graph
 from ..pruning.methods import METHODS
 from ..pruning.min_neurons import AUTO
@@ -63,7 +63,7 @@ class Goal:
 
 
 def reach(goal: Goal, session: Session, graph: Graph, ranking: Ranking, scores: Sequence[np.ndarray], costing: Costing,
-          stand: Stand | None, progress: Progress) -> tuple[Settled, Race | None]:  # fmt: skip
+          stand: Benchmark | None, progress: Progress) -> tuple[Settled, Timings | None]:  # fmt: skip
     """The slim network that meets the goal, and under a limit of time the race that shows it.
 
     Raises: Infeasible, with what could be lowered, when the smallest network does not meet the limits.

@@ -15,7 +15,7 @@ from ..io.losses import load_loss
 from ..pruning.init import INITS
 from ..scoring.criteria import Criterion, criterion
 from ..scoring.precision import PRECISIONS
-from ..scoring.scorer import Importance, Way, score
+from ..scoring.scorer import GradientSetup, Importance, score
 from ..scoring.weight_gradients import norms
 from ..scoring.zero_scores import SAID, ZERO_WEIGHTS, notes, unranked
 from .options import GradientOptions
@@ -24,7 +24,7 @@ from .session import Progress, Session, check_choices
 NOISE = 1e-4  # a sum of signed gradients below this share of the unsigned one is what rounding left
 
 
-def way_of(options: GradientOptions) -> Way:
+def gradient_setup(options: GradientOptions) -> GradientSetup:
     """How gradients are to be computed; BadInput for what does not exist."""
     check_choices(precision=(options.precision, PRECISIONS), score_init=(options.score_init, INITS))
     try:
@@ -32,11 +32,13 @@ def way_of(options: GradientOptions) -> Way:
         size = None if limited is None else int(limit("train-mem", limited, relative=False).value)
     except (BadInput, OverflowError):
         raise BadInput(f"memory-limit {options.memory_limit}: give a size such as 6GiB or 800MiB") from None
-    return Way(precision=options.precision, low_memory=options.low_memory or size is not None, memory_limit=size)
+    return GradientSetup(
+        precision=options.precision, low_memory=options.low_memory or size is not None, memory_limit=size
+    )
 
 
 def importances(session: Session, graph: Graph, source: Batches, criteria: Iterable[str], options: GradientOptions,
-                progress: Progress, way: Way) -> dict[str, Importance]:  # fmt: skip
+                progress: Progress, way: GradientSetup) -> dict[str, Importance]:  # fmt: skip
     """The scores by each criterion, from one pass over the mini-batches; norms of weights need none."""
     wanted = [criterion(name) for name in dict.fromkeys(criteria)]
     twins = {c.name: c.name.replace("mnmg", "mpmg") for c in wanted if c.signed and c.is_linear}

@@ -1,4 +1,4 @@
-"""The story of `profile`: of a slim file nothing but its metadata is read, anything else is run on meta tensors."""
+"""`profile`: of a slim file nothing but its metadata is read, anything else is run on meta tensors."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def profile(model: nn.Module | str, inputs: Any = None, *, other: nn.Module | st
             code and without torch, unless `inputs` are given.
         inputs: shape(s) of the input such as `(1, 1, 64, 64, 64)`, a tensor, or a tuple of tensors; guessed when missing.
         other: a second model; the report then has both, side by side.
-        optimizer, batch_size: of the training step whose memory is foretold (`sgd`, and the samples of the input).
+        optimizer, batch_size: of the training step whose memory is estimated (`sgd`, and the samples of the input).
         time: also run the networks on `device`, and say how long a forward pass takes; needs their code.
         tree: list every module (report part `modules`) with its own parameters, multiply-adds, output elements and bytes
             saved for the backward pass.
-        amp: foretell the memory under 16-bit autocast: which ops run in 16 bits is what torch does on `device` (`cpu`, `cuda`
+        amp: estimate the memory under 16-bit autocast: which ops run in 16 bits is what torch does on `device` (`cpu`, `cuda`
             where torch has one here, or `auto`).
 
     Returns: a Report: parameters, multiply-adds, FLOPs (2 * multiply-adds), bytes, and the paper's counting.
@@ -127,13 +127,13 @@ class Counting:
         """Write the time of a forward pass of each network, on the input of the first."""
         if not self.running:
             return
-        from ..costs.timing import Stand
+        from ..costs.timing import Benchmark
         from .session import choose_device
 
         models, examples = zip(*self.running, strict=True)
         with self.report.timing("time"):
             sample = examples[0].with_batch(self.step.batch_size or examples[0].samples)
-            stand = Stand(sample, choose_device(self.model.device))
+            stand = Benchmark(sample, choose_device(self.model.device))
             self.report.parts["speed"] = stand.speed(stand.forward(*models), *sides)
 
     def _slim_file(self, path: str, inputs: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The story of `prune`: score, select, refine, verify, report."""
+"""`prune`: score, select, refine, verify, report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..core.errors import BadInput, Infeasible
 from ..core.example import Example
 from ..costs.budget import costs_of
 from ..costs.memory import check_optimizer
-from ..costs.timing import Stand
+from ..costs.timing import Benchmark
 from ..graph.graph import Graph
 from ..pruning.init import INITS
 from ..pruning.mask import Mask
@@ -27,7 +27,7 @@ from ..scoring.zero_scores import SAID, keep_whole
 from .build_report import add_memory, build_pruned
 from .costing import Costing
 from .goal import Goal, reach
-from .importances import importances, report_scoring, way_of
+from .importances import gradient_setup, importances, report_scoring
 from .layer_times import layer_seconds, read_latencies
 from .options import (
     PRUNE,
@@ -83,10 +83,10 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
             that meets all of `macs`, `flops`, `params`, `forward-mem`, `train-mem` and `latency` (`20ms`, of a forward pass,
             measured on `device`). A share is of the dense network.
         round_to: each layer keeps a multiple of so many neurons, where its units allow.
-        optimizer, batch_size: of the training step whose memory is foretold, and of what is timed; by default the
+        optimizer, batch_size: of the training step whose memory is estimated, and of what is timed; by default the
             batch's own size. Optimiser: `sgd`, `sgd-momentum`, `adam` or `adamw`; by default sgd, and adam for the probe.
         time: also measure how fast both networks are.
-        inputs: shape(s) of the input to count, budget and foretell memory for, when another than that of the batches: score
+        inputs: shape(s) of the input to count, budget and estimate memory for, when another than that of the batches: score
             at a small spatial size, train at a large one. What is kept at a given sparsity does not depend on it.
         amp: the memory is that of 16-bit autocast on the device.
         init: weights of the slim network: `keep`, or drawn anew: `factory`, `glorot`, `orthogonal`.
@@ -139,7 +139,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     if ranking.resource == "latency":
         latencies = layer_seconds(session, graph, latencies, progress)
     costing.use(graph)
-    stand = Stand(costing.sample, session.device) if chosen[StepOptions].time or goal.is_timed else None
+    stand = Benchmark(costing.sample, session.device) if chosen[StepOptions].time or goal.is_timed else None
     settled, race = reach(goal, session, graph, ranking, importance.scores, costing, stand, progress)
 
     mask = Mask.from_units(graph, settled.selection.keep, model=session.model_info, requested=settled.selection.requested,
@@ -169,7 +169,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
 def check_source(batches: Any, scores: Any, chosen: Chosen) -> None:
     """BadInput unless there are either mini-batches or scores, with the options that belong to them."""
     gradients = chosen[GradientOptions]
-    way_of(gradients)
+    gradient_setup(gradients)
     if (batches is None) == (scores is None):
         raise BadInput("give either a calibration batch (--batch) or scores (--scores)")
     if scores is None:
@@ -203,7 +203,7 @@ def take_scores(session: Session, batches: Any, ranking: Ranking, goal: Goal, op
     session.draw(graph, options.score_init)
     if ranking.criterion is None:
         return source, graph, Importance([np.zeros(n) for n in graph.sizes], 0)
-    way = replace(way_of(options), agreement=agreement_of(graph, ranking, goal.sparsity))
+    way = replace(gradient_setup(options), agreement=agreement_of(graph, ranking, goal.sparsity))
     by_criterion = importances(session, graph, source, [ranking.criterion], options, progress, way)
     return source, graph, by_criterion[ranking.criterion]
 

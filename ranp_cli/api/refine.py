@@ -1,4 +1,4 @@
-"""The story of `refine`: the slim network of a mask that is there already."""
+"""`refine`: the slim network of a mask that is there already."""
 
 from __future__ import annotations
 

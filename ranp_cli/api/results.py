@@ -20,13 +20,13 @@ from ..io.slim_file import SCORES, SLIM, VERSION, read_document, read_tensors, s
 from ..pruning.mask import Mask
 from ..pruning.methods import weigh
 from ..reporting.report import Report
-from ..scoring.compensated_sum import Sum
+from ..scoring.compensated_sum import CompensatedSum
 from ..scoring.scorer import Importance
 from ..scoring.zero_scores import SAID, find_zeros, unranked
 from .session import Session
 
 SUM, REST = "ranp:sum:", "ranp:rest:"  # in a file of scores, before a layer's name
-UNSAID = "default"  # of an option that has no name for what it is by default
+UNSAID = "default"  # recorded when the option was not given
 
 
 @dataclass
@@ -36,7 +36,9 @@ class Scores:
     layers: dict[str, np.ndarray]
     about: dict[str, Any]  # criterion, score_init, seed, precision, loss, ignore_index, batches, model
     report: Report = field(default_factory=lambda: Report("score"))
-    sums: dict[str, Sum] = field(default_factory=dict)  # by layer: what the scores are the mean of, to go on from
+    sums: dict[str, CompensatedSum] = field(
+        default_factory=dict
+    )  # by layer: what the scores are the mean of, to go on from
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file that `prune(scores=path)` takes; no new gradients are needed then."""
@@ -63,7 +65,7 @@ class Scores:
             return scores
         about = read_document(scores, SCORES)
         tensors = read_tensors(scores)
-        sums = {name.removeprefix(SUM): Sum(t, tensors[REST + name.removeprefix(SUM)])
+        sums = {name.removeprefix(SUM): CompensatedSum(t, tensors[REST + name.removeprefix(SUM)])
                 for name, t in tensors.items() if name.startswith(SUM)}  # fmt: skip
         _check_said(scores, about)
         layers = {name: t.double().numpy() for name, t in tensors.items() if not name.startswith((SUM, REST))}

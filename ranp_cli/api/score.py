@@ -1,4 +1,4 @@
-"""The story of `score`: the importance of every neuron, from gradients on calibration batches."""
+"""`score`: the importance of every neuron, from gradients on calibration batches."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..core.contexts import labels_on_cpu
 from ..core.errors import BadInput, Interrupted
 from ..io.losses import loss_name
 from ..reporting.report import Report
-from ..scoring.distributed import together
+from ..scoring.distributed import join_process_group
 from ..scoring.zero_scores import keep_whole
 from .build_report import build_scores
-from .importances import importances, way_of
+from .importances import gradient_setup, importances
 from .options import SCORE, GradientOptions, LayerOptions, MethodOptions, ModelOptions
 from .ranking import Ranking, agreement_of
 from .results import UNSAID, Scores
@@ -61,7 +61,7 @@ def score(model: nn.Module | str, batches: Any, *, criterion: str = "mpmg-sum", 
     """
     chosen = SCORE.read(options)
     gradients = chosen[GradientOptions]
-    way = replace(way_of(gradients), keep_partial=True)
+    way = replace(gradient_setup(gradients), keep_partial=True)
     if (distributed or resume is not None) and gradients.precision == "auto":
         raise BadInput(
             "--precision auto decides on one process' first mini-batch: give bf16 or fp32 with --resume or torchrun"
@@ -79,7 +79,7 @@ def score(model: nn.Module | str, batches: Any, *, criterion: str = "mpmg-sum", 
     earlier = None if resume is None else Scores.of(resume).resumed(session, graph, how, source.most)
     by_score = MethodOptions(method="snip" if criterion == "snip" else "vanilla", criterion=criterion, resource="none")
     ranking = Ranking.of(by_score, LayerOptions(lambda_=0.0, min_neurons=1), session.seed)
-    with together(distributed, session.device) as workers:
+    with join_process_group(distributed, session.device) as workers:
         workers.agree(source.length)
         way = replace(way, spread=workers, resumed=earlier, agreement=agreement_of(graph, ranking, sparsity))
         importance = importances(session, graph, source, [criterion], gradients, progress, way)[criterion]

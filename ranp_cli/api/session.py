@@ -123,7 +123,7 @@ def choose_device(name: str) -> torch.device:
             torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise BadInput(
-            f"device '{name}' is not to be had here ({str(error).splitlines()[0]}); give auto, cpu, cuda or cuda:i"
+            f"device '{name}' is not available here ({str(error).splitlines()[0]}); give auto, cpu, cuda or cuda:i"
         ) from error
     return device
 

@@ -34,7 +34,7 @@ from .arguments import (
 )
 from .compare_command import COMPARE_COMMAND
 from .invocation import Commands, Run
-from .process import launched, leads, speaks, stopped_by
+from .process import is_main_process, launched, should_report, stopped_by
 
 app = typer.Typer(
     cls=Commands,
@@ -95,7 +95,7 @@ def score(given: dict[str, Any]) -> None:
         files = run["output"][:1]
         where = f"written to {files[0]}: go on with --resume {files[0]}" if files else "not written: there was no -o"
         raise Stopped(f"stopped by {name}; the scores of {stopped.batches} mini-batches were {where}", code) from None
-    if leads():
+    if is_main_process():
         for path in run["output"]:
             scores.save(path)
         run.draw(scores)
@@ -227,7 +227,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         if not argv:
             argv = ["--help"]
-        if not leads() and not {"-h", "--help", "--version"}.isdisjoint(argv):
+        if not is_main_process() and not {"-h", "--help", "--version"}.isdisjoint(argv):
             return 0
         result = app(args=list(argv), prog_name="ranp", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -253,7 +253,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _fail(error: Exception, message: str, code: int) -> int:
-    if speaks(error):
+    if should_report(error):
         if os.environ.get("RANP_DEBUG"):
             traceback.print_exc()
         show.show_error(message, show.console(stderr=True))

@@ -9,7 +9,7 @@ from ..api.options import COMPARE, COST, FAR, OUT, RANK, SHARES, TEXTS, WHAT, WH
 from ..core.errors import BadInput, FitsInterrupted, Stopped
 from .arguments import BATCH, CONFIG, JSON, MODEL, PLOT, QUIET, Argument, Command, own
 from .invocation import Run
-from .process import launched, leads, stopped_by
+from .process import is_main_process, launched, stopped_by
 
 SOURCES = (".py", ".pt", ".pth", ".ts")
 COMPARE_COMMAND = Command(
@@ -61,7 +61,7 @@ def compare(given: dict[str, Any]) -> None:
         name, code = stopped_by()
         kept = f"{stopped.kept} of {stopped.total} cells are kept in {stopped.path}: go on with --resume {stopped.path}"
         raise Stopped(f"stopped by {name}; {kept if stopped.kept else 'no cell was trained so far'}", code) from None
-    if leads():
+    if is_main_process():
         run.draw(result)
         run.show(result.report, csv=result.csv(), markdown=result.markdown())
 

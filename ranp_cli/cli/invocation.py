@@ -18,11 +18,11 @@ from ..core.errors import BadInput, Stopped
 from ..reporting import show
 from .arguments import Command, name_of
 from .config import INPUTS, merge, read_config
-from .process import launched, leads, stopped_by
+from .process import is_main_process, launched, stopped_by
 
 
 class Commands(TyperGroup):
-    """The commands; Ctrl-C says a word, where typer leaves in silence."""
+    """The commands; they report Ctrl-C, where typer exits silently."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -118,7 +118,7 @@ class Run:
         return found
 
     def progress(self, description: str, total: int | None) -> Any:
-        if self["quiet"] or not leads():
+        if self["quiet"] or not is_main_process():
             return nullcontext(lambda: None)
         return show.progress(show.console(stderr=True), description, total)
 

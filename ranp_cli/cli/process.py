@@ -1,8 +1,8 @@
 """This process: its place in a job of torchrun, and Ctrl-C and SIGTERM, which are one KeyboardInterrupt.
 
-Of all messages under torchrun one is wanted. Process 0 speaks at once. The others wait a little: when process 0 failed
-as well, torchrun has ended them by then, and else what they say is theirs alone. What a process has only to say because
-another is gone waits longest.
+Under torchrun only one process should print an error: rank 0 immediately. The other ranks wait first: when rank 0 failed as
+well, torchrun ends them in that time; otherwise the error is theirs alone and they print it. An error that only says that
+another process is gone waits longest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import FrameType
 
 from ..core.errors import PeerGone, Stopped
 
-AGAIN = 2.0  # seconds in which a second signal is the same wish as the first
+AGAIN = 2.0  # seconds in which a second signal counts as the first one again
 WAIT, WAIT_LONGER = 3.0, 6.0  # seconds, for another process' message
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 _last, _when = int(signal.SIGINT), -AGAIN
@@ -25,26 +25,26 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one of its job that prints and writes."""
     return int(os.environ.get("RANK", "0")) == 0 or not launched()
 
 
-def speaks(error: BaseException) -> bool:
-    """Whether this process is to say what went wrong; returns when it is its turn, if torchrun lets it live so long."""
+def should_report(error: BaseException) -> bool:
+    """Whether this rank reports the error; blocks until ranks with priority have had time to."""
     if not launched():
         return True
     if isinstance(error, PeerGone):
         time.sleep(WAIT_LONGER)
-    elif not leads():
+    elif not is_main_process():
         if isinstance(error, Stopped) or hasattr(error, "format_message"):  # signals and typer's: the same in all
             return False
         time.sleep(WAIT)
     return True
 
 
-def listen() -> None:
-    """From now on both raise KeyboardInterrupt here, and kill as ever what the user's code forks.
+def install_signal_handlers() -> None:
+    """Make SIGINT and SIGTERM raise KeyboardInterrupt in this process; forked children keep the default.
 
     SIGTERM is left alone in a job of torchrun, which ends with it what waits for a process that is gone.
     """
@@ -64,8 +64,8 @@ def listen() -> None:
             signal.signal(signum, stop)
 
 
-def deafen() -> None:
-    """The exit code stands: what is sent while the interpreter ends does not change it."""
+def ignore_signal_handlers() -> None:
+    """Ignore signals during interpreter shutdown, so that the exit code is kept."""
     for signum in _NAMES:
         signal.signal(signum, signal.SIG_IGN)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 COMPILED = "_orig_mod"  # where torch.compile keeps the module that it was given
 
 
-def shadow(model: nn.Module, real: bool = False) -> nn.Module:
+def meta_copy(model: nn.Module, real: bool = False) -> nn.Module:
     """A copy of `model` whose floating-point tensors are on `meta` (with `real`: true copies). Weights are not copied."""
     if isinstance(model, torch.jit.ScriptModule):
         return script_copy(model, "cpu" if real else "meta")
@@ -26,7 +26,7 @@ def shadow(model: nn.Module, real: bool = False) -> nn.Module:
 def copy_on(model: nn.Module, device: torch.device, own: Container[str] = ()) -> nn.Module:
     """A copy to run on `device`; its weights are shared where they are there already, its buffers and `own` are copied."""
     if isinstance(model, torch.jit.ScriptModule):
-        return shadow(model, real=True).to(device)
+        return meta_copy(model, real=True).to(device)
     return replicate(model, lambda name, t: t.to(device, copy=name in own))
 
 

@@ -1,4 +1,4 @@
-"""What a mask, a slim file and scores know a network by."""
+"""The fingerprint by which a mask, a slim file and scores recognise a network."""
 
 from __future__ import annotations
 

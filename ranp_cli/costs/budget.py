@@ -107,7 +107,7 @@ def met(limits: Sequence[Limit], before: Mapping[str, float], after: Mapping[str
 
 
 def used(limits: Sequence[Limit], before: Mapping[str, float], after: Mapping[str, float]) -> float:
-    """How full the fullest of the budgets is; 1: to the brim."""
+    """Largest used share of any budget; 1 is fully used."""
     return max(after[each.kind] / each.of(before[each.kind]) for each in limits)
 
 

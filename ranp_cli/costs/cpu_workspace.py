@@ -4,7 +4,7 @@ oneDNN wants its tensors in blocks of 16 channels (AVX-512), so it copies input,
 back; where it has no kernel for that, windows are unfolded into columns. The sequences were read off the allocator's
 events, and the layouts off ONEDNN_VERBOSE=1, for torch 2.13, in fp32 and (with AVX-512's own bfloat16) in 16 bits: there,
 with several threads, the gradient of the weight is told within a fifth or so. tests/benchmarks/memory.py shows how well
-they foretell whole networks. On CUDA the workspace is cuDNN's choice: an allowance there, and no part of a peak.
+they estimate whole networks. On CUDA the workspace is cuDNN's choice: an allowance there, and no part of a peak.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CONVOLUTIONS = ("aten.convolution", "aten._convolution", "aten.convolution_backw
 
 
 @dataclass(frozen=True)
-class Call:
+class ConvCall:
     """One convolution x -> y. A transposed one is another's gradient: `inner` and `outer` are that other's input and output."""
 
     x: Tensor
@@ -107,7 +107,7 @@ class Call:
     def filled(self, inputs: bool = True) -> int:
         """Bytes of the weight with the output channels of each group filled up to a block, and its input channels."""
         fans = (self.y.shape[1] // self.groups, self.x.shape[1] // self.groups)
-        more = math.prod(up(n) / n for n in (fans if inputs else fans[:1]))
+        more = math.prod(round_up(n) / n for n in (fans if inputs else fans[:1]))
         return int(size(self.weight) * more)
 
     @property
@@ -157,7 +157,7 @@ def convolution_workspace(name: str, args: Any, out: Any) -> int:
     if x.ndim == 3:  # a picture of one row
         x, y, weight = (t.unsqueeze(2) for t in (x, y, weight))
         stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
-    call = Call(x, y, weight, bias is not None, stride, padding, dilation, transposed, groups)
+    call = ConvCall(x, y, weight, bias is not None, stride, padding, dilation, transposed, groups)
     last = torch.channels_last_3d if call.x.ndim == 5 else torch.channels_last
     channels_last = not call.x.is_contiguous() and call.x.is_contiguous(memory_format=last)
     if not call.blocked:
@@ -168,22 +168,22 @@ def convolution_workspace(name: str, args: Any, out: Any) -> int:
     return blocked_backward(call, of_input, of_weight) if backward else blocked_forward(call)
 
 
-def last_forward(c: Call) -> int:
+def last_forward(c: ConvCall) -> int:
     """Over channels-last tensors nothing but the weight is copied, and copied into blocks."""
     if c.depthwise:
-        return size(c.weight) // c.groups * up(c.groups)
+        return size(c.weight) // c.groups * round_up(c.groups)
     half = c.half
     blocks = c.filled(inputs=c.groups > 1 and not half)
     return (size(c.weight) if c.window > 1 else 0) + blocks + (scratch() if c.groups == 1 or half else 0)
 
 
-def last_backward(c: Call, of_weight: bool) -> int:
+def last_backward(c: ConvCall, of_weight: bool) -> int:
     """The weight's gradient in blocks beside the copies of the weight: 256 times a depthwise one, each group its own block."""
     w, fan, half = size(c.weight), c.x.shape[1] // c.groups, c.half
     if c.depthwise and c.x.ndim == 4 and c.weight.shape[-1] <= 3 and not (half and c.strided):
-        return 2 * w // c.groups * up(c.groups)
+        return 2 * w // c.groups * round_up(c.groups)
     if half and c.groups > 1:
-        filled = sum(size(t) // t.shape[1] * c.groups * up(t.shape[1] // c.groups) for t in (c.x, c.y))
+        filled = sum(size(t) // t.shape[1] * c.groups * round_up(t.shape[1] // c.groups) for t in (c.x, c.y))
         return 3 * c.filled() + int(TURNED * filled / c.x.shape[0]) if of_weight else w + c.filled(inputs=False)
     if half and not c.dilated:
         return 4 * w
@@ -194,13 +194,13 @@ def last_backward(c: Call, of_weight: bool) -> int:
     return c.filled() + max(w if c.window == 1 else 2 * w, (strided_scratch(c) if c.strided else scratch()) - w)
 
 
-def unfolded(c: Call) -> int:
+def unfolded(c: ConvCall) -> int:
     """The windows of one slice of a sample and the weights four times for each thread, and as often once more of 16 bits."""
     threads = each_sample(c)
     return threads * window_rows(c) + 4 * (threads + c.half) * size(c.weight)
 
 
-def each_sample(c: Call, forward: bool = False) -> int:
+def each_sample(c: ConvCall, forward: bool = False) -> int:
     """The threads at work, each on a group of a sample; of a large picture, or a single one, they share the windows."""
     tasks, threads = c.x.shape[0] * c.groups, torch.get_num_threads()
     single = c.x.shape[0] == 1 and c.groups <= 2
@@ -213,27 +213,27 @@ def scratch() -> int:
     return SCRATCH * (1 + torch.get_num_threads())
 
 
-def strided_scratch(c: Call) -> int:
+def strided_scratch(c: ConvCall) -> int:
     """More for the gradient of a strided one's input: each thread has a padded sample of the output."""
     threads = torch.get_num_threads()
     rows = zip(c.outer.shape[2:], c.weight.shape[2:], c.stride, c.padding, strict=True)
     places = math.prod(n + 2 * ((k - 1) // s) - (0 < p < k) * (k > s) for n, k, s, p in rows)
-    sample = places * up(c.outer.shape[1], 8) * c.x.element_size()
-    return SCRATCH * (3 + (2 + c.half) * threads) + threads * up(sample, SAMPLE // (1 + c.half))
+    sample = places * round_up(c.outer.shape[1], 8) * c.x.element_size()
+    return SCRATCH * (3 + (2 + c.half) * threads) + threads * round_up(sample, SAMPLE // (1 + c.half))
 
 
-def up(n: int, unit: int = BLOCK) -> int:
+def round_up(n: int, unit: int = BLOCK) -> int:
     """Filled up to whole blocks."""
     return -(-n // unit) * unit
 
 
-def blocked_forward(c: Call) -> int:
+def blocked_forward(c: ConvCall) -> int:
     """Input and weight are copied, the output is made in blocks, and copied back when the first two are gone."""
     copies, blocks, again = to_inner(c) if c.transposed else to_outer(c)
     return max(copies + blocks - size(c.y), blocks + again * size(c.y))
 
 
-def blocked_backward(c: Call, of_input: bool, of_weight: bool) -> int:
+def blocked_backward(c: ConvCall, of_input: bool, of_weight: bool) -> int:
     """First the gradient of the input (where one is wanted), as in a forward, then that of the weight."""
     i, w, first = size(c.x), size(c.weight), 0
     if of_input:
@@ -242,7 +242,7 @@ def blocked_backward(c: Call, of_input: bool, of_weight: bool) -> int:
     return max(first, to_weight(c) if of_weight else 0)
 
 
-def to_outer(c: Call) -> tuple[int, int, bool]:
+def to_outer(c: ConvCall) -> tuple[int, int, bool]:
     """A convolution's output: bytes of what is copied, of the output in blocks, and whether its copy is copied once more."""
     if not c.unit:
         if c.depthwise:
@@ -253,7 +253,7 @@ def to_outer(c: Call) -> tuple[int, int, bool]:
     return reads + sums + filled(c, c.unit, reads > 0), blocks_of(c.outer, c), False
 
 
-def to_inner(c: Call) -> tuple[int, int, bool]:
+def to_inner(c: ConvCall) -> tuple[int, int, bool]:
     """The gradient of its input: a strided one's is made channels last, and copied twice if there are several."""
     whole = not any(k % s for k, s in zip(c.weight.shape[2:], c.stride, strict=True))
     biased = c.bias and c.transposed  # without the bias at first
@@ -278,7 +278,7 @@ def to_inner(c: Call) -> tuple[int, int, bool]:
     return fp32 * blocks + blocks_of(c.outer, c) + filled(c, c.unit) + fp32_sums(c, c.inner), blocks, False
 
 
-def to_weight(c: Call) -> int:
+def to_weight(c: ConvCall) -> int:
     """The gradient of its weight, from copies of both sides in blocks of 16 or 8 channels, or from unfolded windows."""
     padded_volume, longest, outer = c.volume and any(c.padding), max(c.weight.shape[2:]), c.outer.shape[1]
     flat, unit = c.groups == 1 and c.fan <= (BLOCK - 1 if c.half else 3) and not c.pointwise, c.unit
@@ -293,7 +293,7 @@ def to_weight(c: Call) -> int:
         unit = 0
     if not unit:
         return unfolded(c)
-    weight = size(c.weight) // outer * up(outer) if flat else filled(c, unit)
+    weight = size(c.weight) // outer * round_up(outer) if flat else filled(c, unit)
     reads = thinned(c) + blocks_of(c.outer, c, unit) + (0 if flat else blocks_of(c.inner, c, unit))
     if c.half:
         reads += 2 * weight + (0 if c.depthwise else turned(c, flat))
@@ -302,7 +302,7 @@ def to_weight(c: Call) -> int:
     return max(reads + weight - size(c.weight), weight)
 
 
-def parts(c: Call, unit: int, weight: int) -> int:
+def parts(c: ConvCall, unit: int, weight: int) -> int:
     """In how many parts the threads take the batch, each with a weight of its own: whatever moves the fewest bytes."""
     if c.groups > 1:
         return 1
@@ -320,62 +320,62 @@ def parts(c: Call, unit: int, weight: int) -> int:
     return best[1]
 
 
-def turned(c: Call, flat: bool) -> int:
+def turned(c: ConvCall, flat: bool) -> int:
     """In 16 bits each thread turns a sample of both sides round, in rows that are a little longer."""
     if c.pointwise and (not c.volume or min(c.fan, c.outer.shape[1]) <= BLOCK):
         return 0
     width = c.inner.shape[-1]
-    longer = up(width, 4) + 4 if c.strided else width + 2
+    longer = round_up(width, 4) + 4 if c.strided else width + 2
     inner = 0 if flat else blocks_of(c.inner, c) / c.x.shape[0] * longer / width
     threads = min(torch.get_num_threads(), c.x.shape[0])
     return threads * int(inner + blocks_of(c.outer, c) / c.x.shape[0] + 2 * SCRATCH)
 
 
-def fp32_sums(c: Call, t: Tensor) -> int:
+def fp32_sums(c: ConvCall, t: Tensor) -> int:
     """A 1x1 convolution in 16 bits adds up in 32, each thread over a sample."""
     if not c.half or not c.pointwise or c.groups > 1:
         return 0
     return torch.get_num_threads() * 2 * blocks_of(t, c) // t.shape[0]
 
 
-def thinned(c: Call) -> int:
+def thinned(c: ConvCall) -> int:
     """Of a strided 1x1 convolution over pictures each thread has a sample with only the places it reads."""
     if not (c.pointwise and c.strided and c.groups == 1):
         return 0
-    return torch.get_num_threads() * up(c.fan) * math.prod(c.outer.shape[2:]) * c.x.element_size()
+    return torch.get_num_threads() * round_up(c.fan) * math.prod(c.outer.shape[2:]) * c.x.element_size()
 
 
-def filled_inputs(c: Call) -> int:
+def filled_inputs(c: ConvCall) -> int:
     """The weight of a strided one's input's gradient: the outputs of its groups fill no blocks, but pairs of 16 bits."""
     fan, out = c.fan, c.outer.shape[1] // c.groups
-    blocks = up(fan, BLOCK if c.groups == 1 or c.half else 8)
-    return size(c.weight) // (fan * out) * blocks * up(out, 1 + c.half)
+    blocks = round_up(fan, BLOCK if c.groups == 1 or c.half else 8)
+    return size(c.weight) // (fan * out) * blocks * round_up(out, 1 + c.half)
 
 
-def window_rows(c: Call) -> int:
+def window_rows(c: ConvCall) -> int:
     """The windows of one slice of a sample, unfolded."""
     return c.fan * c.window * math.prod(c.outer.shape[-2:]) * c.x.element_size()
 
 
-def blocks_of(t: Tensor, c: Call, unit: int = BLOCK) -> int:
+def blocks_of(t: Tensor, c: ConvCall, unit: int = BLOCK) -> int:
     """Bytes with the channels filled up to whole blocks; those of grouped convolutions fill theirs."""
-    return size(t) if c.groups > 1 and not c.depthwise else size(t) // t.shape[1] * up(t.shape[1], unit)
+    return size(t) if c.groups > 1 and not c.depthwise else size(t) // t.shape[1] * round_up(t.shape[1], unit)
 
 
-def filled(c: Call, unit: int, inputs: bool = True) -> int:
+def filled(c: ConvCall, unit: int, inputs: bool = True) -> int:
     """Bytes of the weight with its channels filled up to whole blocks (a depthwise one's groups)."""
     if c.depthwise:
-        return size(c.weight) // c.groups * up(c.groups)
+        return size(c.weight) // c.groups * round_up(c.groups)
     fan, out = c.fan, c.outer.shape[1] // c.groups
-    return size(c.weight) // (fan * out) * up(fan, unit if inputs else 1 + c.half) * up(out, unit)
+    return size(c.weight) // (fan * out) * round_up(fan, unit if inputs else 1 + c.half) * round_up(out, unit)
 
 
-def relaid(c: Call) -> int:
+def relaid(c: ConvCall) -> int:
     """ATen's own loops take channels-last tensors of two axes, with the weight turned, and others as copies."""
     return size(c.x) if c.x.ndim == 5 else size(c.weight) if c.window > 1 else 0
 
 
-def columns(c: Call, backward: bool) -> int:
+def columns(c: ConvCall, backward: bool) -> int:
     """Windows unfolded for the whole batch."""
     if c.window == 1 and not c.strided:
         if backward:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.contexts import labels_on_cpu, seeded
-from ..core.copies import shadow
+from ..core.copies import meta_copy
 from ..core.errors import USER_EXCEPTIONS, BadInput, in_words, nearest
 from ..core.example import Example
 from ..core.tensors import tensors_in, to_meta
@@ -130,9 +130,9 @@ def _measured(
     training = loss is not None
     cast = Autocast(amp or "cpu", amp is not None) if fake else None
     try:
-        copy = (shadow(model, False) if cast is None else cast.model(model)).train(training)
+        copy = (meta_copy(model, False) if cast is None else cast.model(model)).train(training)
     except USER_EXCEPTIONS as error:  # a TorchScript file with constants that meta tensors cannot hold
-        raise not_foretold(error, training, example) from error
+        raise not_estimated(error, training, example) from error
     for (_, new), (_, old) in zip(copy.named_parameters(), model.named_parameters(), strict=True):
         wanted = training or amp is not None  # autocast caches its casts of what wants a gradient
         new.requires_grad_(wanted and new.is_floating_point() and old.requires_grad)
@@ -166,7 +166,7 @@ def _measured(
                 del value
                 meter.note("optimizer.step()", "", meter.live + stepping)
     except USER_EXCEPTIONS as error:
-        raise not_foretold(error, training, example) from error
+        raise not_estimated(error, training, example) from error
     parameters = sum(_bytes(p) for p in copy.parameters())
     buffers = sum(_bytes(b) for b in copy.buffers())
     inputs = sum(_bytes(t) for t in tensors_in((args, kwargs)))
@@ -181,9 +181,9 @@ def _measured(
     )  # fmt: skip
 
 
-def not_foretold(error: BaseException, training: bool, example: Example) -> BadInput:
+def not_estimated(error: BaseException, training: bool, example: Example) -> BadInput:
     return BadInput(
-        f"the memory of {'a training step' if training else 'a forward pass'} cannot be foretold on {example}: "
+        f"the memory of {'a training step' if training else 'a forward pass'} cannot be estimated on {example}: "
         f"{in_words(error)}"
         + ("; a batch norm needs more samples: give --batch-size 2" if ONE_VALUE in str(error) else "")
     )
@@ -215,7 +215,7 @@ def plain_loss(output: Any) -> Tensor:
 
 @dataclass
 class Grounds:
-    """Whether the forward pass and the step are foretold on fake tensors; None: not yet known. A slim network is as its dense one."""
+    """Whether the forward pass and the step are estimated on fake tensors; None: not yet known. The slim network reuses the choice made for the dense one."""
 
     forward: bool | None = None
     training: bool | None = None
@@ -224,7 +224,7 @@ class Grounds:
 def memory_of(
     model: nn.Module, example: Example, optimizer: str = "sgd", amp: str | None = None, grounds: Grounds | None = None
 ) -> dict[str, Any]:
-    """Both peaks as the report has them; `error` or `train_error` in the place of one that cannot be foretold.
+    """Both peaks as the report has them; `error` or `train_error` in the place of one that cannot be estimated.
 
     `train_macs` and `train_flops` are of one sample of the step: `with_training` lays them beside the other counts.
     """

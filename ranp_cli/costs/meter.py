@@ -1,4 +1,4 @@
-"""Counts the bytes of every storage from its birth to its death, while a network runs on tensors without memory."""
+"""Count the bytes of every storage from allocation to release, while a network runs on meta tensors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Meter(TorchDispatchMode):
     workspace: int = 0  # the largest
     flops: dict[str, int] = field(default_factory=dict)  # by module
     births: list[Birth] = field(default_factory=list)
-    outside: str = ""  # the module of what is not made by one
+    outside: str = ""  # the name for storages allocated outside any module
     known: dict[Any, Any] | None = None  # results of ops on meta tensors, for passes to share
 
     @classmethod

@@ -171,14 +171,14 @@ Work = Forward | Step
 
 
 @dataclass(frozen=True)
-class Race:
+class Timings:
     """Median seconds of each of some networks, from `repeats` rounds of one loop."""
 
     seconds: tuple[float, ...]
     repeats: int
 
 
-def race(works: Sequence[Work], device: torch.device, sure: bool = True) -> Race:
+def race(works: Sequence[Work], device: torch.device, sure: bool = True) -> Timings:
     """Time them turn by turn. `sure` takes at least five rounds, and up to 30 in half a second; else three, up to 10.
 
     Raises BadInput when a network does not run.
@@ -199,7 +199,7 @@ def race(works: Sequence[Work], device: torch.device, sure: bool = True) -> Race
                 f"cannot be measured on {device}: {in_words(error)}; "
                 "give a --batch-size or --input that it can run, or another --device"
             ) from error
-    return Race(tuple(statistics.median(seen) for seen in times), len(times[0]))
+    return Timings(tuple(statistics.median(seen) for seen in times), len(times[0]))
 
 
 def warm(work: Work, device: torch.device) -> None:
@@ -210,7 +210,7 @@ def warm(work: Work, device: torch.device) -> None:
             return
 
 
-class Stand:
+class Benchmark:
     """Where networks are timed on the same input: that of `example`, noise where it has no numbers."""
 
     def __init__(self, example: Example, device: torch.device) -> None:
@@ -220,26 +220,26 @@ class Stand:
         self.device = device
         self.example = Example(*map_tensors((example.args, example.kwargs), real))
 
-    def forward(self, *models: nn.Module, sure: bool = True) -> Race:
+    def forward(self, *models: nn.Module, sure: bool = True) -> Timings:
         return race(
             [Forward(copy_on(m, self.device, dict(m.named_parameters())).eval(), self.example) for m in models],
             self.device,
             sure,
         )
 
-    def step(self, *models: nn.Module) -> Race:
+    def step(self, *models: nn.Module) -> Timings:
         return race(
             [Step(copy_on(m, self.device, dict(m.named_parameters())).train(), self.example) for m in models],
             self.device,
         )
 
-    def speed(self, found: Race, *sides: str) -> dict[str, Any]:
+    def speed(self, found: Timings, *sides: str) -> dict[str, Any]:
         """The `speed` of the report; `sides` names the networks "before" or "after"."""
         about = {**place(self.device), "samples": self.example.samples, "repeats": found.repeats}
         return about | times(found, sides)
 
     def pair(
-        self, model: nn.Module, slim: nn.Module, found: Race | None, macs: Sequence[int], training: bool
+        self, model: nn.Module, slim: nn.Module, found: Timings | None, macs: Sequence[int], training: bool
     ) -> dict[str, Any]:
         """Likewise of both networks, whose race may have been `found`; `train_error` where no training step is possible."""
         out = self.speed(found or self.forward(model, slim), "before", "after")
@@ -255,7 +255,7 @@ class Stand:
         )
 
 
-def times(found: Race, sides: Sequence[str], prefix: str = "") -> dict[str, float]:
+def times(found: Timings, sides: Sequence[str], prefix: str = "") -> dict[str, float]:
     out = {f"{prefix}{side}_s": seconds for side, seconds in zip(sides, found.seconds, strict=True)}
     if len(sides) == 2:
         out[f"{prefix}speedup"] = found.seconds[0] / found.seconds[1]

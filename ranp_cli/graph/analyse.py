@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from .. import rules
 from ..core.contexts import labels_on_cpu, seeded
-from ..core.copies import shadow
+from ..core.copies import meta_copy
 from ..core.errors import USER_EXCEPTIONS, BadInput, RuleFailure, in_words
 from ..core.example import Example
 from ..core.tensors import map_tensors, tensors_in, to_meta, to_real
 from ..rules.labels import Labels, Ties
-from .counting import Paper, costs
-from .graph import Graph, Layer, Run, Slot
+from .counting import PaperCounting, costs
+from .graph import Graph, LabelledParameter, Layer, TraceResult
 from .layers import find_layers, make_slot
 from .trace import Tracer, all_fixed
 
@@ -53,17 +53,19 @@ def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return list(first.values())
 
 
-def run(model: nn.Module, example: Example, ties: Ties, slots: dict[str, Slot], training: bool) -> Run:
+def run(
+    model: nn.Module, example: Example, ties: Ties, slots: dict[str, LabelledParameter], training: bool
+) -> TraceResult:
     """One shadow run, on meta tensors if the model's code allows, else on copies of the real ones."""
     known = len(ties.uses)
     try:
-        return attempt(new_tracer(ties), model, example, slots, training)
+        return trace_once(new_tracer(ties), model, example, slots, training)
     except RuleFailure:
         raise
     except USER_EXCEPTIONS:  # what the user's code cannot do with meta tensors it may do with real ones
         del ties.uses[known:]
     try:
-        return attempt(new_tracer(ties), model, example, slots, training, real=True)
+        return trace_once(new_tracer(ties), model, example, slots, training, real=True)
     except RuleFailure:
         raise
     except USER_EXCEPTIONS as error:
@@ -77,10 +79,10 @@ def new_tracer(ties: Ties) -> Tracer:
     return Tracer(ties, rules.find, rules.is_free)
 
 
-def attempt(tracer: Tracer, model: nn.Module, example: Example, slots: dict[str, Slot], training: bool,
-            real: bool = False) -> Run:  # fmt: skip
+def trace_once(tracer: Tracer, model: nn.Module, example: Example, slots: dict[str, LabelledParameter], training: bool,
+            real: bool = False) -> TraceResult:  # fmt: skip
     """A shadow run under `tracer`. Raises whatever the model's code raises; the tracer then holds the ops so far."""
-    copy = shadow(model, real)
+    copy = meta_copy(model, real)
     copy.train(training)
     for p in copy.parameters():
         p.requires_grad_(False)
@@ -96,13 +98,13 @@ def attempt(tracer: Tracer, model: nn.Module, example: Example, slots: dict[str,
         planes = tuple(p for p in all_fixed(t.shape) if p.shape[0] == 1 or t.ndim == 1)
         tracer.put(t, Labels(tuple(t.shape), planes, None))
     features: dict[str, Labels] = {}
-    paper: Paper | None = None
+    paper: PaperCounting | None = None
     watch_features(copy, tracer, features)
     if not any(isinstance(m, torch.jit.ScriptModule) for m in copy.modules()):
-        paper = Paper.watching(copy)
+        paper = PaperCounting.watching(copy)
     with seeded(), torch.no_grad(), tracer:
         output = copy(*args, **kwargs)
-    return Run(tracer, output, example.samples, real, features, paper)
+    return TraceResult(tracer, output, example.samples, real, features, paper)
 
 
 def watch_features(model: nn.Module, tracer: Tracer, found: dict[str, Labels]) -> None:
@@ -123,7 +125,7 @@ def watch_features(model: nn.Module, tracer: Tracer, found: dict[str, Labels]) -
 class TracedCosts:
     """A shadow run in eval mode, its layers by parameter and axis, and the costs of one sample as the report has them."""
 
-    run: Run
+    run: TraceResult
     layers: dict[tuple[str, int], Layer]
     costs: dict[str, Any]
 
@@ -143,6 +145,6 @@ def trace_costs(model: nn.Module, example: Example, both_modes: bool = False) ->
     return TracedCosts(runs[0], layers, cost_of(model, runs[0]))
 
 
-def cost_of(model: nn.Module, run: Run) -> dict[str, Any]:
+def cost_of(model: nn.Module, run: TraceResult) -> dict[str, Any]:
     """The costs of one sample, as the report has them."""
     return costs(model, run.tracer, run.paper, run.samples).to_dict()

@@ -18,14 +18,14 @@ MIB = 2**20
 
 
 @dataclass
-class Paper:
-    """The authors' counting of one forward pass, by calls of leaf modules (DESIGN.md, part 4)."""
+class PaperCounting:
+    """The authors' counting of one forward pass, by calls of leaf modules."""
 
     elements: int = 0  # output by every call of a leaf module
     flops: float = 0
 
     @classmethod
-    def watching(cls, model: nn.Module) -> Paper:
+    def watching(cls, model: nn.Module) -> PaperCounting:
         """A count that fills itself when `model`, a shadow, runs."""
         count = cls()
         for module in model.modules():
@@ -89,7 +89,7 @@ class Costs:
         return out
 
 
-def costs(model: nn.Module, tracer: Tracer, paper: Paper | None, samples: int) -> Costs:
+def costs(model: nn.Module, tracer: Tracer, paper: PaperCounting | None, samples: int) -> Costs:
     """The costs of one sample, from a run in eval mode over `samples` samples."""
     parameters, buffers = list(model.parameters()), list(model.buffers())
     params = sum(p.numel() for p in parameters)

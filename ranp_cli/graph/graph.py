@@ -14,12 +14,12 @@ from torch import Tensor
 from ..core.errors import BadInput
 from ..core.example import Example
 from ..rules.labels import Labels, Reason, Ties
-from .counting import Paper
+from .counting import PaperCounting
 from .trace import Tracer
 
 
 @dataclass(frozen=True)
-class Slot:
+class LabelledParameter:
     """A parameter or buffer and the labels along its axes (None where an axis carries none)."""
 
     name: str
@@ -60,7 +60,7 @@ class Layer:
 
 
 @dataclass
-class Run:
+class TraceResult:
     """What one shadow run showed."""
 
     tracer: Tracer
@@ -68,7 +68,7 @@ class Run:
     samples: int
     real: bool
     features: dict[str, Labels]  # the input of modules that count channels without owning a parameter
-    paper: Paper | None  # None with TorchScript, whose modules cannot be watched
+    paper: PaperCounting | None  # None with TorchScript, whose modules cannot be watched
 
 
 @dataclass
@@ -79,11 +79,11 @@ class Graph:
     neurons (layer after layer, in forward order) the index of its unit, and `reasons[unit]` why it is fixed or None.
     """
 
-    slots: dict[str, Slot]
+    slots: dict[str, LabelledParameter]
     layers: list[Layer]
     ties: Ties
-    eval_run: Run
-    train_run: Run
+    eval_run: TraceResult
+    train_run: TraceResult
     example: Example
     root: np.ndarray = field(default_factory=lambda: np.empty(0))
     unit: np.ndarray = field(default_factory=lambda: np.empty(0))
@@ -146,7 +146,7 @@ class Graph:
         root_stays[self.unit_roots] = keep_units
         return root_stays[self.root]
 
-    def kept_indices(self, slot: Slot, stays: np.ndarray) -> list[Tensor | None]:
+    def kept_indices(self, slot: LabelledParameter, stays: np.ndarray) -> list[Tensor | None]:
         """For each axis of a parameter the indices that stay; None where all do."""
         out: list[Tensor | None] = []
         for ids in slot.ids:

@@ -8,7 +8,7 @@ from torch import nn
 from ..core.errors import USER_EXCEPTIONS, BadInput, RuleFailure
 from ..core.example import Example
 from ..rules.labels import Ties
-from .analyse import attempt, named_tensors, new_tracer
+from .analyse import named_tensors, new_tracer, trace_once
 from .layers import make_slot, owner_of
 
 
@@ -25,7 +25,7 @@ def guess_example(model: nn.Module) -> Example:
             example = Example((torch.empty((1, channels, *[size] * (p.ndim - 2)), device="meta"),))
             try:
                 for training in (False, True):
-                    attempt(new_tracer(ties), model, example.with_batch(2 if training else 1), slots, training)
+                    trace_once(new_tracer(ties), model, example.with_batch(2 if training else 1), slots, training)
             except RuleFailure:
                 raise
             except USER_EXCEPTIONS:  # not this size

@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 
 from ..rules.labels import Ties
-from .graph import Layer, Run, Slot
+from .graph import LabelledParameter, Layer, TraceResult
 
 
-def make_slot(ties: Ties, name: str, shape: tuple[int, ...]) -> Slot:
+def make_slot(ties: Ties, name: str, shape: tuple[int, ...]) -> LabelledParameter:
     """Fresh labels for the axes that may carry channels: all of size > 1, but the window axes of a kernel."""
     kernel = len(shape) > 2 and shape[0] > 1 and shape[1] > 1
-    return Slot(
+    return LabelledParameter(
         name, shape, tuple(ties.new(n) if n > 1 and not (kernel and axis > 1) else None for axis, n in enumerate(shape))
     )
 
 
-def find_layers(ties: Ties, slots: dict[str, Slot], *runs: Run) -> list[Layer]:
+def find_layers(ties: Ties, slots: dict[str, LabelledParameter], *runs: TraceResult) -> list[Layer]:
     """The layers in forward order, with the cost of one sample as the first run that meets them shows it."""
     owner = np.full(ties.size, -1)
     places = [(name, axis) for name, slot in slots.items() for axis, ids in enumerate(slot.ids) if ids is not None]
@@ -57,7 +57,7 @@ def find_layers(ties: Ties, slots: dict[str, Slot], *runs: Run) -> list[Layer]:
     return found
 
 
-def split_by_owner(use: Any, owner: np.ndarray, places: list, slots: dict[str, Slot], ties: Ties) -> list:
+def split_by_owner(use: Any, owner: np.ndarray, places: list, slots: dict[str, LabelledParameter], ties: Ties) -> list:
     """(parameter, axis, neuron labels) of a layer's weight; several where it is put together from parameters."""
     if use.neurons is None:  # a single neuron, or neurons that no rule could follow: labels that nothing is tied to
         given = use.how.get("axis", 1 if use.how.get("transposed") else 0)

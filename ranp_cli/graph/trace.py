@@ -1,6 +1,6 @@
 """Shadow execution: one forward under a dispatch mode that carries labels beside every tensor.
 
-The model is copied with meta tensors for its weights (`shadow`), so a run costs no memory and next to no time. Eager
+The model is copied with meta tensors for its weights (`meta_copy`), so a run costs no memory and next to no time. Eager
 and TorchScript modules come through the same ATen ops. Labels are kept per storage, keyed by geometry, so views,
 `.data`, `detach` and writes through a view into a preallocated tensor all find them.
 

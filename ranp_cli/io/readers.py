@@ -1,4 +1,4 @@
-"""Files and user code: what may be read, what may run, and one line for whatever goes wrong.
+"""Read files of tensors and TorchScript safely, with one line for whatever goes wrong.
 
 Wherever Python code is meant, it is named `file.py:Name` or `package.module:Name`. The folder of the file, or the
 current directory, is importable. A file is run again when it, or a file that it imported from its folder, has changed.

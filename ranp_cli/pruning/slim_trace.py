@@ -11,8 +11,8 @@ from torch import nn
 
 from ..core.errors import USER_EXCEPTIONS, RuleFailure, VerificationFailed
 from ..core.example import Example
-from ..graph.analyse import attempt, named_tensors, new_tracer
-from ..graph.graph import Graph, Layer, Run, Slot
+from ..graph.analyse import named_tensors, new_tracer, trace_once
+from ..graph.graph import Graph, LabelledParameter, Layer, TraceResult
 from ..graph.layers import find_layers, make_slot
 from ..graph.trace import Op, Tracer, locate
 from ..rules.labels import Reason, Ties
@@ -33,24 +33,26 @@ class HardCoded:
 class SlimRun:
     """The slim network's run in eval mode, and its layers with their costs by parameter and axis."""
 
-    run: Run
+    run: TraceResult
     layers: dict[tuple[str, int], Layer]
 
 
 def check_runs(slim: nn.Module, graph: Graph, stays: np.ndarray) -> SlimRun | HardCoded:
     """Run the slim network's shadow in eval and in training mode, op by op beside the dense one.
 
-    An op that raises, or whose result has not the shape that the labels foretell, insists on a channel count.
+    An op that raises, or whose result has not the shape that the labels estimate, insists on a channel count.
     """
     ties = Ties()
-    slots: dict[str, Slot] = {name: make_slot(ties, name, tuple(t.shape)) for name, t in named_tensors(slim)}
+    slots: dict[str, LabelledParameter] = {
+        name: make_slot(ties, name, tuple(t.shape)) for name, t in named_tensors(slim)
+    }
     runs = []
     for dense, training in ((graph.eval_run, False), (graph.train_run, True)):
         example = graph.example.with_batch(dense.samples)
         tracer = new_tracer(ties)
         error: BaseException | None = None
         try:
-            runs.append(attempt(tracer, slim, example, slots, training, dense.real))
+            runs.append(trace_once(tracer, slim, example, slots, training, dense.real))
         except RuleFailure:
             raise
         except USER_EXCEPTIONS as raised:  # the user's code, on sizes that it may not expect
@@ -113,7 +115,7 @@ def line_of(model: nn.Module, example: Example, training: bool, real: bool, at: 
 
     base = new_tracer(Ties())
     try:
-        attempt(Stop(base.ties, base.rule_for, base.is_free), model, example, {}, training, real)
+        trace_once(Stop(base.ties, base.rule_for, base.is_free), model, example, {}, training, real)
     except Exception:  # the very error that is being located, or _Found
         return where
     return where

@@ -1,4 +1,4 @@
-"""Law 1 on the spot: slim(x) is masked(x), the dense network with the removed units' slices zeroed in every consumer."""
+"""Check law 1: slim(x) equals masked(x), the dense network with the removed units' slices zeroed in every consumer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..core.copies import replicate
 from ..core.errors import USER_EXCEPTIONS, RuleFailure, VerificationFailed
 from ..core.example import Example
 from ..core.tensors import map_tensors, tensors_in
-from ..graph.analyse import attempt, new_tracer
+from ..graph.analyse import new_tracer, trace_once
 from ..graph.graph import Graph
 from ..graph.trace import Tracer
 from ..rules.labels import Ties
@@ -170,7 +170,7 @@ def verification_example(graph: Graph, slim: nn.Module) -> Example:
         tracers = [new_tracer(Ties()) for _ in range(2)]
         try:
             for tracer, training in zip(tracers, (False, True), strict=True):
-                attempt(tracer, slim, small.with_batch(2 if training else 1), {}, training, graph.eval_run.real)
+                trace_once(tracer, slim, small.with_batch(2 if training else 1), {}, training, graph.eval_run.real)
         except RuleFailure:
             raise
         except USER_EXCEPTIONS:  # too small for the network's strides

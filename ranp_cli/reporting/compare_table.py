@@ -10,7 +10,7 @@ from rich.text import Text
 from ..core.numbers import change_text, human, human_bytes
 from .compare_captions import captions_of
 from .facts import counted_on
-from .terminal import Column, Page, column_cells, lay_out
+from .terminal import Column, Terminal, column_cells, lay_out
 
 _COMPARED: list[tuple[str, str, Callable[[float], str]]] = [
     ("params", "parameters", human),
@@ -20,7 +20,7 @@ _COMPARED: list[tuple[str, str, Callable[[float], str]]] = [
 BEST = "*"  # beside the best mean of a sparsity
 
 
-def rows_table(report: dict[str, Any], page: Page) -> list[Text]:
+def rows_table(report: dict[str, Any], page: Terminal) -> list[Text]:
     """One row for each method and sparsity; a rule where the method changes; below it, what the numbers are."""
     rows = report["rows"]
     notes = ["" if row["feasible"] else f"floor in {len(row['floored'])}" for row in rows]
@@ -56,7 +56,7 @@ def _probe(rows: list[dict[str, Any]]) -> list[Column]:
     return [Column("probe's\nlag", column_cells("" if lag is None else f"{lag:.0%}" for lag in lags))]
 
 
-def _accuracy(report: dict[str, Any], page: Page) -> list[Column]:
+def _accuracy(report: dict[str, Any], page: Terminal) -> list[Column]:
     """The metric over the seeds, with a mark at the best, and its worst; nothing where nothing was trained."""
     from ..core.numbers import accuracy_texts
 
@@ -73,7 +73,7 @@ def _accuracy(report: dict[str, Any], page: Page) -> list[Column]:
     return columns
 
 
-def counted_lines(report: dict[str, Any], page: Page) -> list[Text]:
+def counted_lines(report: dict[str, Any], page: Terminal) -> list[Text]:
     """Which input the numbers are of, below an empty line; nothing where that is not known."""
     told = [page.paragraph(label, "bold", text) for label, text in counted_on(report)]
     return sum(told, [Text()]) if told else []

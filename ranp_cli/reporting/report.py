@@ -1,4 +1,4 @@
-"""The numbers of a run as one JSON document, the same for every command (DESIGN.md, part 4)."""
+"""The numbers of a run as one JSON document, the same for every command."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def layer_row(layer: Layer) -> dict[str, Any]:
 
     measured = {"latency_ms": 1000 * layer.seconds} if layer.seconds else {}
     call, _ = layer.calls[0]
-    element = tensors_in(call[1:])[0].element_size()  # of what goes in, and so of what comes out
+    element = tensors_in(call[1:])[0].element_size()  # bytes per element; input and output share a dtype
     return {
         "name": layer.name,
         "op": layer.op,

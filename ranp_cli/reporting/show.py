@@ -22,7 +22,7 @@ from .compare_table import counted_lines, rows_table
 from .facts import adding_up, by_reason, model_name
 from .probe_text import probe_sentences
 from .speed import duration, speed_block
-from .terminal import Column, Page, column_cells, lay_out, plain_text, side_by_side
+from .terminal import Column, Terminal, column_cells, lay_out, plain_text, side_by_side
 from .trainability_text import floor_sentences
 from .tree import tree_lines
 
@@ -56,7 +56,7 @@ def show_report(report: Report, console: Console, depth: int | None = None) -> N
         report: the JSON report, as any command makes it.
         depth: add up the layers, or the tree, more than so many modules deep; 0 leaves them out.
     """
-    page = Page(console)
+    page = Terminal(console)
     body = tree_lines(report["modules"], page, depth) if "modules" in report else _layers(report, page, depth)
     parts = (
         [rows_table(report, page)] if "rows" in report else [_summary(report, page), speed_block(report, page), body]
@@ -69,7 +69,7 @@ def show_report(report: Report, console: Console, depth: int | None = None) -> N
 
 def show_error(message: str, console: Console) -> None:
     """Print `ranp: error: message` on one line, however long it is."""
-    line = Text.assemble(("ranp: error: ", "bold red"), Page(console).clean(" ".join(message.splitlines())))
+    line = Text.assemble(("ranp: error: ", "bold red"), Terminal(console).clean(" ".join(message.splitlines())))
     console.print(line, soft_wrap=True)
 
 
@@ -82,7 +82,7 @@ def progress(console: Console, description: str, total: int | None) -> Iterator[
     label = TextColumn("{task.description}", markup=False)
     parts = (label, BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(compact=True))
     with Progress(*parts, console=console, transient=True) as bar:
-        task = bar.add_task(Page(console).clean(description), total=total)
+        task = bar.add_task(Terminal(console).clean(description), total=total)
         yield lambda n=1: bar.advance(task, n)
 
 
@@ -99,7 +99,7 @@ class _Rate(ProgressColumn):
 # -- the blocks of a report ------------------------------------------------------------------------------------------
 
 
-def _headline(report: Report, page: Page) -> list[Text]:
+def _headline(report: Report, page: Terminal) -> list[Text]:
     """What was done to which model, how, and how many neurons stay."""
     method, outputs = report.get("method", {}), report.get("outputs", {})
     details = [str(method[key]) for key in ("name", "criterion") if method.get(key) is not None]
@@ -149,7 +149,7 @@ def _memory(report: Report, side: str) -> Report:
     return {name: found[key] for key, name in names.items() if key in found}
 
 
-def _summary(report: Report, page: Page) -> list[Text]:
+def _summary(report: Report, page: Terminal) -> list[Text]:
     """Before, after and the change; one column when there is one network; the paper's counting below."""
     before, after = ({**report.get(side, {}), **_memory(report, side)} for side in ("before", "after"))
     rows = [(label, write, before[key], after.get(key)) for key, label, write in _MEASURES if key in before]
@@ -196,7 +196,7 @@ def _folded(layers: list[Report], depth: int | None) -> list[Report]:
     return [group[0] if len(group) == 1 else _sum(name, group) for name, group in groups.items()]
 
 
-def _layers(report: Report, page: Page, depth: int | None) -> list[Text]:
+def _layers(report: Report, page: Terminal, depth: int | None) -> list[Text]:
     """One row per layer, and their total."""
     floored, fixed = _floored(report), _fixed(report)
     layers = [
@@ -264,7 +264,7 @@ def _fixed(report: Report) -> dict[str, str]:
     return report.get("fixed") or fixed
 
 
-def _remarks(report: Report, page: Page) -> list[Text]:
+def _remarks(report: Report, page: Terminal) -> list[Text]:
     """What one should know of this result, where the time went, and what was written."""
     return [line for label, style, text in _sentences(report) for line in page.paragraph(label, style, text)]
 

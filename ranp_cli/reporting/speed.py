@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.numbers import JOINED
-from .terminal import Column, Page, column_cells, lay_out
+from .terminal import Column, Terminal, column_cells, lay_out
 
 SIDES = ("before", "after")
 
@@ -51,7 +51,7 @@ def times_text(gain: float | None) -> str:
     return "" if gain is None else f"{gain:.2f} x"
 
 
-def speed_block(report: dict[str, Any], page: Page) -> list:
+def speed_block(report: dict[str, Any], page: Terminal) -> list:
     """Forward pass and training step before and after, and the speed-up beside what the multiply-adds promise."""
     speed = report.get("speed")
     if not speed:

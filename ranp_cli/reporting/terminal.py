@@ -33,7 +33,7 @@ _UNICODE = _Glyphs(bar="▏▎▍▌▋▊▉█", rest="·", arrow="→", rule=
 _ASCII = _Glyphs(bar="#", rest=".", arrow="->", rule="-", none="-", cut="...")
 
 
-class Page:
+class Terminal:
     """The console's width, the signs it can print, and the user's text made printable on it."""
 
     def __init__(self, console: Console) -> None:
@@ -96,7 +96,7 @@ def column_cells(texts: Iterable[str], style: str = "") -> list[Text]:
     return [Text(text, style) for text in texts]
 
 
-def lay_out(columns: Sequence[Column], page: Page) -> tuple[list[Text], list[Text], Text]:
+def lay_out(columns: Sequence[Column], page: Terminal) -> tuple[list[Text], list[Text], Text]:
     """The lines of the head, those of the body, and a rule as long as they are.
 
     Empty columns are left out. The first column holds names; they are cut where that makes all fit and leaves no two

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ..core.numbers import COUNT_UNITS
 from .facts import adding_up
-from .terminal import Column, Page, column_cells, lay_out
+from .terminal import Column, Terminal, column_cells, lay_out
 
 BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 INDENT = "  "
@@ -46,7 +46,7 @@ def grown(rows: Sequence[dict[str, Any]]) -> Node:
     return root
 
 
-def tree_lines(rows: Sequence[dict[str, Any]], page: Page, depth: int | None) -> list[Text]:
+def tree_lines(rows: Sequence[dict[str, Any]], page: Terminal, depth: int | None) -> list[Text]:
     """One line a module, down to `depth` levels; what a module with parts needs in its own code is its line `(itself)`."""
     if not rows or depth == 0:
         return []

@@ -10,12 +10,12 @@ from . import rule
 from .labels import Labels, axes_of
 
 
-def moved(t: Labels, fn) -> tuple:
+def apply_to_planes(t: Labels, fn) -> tuple:
     """The same op on each plane."""
     return tuple(fn(p) for p in t.planes)
 
 
-def pick(p, axis, index):
+def index_axis(p, axis, index):
     """`index` (a tensor or slice) along one axis of a plane; nothing happens where the plane has no labels there."""
     if p.shape[axis] == 1:
         return p
@@ -61,7 +61,7 @@ def view(ties, x, *shape, out, **options):
         return ties.reshape(x, out)
     n, m = x.shape[-1], out[-1]
     if m > n:
-        return moved(x, lambda p: p if p.shape[-1] == 1 else p.repeat_interleave(m // n, -1))
+        return apply_to_planes(x, lambda p: p if p.shape[-1] == 1 else p.repeat_interleave(m // n, -1))
     ties.fix(ties.along(x, [x.ndim - 1]), "read as larger numbers")
     return tuple(p for p in x.planes if p.shape[-1] == 1)
 
@@ -69,25 +69,25 @@ def view(ties, x, *shape, out, **options):
 @rule("aten.permute", "aten.permute_copy")
 def permute(ties, x, dims, *, out):
     """Planes are permuted."""
-    return moved(x, lambda p: p.permute(dims))
+    return apply_to_planes(x, lambda p: p.permute(dims))
 
 
 @rule("aten.transpose", "aten.transpose_copy", "aten.swapaxes")
 def transpose(ties, x, dim0, dim1, *, out):
     """Planes are transposed."""
-    return moved(x, lambda p: p.transpose(dim0, dim1))
+    return apply_to_planes(x, lambda p: p.transpose(dim0, dim1))
 
 
 @rule("aten.t", "aten.t_copy", "aten.numpy_T")
 def t(ties, x, *, out):
     """Planes are transposed."""
-    return moved(x, lambda p: p.t())
+    return apply_to_planes(x, lambda p: p.t())
 
 
 @rule("aten.unsqueeze", "aten.unsqueeze_copy")
 def unsqueeze(ties, x, dim, *, out):
     """A new axis without labels."""
-    return moved(x, lambda p: p.unsqueeze(dim))
+    return apply_to_planes(x, lambda p: p.unsqueeze(dim))
 
 
 @rule("aten.squeeze", "aten.squeeze_copy")
@@ -95,13 +95,13 @@ def squeeze(ties, x, dim=None, *, out):
     """Axes of size 1 carry no labels and go."""
     dims = range(x.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
     gone = [d % x.ndim for d in dims if x.ndim and x.shape[d] == 1]
-    return moved(x, lambda p: p.squeeze(gone) if gone else p)
+    return apply_to_planes(x, lambda p: p.squeeze(gone) if gone else p)
 
 
 @rule("aten.expand", "aten.broadcast_to", "aten.expand_as", "aten.expand_copy")
 def expand(ties, x, *size, out, implicit=False):
     """Axes that grow from size 1 carry no labels."""
-    return moved(x, lambda p: p.reshape((1,) * (len(out) - p.ndim) + tuple(p.shape)))
+    return apply_to_planes(x, lambda p: p.reshape((1,) * (len(out) - p.ndim) + tuple(p.shape)))
 
 
 @rule("aten.slice", "aten.slice_copy", "aten.narrow")
@@ -168,13 +168,13 @@ def cat(ties, tensors, dim=0, *, out):
 def stack(ties, tensors, dim=0, *, out):
     """Labels tie along every axis but the new one."""
     dim %= len(out)
-    return ties.merge(out, [Labels(tuple(out), moved(t, lambda p: p.unsqueeze(dim))) for t in tensors])
+    return ties.merge(out, [Labels(tuple(out), apply_to_planes(t, lambda p: p.unsqueeze(dim))) for t in tensors])
 
 
 @rule("aten.flip")
 def flip(ties, x, dims, *, out):
     """Planes are flipped."""
-    return moved(x, lambda p: p.flip(dims))
+    return apply_to_planes(x, lambda p: p.flip(dims))
 
 
 @rule("aten.roll")
@@ -183,7 +183,7 @@ def roll(ties, x, shifts, dims=(), *, out):
     ties.fix(ties.along(x, dims or range(x.ndim)), "rolled along channels")
     if not dims:
         return x.planes
-    return moved(x, lambda p: p.roll(shifts, dims))
+    return apply_to_planes(x, lambda p: p.roll(shifts, dims))
 
 
 @rule("aten.repeat", "aten.tile")
@@ -202,7 +202,7 @@ def repeat_interleave(ties, x, repeats=None, dim=None, *, out, output_size=None)
     if dim is None or not isinstance(repeats, int):
         ties.fix(x.ids(), "repeated by a computed count")
         return None
-    return moved(x, lambda p: p.repeat_interleave(repeats, dim) if p.shape[dim] > 1 else p)
+    return apply_to_planes(x, lambda p: p.repeat_interleave(repeats, dim) if p.shape[dim] > 1 else p)
 
 
 @rule("aten.constant_pad_nd", "aten.pad")
@@ -258,7 +258,7 @@ def _indexed(ties, x, dim, value, out):
     value = value.long()
     if sorted(value.tolist()) != list(range(x.shape[dim])):  # no permutation: positions are written into the code
         ties.fix(ties.along(x, [dim]), "indexed by given positions")
-    return tuple(pick(p, dim, value) for p in x.planes)
+    return tuple(index_axis(p, dim, value) for p in x.planes)
 
 
 @rule("aten.channel_shuffle", "aten.native_channel_shuffle")

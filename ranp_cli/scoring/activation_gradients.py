@@ -17,7 +17,7 @@ from torch.utils import checkpoint
 
 from .. import rules
 from ..core.contexts import NoDropout, each, seeded
-from ..core.copies import shadow
+from ..core.copies import meta_copy
 from ..core.errors import BadInput
 from ..core.example import Example
 from ..core.tensors import map_tensors, to_meta, to_real
@@ -26,11 +26,11 @@ from ..graph.graph import Graph
 from ..graph.trace import Tracer
 from ..rules.labels import LayerUse
 from .criteria import Criterion
-from .weight_gradients import Gather
+from .weight_gradients import GradientCollector
 from .zero_scores import NO_ACTIVATION, NO_GRADIENT
 
 
-class MaskGather(Gather):
+class ActivationGradientCollector(GradientCollector):
     """dL/dc of a mask c that multiplies the post-activation of each layer: the sum over positions of a * dL/da.
 
     `neuron` takes its absolute value for each mini-batch (eq. 4, 7); `taylor` for each example, as a mean over
@@ -51,7 +51,7 @@ class MaskGather(Gather):
 
     def forward(self) -> AbstractContextManager[Any]:
         self.masks = [[] for _ in self.sums[self.criteria[0].name]]
-        return MaskMode(self.at, self.masks)
+        return ActivationMaskMode(self.at, self.masks)
 
     def why_none(self, k: int) -> str:
         return NO_GRADIENT if k in self.placed else NO_ACTIVATION
@@ -84,7 +84,7 @@ def is_checkpointed() -> bool:
     return False
 
 
-class MaskMode(TorchFunctionMode):
+class ActivationMaskMode(TorchFunctionMode):
     """Multiplies the outputs of chosen calls by masks of ones, one value an example and neuron.
 
     `at`: (name of the function called, number of the call by that name) -> (layer, axis of its neurons). Appends each mask
@@ -147,7 +147,7 @@ def post_activations(model: nn.Module, graph: Graph) -> Places:
     norm, an activation, a dropout.
     """
     real = graph.train_run.real
-    copy = shadow(model, real).train()
+    copy = meta_copy(model, real).train()
     tracer = Tracer(type(graph.ties)(), rules.find, rules.is_free)
     tracer.ties.size = graph.ties.size
     for name, t in named_tensors(copy):

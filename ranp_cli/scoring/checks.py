@@ -1,4 +1,4 @@
-"""The user's code at work while scoring, and what must hold of the loss and the gradients: one line of BadInput where it does not."""
+"""Run the user's model and backward pass, and check loss and gradients: BadInput in one line for what fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sums over mini-batches that come out the same in whatever order, and by however many processes, they are added."""
+"""Sums over mini-batches that are the same in any order and with any number of processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def undivided() -> Iterator[None]:
 
 
 @dataclass
-class Sum:
+class CompensatedSum:
     """`high` + `low`: a sum and what rounding left of it, so that it has twice the digits of its dtype.
 
     The value is then that of the exact sum, rounded once, but for a case in 2^50: the order of the terms does not show.
@@ -43,7 +43,7 @@ class Sum:
     low: Tensor
 
     @classmethod
-    def of(cls, term: Tensor) -> Sum:
+    def of(cls, term: Tensor) -> CompensatedSum:
         return cls(term.clone(), term.new_zeros(term.shape))
 
     def add(self, term: Tensor) -> None:
@@ -52,7 +52,7 @@ class Sum:
         self.low += (self.high - (total - back)) + (term - back)
         self.high = total
 
-    def merge(self, other: Sum) -> None:
+    def merge(self, other: CompensatedSum) -> None:
         self.add(other.high)
         self.low += other.low
 

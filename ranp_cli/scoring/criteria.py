@@ -27,7 +27,7 @@ class Criterion:
 
     @property
     def of_weights(self) -> bool:
-        """It looks at g of the weights."""
+        """Uses weight gradients."""
         return self.reduce in ("sum", "mean", "max", "nothing")
 
     @property

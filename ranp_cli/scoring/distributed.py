@@ -1,4 +1,4 @@
-"""Many processes, one scoring: each takes its share of the mini-batches, and all come to the same sums (torch.distributed)."""
+"""Score with many processes (torch.distributed): each takes its share of the mini-batches, all get the same sums."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core.errors import BadInput, PeerGone
-from .compensated_sum import Sum
+from .compensated_sum import CompensatedSum
 from .criteria import Criterion
-from .weight_gradients import Gather, add_up
+from .weight_gradients import GradientCollector, add_up
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)  # shares are uneven; a process that is gone is noticed at once, by its closed socket
 
 
 @dataclass(frozen=True)
-class Spread:
+class WorkerGroup:
     """This process among `size`: it takes the mini-batches rank, rank + size, ..."""
 
     rank: int = 0
@@ -42,16 +42,16 @@ class Spread:
         """How many of so many items this process takes."""
         return max(0, -(-(total - self.rank) // self.size))
 
-    def add_up(self, gathers: Sequence[Gather], count: int) -> int:
+    def add_up(self, collectors: Sequence[GradientCollector], count: int) -> int:
         """Make the sums of all processes those of every one, in order of rank; the number of mini-batches of all."""
         if self.size == 1:
             return count
         self.agree(self.came[0])
         with self._awaiting():
             total = sum(int(n) for n in self._all(torch.tensor([count])))
-            for gather in gathers:
-                for criterion in gather.criteria:
-                    self._merge(gather, criterion)
+            for collector in collectors:
+                for criterion in collector.criteria:
+                    self._merge(collector, criterion)
         return total
 
     def agree(self, length: int | None) -> None:
@@ -77,17 +77,17 @@ class Spread:
                 "was written; what it said itself, or torchrun of it, says why: mend that and start again"
             ) from error
 
-    def _merge(self, gather: Gather, criterion: Criterion) -> None:
-        sums = gather.sums[criterion.name]
+    def _merge(self, collector: GradientCollector, criterion: Criterion) -> None:
+        sums = collector.sums[criterion.name]
         has = self._all(torch.tensor([s is not None for s in sums], dtype=torch.uint8))
         for k, mine in enumerate(sums):
             if not any(flags[k] for flags in has):
                 continue
-            mine = mine or Sum.of(gather.nothing(criterion, k))
-            whole: list[Sum | None] = [None]
+            mine = mine or CompensatedSum.of(collector.nothing(criterion, k))
+            whole: list[CompensatedSum | None] = [None]
             for flags, other in zip(has, self._all(torch.stack([mine.high, mine.low])), strict=True):
                 if flags[k]:
-                    add_up(whole, [Sum(other[0], other[1])])
+                    add_up(whole, [CompensatedSum(other[0], other[1])])
             sums[k] = whole[0]
 
     def _all(self, t: Tensor) -> list[Tensor]:
@@ -99,11 +99,11 @@ class Spread:
 
 
 @contextmanager
-def together(wanted: bool, device: torch.device) -> Iterator[Spread]:
+def join_process_group(wanted: bool, device: torch.device) -> Iterator[WorkerGroup]:
     """The job that this process is part of, if it is `wanted` and there is one; it alone otherwise."""
     own = not dist.is_initialized()
     if not wanted or (own and int(os.environ.get("WORLD_SIZE", "1")) < 2):
-        yield Spread()
+        yield WorkerGroup()
         return
     if own:
         backend = "nccl" if device.type == "cuda" else "gloo"
@@ -115,16 +115,16 @@ def together(wanted: bool, device: torch.device) -> Iterator[Spread]:
                 "start them with torchrun, or unset WORLD_SIZE"
             ) from error
     try:
-        yield Spread(dist.get_rank(), dist.get_world_size(), device)
+        yield WorkerGroup(dist.get_rank(), dist.get_world_size(), device)
     finally:
         if own:
             dist.destroy_process_group()
 
 
-def place_in_job(wanted: bool) -> Spread:
+def place_in_job(wanted: bool) -> WorkerGroup:
     """This process' place among those of torchrun, if it is `wanted`; it alone otherwise. No process is waited for."""
     if not wanted:
-        return Spread()
+        return WorkerGroup()
     if dist.is_initialized():
-        return Spread(dist.get_rank(), dist.get_world_size())
-    return Spread(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        return WorkerGroup(dist.get_rank(), dist.get_world_size())
+    return WorkerGroup(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))

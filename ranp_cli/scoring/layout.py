@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..core.tensors import map_tensors
-from ..costs.cpu_workspace import up
+from ..costs.cpu_workspace import round_up
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 CONVOLUTIONS = {  # whose arguments these are
@@ -21,7 +21,7 @@ CONVOLUTIONS = {  # whose arguments these are
         "input weight bias stride padding output_padding groups dilation".split(),
     ),
 }
-FEW = 1 << 14  # weights of groups in blocks, a place: what is more is slower to copy than the layout gains
+FEW = 1 << 14  # blocked weight elements per output position above which channels last is slower
 
 
 def channels_last(value: Any) -> Any:
@@ -46,8 +46,8 @@ def instance_norm(x: Tensor, running_mean: Any = None, running_var: Any = None, 
     return F.group_norm(x, x.shape[1], weight, bias, eps)
 
 
-class Kernels(TorchFunctionMode):
-    """Sees to it that convolutions and instance norms run as they should, in a layout and a precision.
+class ConvolutionOverrides(TorchFunctionMode):
+    """Run convolutions and instance norms in the chosen layout and precision.
 
     On a CPU an instance norm is computed as a group norm of one channel a group, which are the same numbers in less time.
 
@@ -108,5 +108,5 @@ def is_copying(input: Tensor, weight: Tensor, groups: int = 1, stride: Any = 1, 
     places *= math.prod(rows)
     if groups == 1:
         return math.prod(window) > 1 and weight.numel() > places * max(weight.shape[:2])
-    blocks = groups * up(weight.shape[0] // groups) * up(weight.shape[1])
+    blocks = groups * round_up(weight.shape[0] // groups) * round_up(weight.shape[1])
     return blocks * math.prod(window) > FEW * places

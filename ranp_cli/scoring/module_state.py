@@ -1,4 +1,4 @@
-"""What a forward pass may leave behind in a model: it is put back, so that every mini-batch meets the model as given."""
+"""Snapshot a module before a forward pass and restore what the pass changed, so that every mini-batch meets the same model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class State:
+class ModuleSnapshot:
     """Of a twin of `model`: its buffers, attributes, and the parameters that its forward writes (`written`, by name).
 
     Power iterations, moving averages and counters then start anew each time, and the order of the mini-batches, and

@@ -30,8 +30,8 @@ from ..core.tensors import map_tensors
 
 LARGE = 1 << 14  # bytes; smaller tensors are kept
 DEPTH = 12  # ops in a row that a recipe has at most
-COSTLY = 128  # multiply-adds an element: what costs more is made once for all that ask for it
-CLOSE = 4  # places apart, at most
+COSTLY = 128  # multiply-adds an element; what costs more is recomputed once and shared
+CLOSE = 4  # reuse window, in saved tensors
 
 
 @dataclass(eq=False)

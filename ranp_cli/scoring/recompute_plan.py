@@ -1,4 +1,4 @@
-"""What scoring computes twice, so that it keeps to a memory: foretold on tensors that have none.
+"""What scoring computes twice to keep within a memory limit, estimated on meta tensors.
 
 A pass costs next to nothing there, and meter.Meter counts its peak. The tensors are on meta, or fake ones of the device where
 those tell another story: under autocast, and for ops (attention, recurrent cells) that fall apart on meta and nowhere else.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core.aten import op_name
 from ..core.contexts import NoDropout, labels_on_cpu, seeded
-from ..core.copies import shadow
+from ..core.copies import meta_copy
 from ..core.errors import USER_EXCEPTIONS, BadInput, Infeasible, in_words
 from ..core.example import Example
 from ..core.numbers import shown
@@ -26,7 +26,7 @@ from ..costs.memory import plain_loss
 from ..costs.meter import Meter
 from ..graph.analyse import named_tensors
 from ..graph.graph import Graph
-from .layout import Kernels, channels_last
+from .layout import ConvolutionOverrides, channels_last
 from .precision import HALF, cast, cast_batch, whole
 from .recompute import COSTLY, Recompute
 
@@ -34,26 +34,28 @@ LEVELS = 6  # between nothing that multiplies and everything, of what is compute
 ROWS = 1, 2  # costly ops that a recipe has at most
 TWICE = 1.0  # of the multiply-adds of a forward pass, at most so many are done again
 NEAR = 1.02  # a peak within 2 % of the least is as good
-SAME = 0.01  # so much apart, two foretellings of a plain pass are one story
-MATRICES = frozenset({"aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm"})  # what falls apart on meta has such in it
+SAME = 0.01  # relative tolerance within which two peak estimates count as equal
+MATRICES = frozenset(
+    {"aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm"}
+)  # ops that decompose differently on meta tensors contain one of these
 ADVICE = "; leave --memory-limit out"
 SHARE = 0.5  # of the peak of a plain pass: what is asked for where nobody names a limit
 
 
 @dataclass(frozen=True)
-class Plan:
+class RecomputePlan:
     """What is cheap (None: nothing is computed twice), see Recompute, and the peak in bytes that scoring then has."""
 
     most: float | None
     peak: int
-    plain: int  # of a forward and backward pass as anyone would write it
+    plain: int  # of an unmodified forward and backward pass
     row: int = 1
     again: float = 0.0  # multiply-adds that are done again, as a share of the forward pass
     unknown: str = ""  # why the peaks are not known
 
 
 @dataclass(frozen=True)
-class Setting:
+class ScoringSetup:
     """How a mini-batch is scored, as far as its memory goes."""
 
     layout: bool = False  # channels lie last
@@ -62,13 +64,15 @@ class Setting:
 
 
 class Planner:
-    """Foretells the peak of scoring one mini-batch of `example`, on meta tensors or on fake ones."""
+    """Estimates the peak of scoring one mini-batch of `example`, on meta tensors or on fake ones."""
 
     @labels_on_cpu
-    def __init__(self, model: nn.Module, graph: Graph, example: Example, setting: Setting, fake: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, graph: Graph, example: Example, setting: ScoringSetup, fake: bool = False
+    ) -> None:
         self.setting = setting
         self.ground = Autocast(setting.device, setting.precision in HALF) if fake else None
-        copy = cast(shadow(model), setting.precision)
+        copy = cast(meta_copy(model), setting.precision)
         self.copy = (copy if self.ground is None else self.ground.model(copy)).train()
         given = (to_meta if self.ground is None else self.ground.inputs)((example.args, example.kwargs))
         with self._grounded():
@@ -101,7 +105,7 @@ class Planner:
         return all(abs(a / b - 1) < SAME for a, b in ((self.plain, other.plain), (self.born, other.born)))
 
     def _plain(self) -> Meter:
-        """Of a forward and backward pass as anyone would write it: the gradients stay, nothing is cast, laid or computed twice."""
+        """Of an unmodified forward and backward pass: no recomputation, casts or layout; the gradients stay."""
         meter = self._meter(self.given)
         args, kwargs = self.given
         with seeded(), torch.enable_grad(), self._grounded(), meter, NoDropout():
@@ -111,7 +115,7 @@ class Planner:
         return meter
 
     @labels_on_cpu
-    def measure(self, most: float | None, row: int = 1) -> Plan:
+    def measure(self, most: float | None, row: int = 1) -> RecomputePlan:
         """The peak: weights, the mini-batch, and what lives of a forward and backward pass."""
         meter, hooks = self._meter(self.inputs), [w.register_post_accumulate_grad_hook(forget) for w in self.weights]
         args, kwargs = self.inputs
@@ -121,7 +125,7 @@ class Planner:
             with seeded(), torch.enable_grad(), self._grounded(), meter, nullcontext() if most is None else again:
                 with (
                     nullcontext() if most is None else again.packing(),
-                    Kernels(self.setting.layout, half),
+                    ConvolutionOverrides(self.setting.layout, half),
                     NoDropout(),
                 ):
                     with nullcontext() if self.ground is None else self.ground.casting():
@@ -133,9 +137,9 @@ class Planner:
             for hook in hooks:
                 hook.remove()
         self.prices = again.prices
-        return Plan(most, self.always + meter.peak, self.plain, row, again.macs_again / max(1, again.macs))
+        return RecomputePlan(most, self.always + meter.peak, self.plain, row, again.macs_again / max(1, again.macs))
 
-    def plans(self) -> Iterator[Plan]:
+    def plans(self) -> Iterator[RecomputePlan]:
         """From those that compute little again, if anything, to those that compute much."""
         yield self.measure(None)
         yield self.measure(0)
@@ -147,14 +151,14 @@ class Planner:
                     if plan.again <= TWICE:
                         yield plan
 
-    def plan(self, limit: int | None) -> Plan:
+    def plan(self, limit: int | None) -> RecomputePlan:
         """The first plan that keeps to the limit.
 
         Without a limit: to half of a plain pass' peak, or where none does, near the lowest. Raises Infeasible, naming the
         closest, when none keeps to the limit.
         """
         bound = int(SHARE * self.plain) if limit is None else limit
-        plans: list[Plan] = []
+        plans: list[RecomputePlan] = []
         for plan in self.plans():
             if plan.peak <= bound:
                 return plan
@@ -167,17 +171,17 @@ class Planner:
             )
         return next(plan for plan in plans if plan.peak <= NEAR * best)
 
-    def least(self) -> Plan:
+    def least(self) -> RecomputePlan:
         """The plan of the lowest peak."""
         return min(self.plans(), key=lambda plan: plan.peak)
 
 
 def plan(
-    model: nn.Module, graph: Graph, example: Example, limit: int | None, setting: Setting, least: bool = False
-) -> Plan:
+    model: nn.Module, graph: Graph, example: Example, limit: int | None, setting: ScoringSetup, least: bool = False
+) -> RecomputePlan:
     """What to compute twice when a mini-batch of `example` is scored; see Planner.
 
-    Where nothing can be foretold and no limit is to be kept, what multiplies nothing is computed twice, and the peaks are 0.
+    Where nothing can be estimated and no limit is to be kept, what multiplies nothing is computed twice, and the peaks are 0.
     Raises BadInput, Infeasible.
     """
     try:
@@ -192,11 +196,11 @@ def plan(
             return plan(model, graph, example, limit, replace(setting, layout=False), least)
         failure = not_planned(error)
     if limit is None:
-        return Plan(0, 0, 0, unknown=str(failure).removesuffix(ADVICE))
+        return RecomputePlan(0, 0, 0, unknown=str(failure).removesuffix(ADVICE))
     raise failure
 
 
-def planner(model: nn.Module, graph: Graph, example: Example, setting: Setting) -> Planner:
+def planner(model: nn.Module, graph: Graph, example: Example, setting: ScoringSetup) -> Planner:
     """On meta tensors, or on fake ones where those tell another story. Raises BadInput when neither can be had."""
     if setting.precision in HALF:
         with suppress(*USER_EXCEPTIONS):
@@ -217,7 +221,7 @@ def planner(model: nn.Module, graph: Graph, example: Example, setting: Setting) 
 
 
 def not_planned(error: BaseException) -> BadInput:
-    return BadInput(f"the memory of this model cannot be foretold ({in_words(error)}){ADVICE}")
+    return BadInput(f"the memory of this model cannot be estimated ({in_words(error)}){ADVICE}")
 
 
 def steps(prices: list[tuple[float, int]]) -> list[float]:

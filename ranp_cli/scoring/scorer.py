@@ -19,17 +19,17 @@ from ..core.numbers import shown
 from ..core.tensors import map_tensors
 from ..graph.analyse import named_tensors
 from ..graph.graph import Graph
-from .activation_gradients import MaskGather
+from .activation_gradients import ActivationGradientCollector
 from .checks import check_finite, check_scores, run_backward, run_model
-from .compensated_sum import Sum, undivided
+from .compensated_sum import CompensatedSum, undivided
 from .criteria import Criterion
-from .distributed import Spread
-from .layout import Kernels, channels_last
-from .module_state import State
+from .distributed import WorkerGroup
+from .layout import ConvolutionOverrides, channels_last
+from .module_state import ModuleSnapshot
 from .precision import AGREE, HALF, SCALE, autocast, cast, cast_batch, has_fast_bf16, reproducible, whole
 from .recompute import Recompute
-from .recompute_plan import Plan, Setting, plan
-from .weight_gradients import Gather, WeightGather, add_up, mean_of
+from .recompute_plan import RecomputePlan, ScoringSetup, plan
+from .weight_gradients import GradientCollector, WeightGradientCollector, add_up, mean_of
 from .zero_scores import check_reached, find_zeros, unranked
 
 
@@ -43,18 +43,18 @@ class Importance:
 
     scores: list[np.ndarray]
     batches: int
-    sums: list[Sum | None] = field(default_factory=list)
+    sums: list[CompensatedSum | None] = field(default_factory=list)
     not_ranked: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Way:
-    """How the gradients are computed. What is found out on the way is written to `facts`, for the report."""
+class GradientSetup:
+    """Settings for one scoring run; results such as the chosen precision are returned in `facts`."""
 
     precision: str = "model"
     low_memory: bool = False
     memory_limit: int | None = None  # bytes
-    spread: Spread = field(default_factory=Spread)
+    spread: WorkerGroup = field(default_factory=WorkerGroup)
     agreement: Callable[[list[np.ndarray], list[np.ndarray]], float] | None = None  # of the masks of two scores
     resumed: Importance | None = None
     keep_partial: bool = False  # Ctrl-C ends the scoring instead of the program, once there is a mini-batch
@@ -65,7 +65,7 @@ class Way:
 
 
 def score(model: nn.Module, graph: Graph, batches: Any, loss: Callable[[Any, Any], Tensor], criteria: Sequence[Criterion],
-          device: torch.device, seed: int = 0, advance: Callable[[], Any] = lambda: None, way: Way | None = None) -> dict[str, Importance]:  # fmt: skip
+          device: torch.device, seed: int = 0, advance: Callable[[], Any] = lambda: None, way: GradientSetup | None = None) -> dict[str, Importance]:  # fmt: skip
     """Scores of all neurons by each criterion, averaged over the mini-batches, from one pass over them.
 
     The model runs in training mode with batch statistics and without dropout, on a twin that shares its weights, so
@@ -75,15 +75,15 @@ def score(model: nn.Module, graph: Graph, batches: Any, loss: Callable[[Any, Any
 
     Raises BadInput for a loss that is not finite or reaches no layer; Infeasible for a memory limit that cannot be kept.
     """
-    way = way or Way()
+    way = way or GradientSetup()
     scorer = Scorer(model, graph, loss, criteria, device, seed, way)
     start = count = way.resumed.batches if way.resumed and way.spread.rank == 0 else 0
     first = way.resumed.batches if way.resumed else 0
     with ExitStack() as during:
         during.enter_context(seeded(seed))  # what a loader draws
         during.enter_context(reproducible())
-        for gather in scorer.gathers:
-            during.enter_context(gather.watching())
+        for collector in scorer.collectors:
+            during.enter_context(collector.watching())
         try:
             for index, batch in way.spread.mine(batches, first):
                 scorer.run(index, batch)
@@ -96,16 +96,16 @@ def score(model: nn.Module, graph: Graph, batches: Any, loss: Callable[[Any, Any
                 raise
             way.facts["stopped"] = True
         scorer.finish()
-    count = way.spread.add_up(scorer.gathers, count)
+    count = way.spread.add_up(scorer.collectors, count)
     if not count:
         raise BadInput("the batch source is empty: no mini-batch came; give at least one (input, target)")
     found = {}
-    for gather in scorer.gathers:
-        for c in gather.criteria:
-            scores = mean_of(c, gather.sums[c.name], score_shapes(graph, c), count)
+    for collector in scorer.collectors:
+        for c in collector.criteria:
+            scores = mean_of(c, collector.sums[c.name], score_shapes(graph, c), count)
             check_scores(scores, graph.layers)
-            sums = gather.sums[c.name]
-            missing = {layer.name: gather.why_none(k) for k, layer in enumerate(graph.layers) if sums[k] is None}
+            sums = collector.sums[c.name]
+            missing = {layer.name: collector.why_none(k) for k, layer in enumerate(graph.layers) if sums[k] is None}
             found[c.name] = Importance(scores, count, sums, unranked(graph, scores, missing))
     return found
 
@@ -121,7 +121,7 @@ class Scorer:
     """A twin of the model at work, and what is gathered from each of its passes."""
 
     def __init__(self, model: nn.Module, graph: Graph, loss: Callable[[Any, Any], Tensor], criteria: Sequence[Criterion],
-                 device: torch.device, seed: int, way: Way) -> None:  # fmt: skip
+                 device: torch.device, seed: int, way: GradientSetup) -> None:  # fmt: skip
         self.model, self.graph, self.loss, self.device, self.seed, self.way = model, graph, loss, device, seed, way
         self.zeros = find_zeros(model, graph)
         self.unproved = bool(self.zeros.last)  # whether a gradient gets past the last layers
@@ -129,7 +129,7 @@ class Scorer:
         twin = training_twin(model, device, graph.written | self.zeros.names)
         self.zeros.replace_in(twin, seed)
         self.twin = cast(twin, way.precision)
-        self.state = State(self.twin, model, graph.written)
+        self.state = ModuleSnapshot(self.twin, model, graph.written)
         if (
             way.precision in ("bf16", "fp16", "auto")
             and device.type == "cpu"
@@ -146,20 +146,23 @@ class Scorer:
         # convolutions are then the faster for it; instance norms give everything back in the order of its axes
         instance_norms = any(isinstance(m, nn.modules.instancenorm._InstanceNorm) for m in self.twin.modules())
         self.layout = not instance_norms and (device.type == "cpu" or self.precision in HALF)
-        self.plan: Plan | None = None
+        self.plan: RecomputePlan | None = None
         self.planned = 0  # elements of the largest mini-batch that the plan is for
         of_weights = [c for c in criteria if c.of_weights]
         of_activations = [c for c in criteria if c.of_activations]
-        self.gathers: list[Gather] = []
+        self.collectors: list[GradientCollector] = []
         if of_weights:
-            self.gathers.append(WeightGather(graph.layers, self.weights, of_weights))
+            self.collectors.append(WeightGradientCollector(graph.layers, self.weights, of_weights))
         if of_activations:
-            self.gathers.append(MaskGather(model, graph, of_activations))
+            self.collectors.append(ActivationGradientCollector(model, graph, of_activations))
         if way.resumed and way.spread.rank == 0:
-            sums = [s and Sum(s.high.to(device, copy=True), s.low.to(device, copy=True)) for s in way.resumed.sums]
-            add_up(self.gathers[0].sums[criteria[0].name], sums)
-        for gather in self.gathers:
-            gather.scale = SCALE if self.precision == "fp16" else 1.0
+            sums = [
+                s and CompensatedSum(s.high.to(device, copy=True), s.low.to(device, copy=True))
+                for s in way.resumed.sums
+            ]
+            add_up(self.collectors[0].sums[criteria[0].name], sums)
+        for collector in self.collectors:
+            collector.scale = SCALE if self.precision == "fp16" else 1.0
 
     def run(self, index: int, batch: Any) -> None:
         """Add the gradients of one mini-batch."""
@@ -180,9 +183,9 @@ class Scorer:
     def _prove(self, index: int, batch: Any) -> None:
         """BadInput when no gradient gets past the zeros of the last layers; else their weights are drawn too."""
         self._pass(index, batch)
-        gather = self.gathers[0]
-        check_reached(gather.parts[gather.criteria[0].name], self.graph, self.zeros)
-        for each_gather in self.gathers:
+        collector = self.collectors[0]
+        check_reached(collector.parts[collector.criteria[0].name], self.graph, self.zeros)
+        for each_gather in self.collectors:
             each_gather.drop_batch()
         self.zeros.replace_in(self.twin, self.seed, last=True)
         self.unproved = False
@@ -191,24 +194,24 @@ class Scorer:
         """Add what a pass has given to the sums."""
         while (
             self.precision == "fp16"
-            and not all(g.is_finite() for g in self.gathers)
-            and self.gathers[0].scale > 1 / SCALE
+            and not all(g.is_finite() for g in self.collectors)
+            and self.collectors[0].scale > 1 / SCALE
         ):
-            for gather in self.gathers:  # the gradients of the scaled loss were too large
-                gather.drop_batch()
-                gather.scale /= 16
+            for collector in self.collectors:  # the gradients of the scaled loss were too large
+                collector.drop_batch()
+                collector.scale /= 16
             self._pass(index, batch)
         if self.undecided and self.doubt is None:
             self.doubt = index, batch
 
     def end_of_batch(self) -> None:
-        for gather in self.gathers:
-            gather.end_of_batch()
+        for collector in self.collectors:
+            collector.end_of_batch()
 
     def finish(self) -> None:
         """What is to be said when the mini-batches have ended."""
-        for gather in self.gathers:
-            gather.drop_batch()
+        for collector in self.collectors:
+            collector.drop_batch()
         if self.undecided and self.doubt is not None:
             self.way.facts["precision"] = "fp32"
             self.way.note("--precision auto: there was one mini-batch, and the check needs its fp32 gradients: fp32")
@@ -228,12 +231,12 @@ class Scorer:
                 self.layout = False  # code that wants its tensors in the order of their axes, as `view` does
                 value = self._forward(index, args, kwargs, target, again)
             check_finite(value, index, self.graph.layers, self.weights)
-            scale = self.gathers[0].scale
+            scale = self.collectors[0].scale
             with in_checkpoints(self._as_it_runs):
                 run_backward(value if scale == 1 else value * scale, index)
             del value
-        for gather in self.gathers:
-            gather.take()
+        for collector in self.collectors:
+            collector.take()
 
     def _forward(self, index: int, args: Any, kwargs: Any, target: Any, again: Recompute | None) -> Tensor:
         self.state.restore()
@@ -243,15 +246,15 @@ class Scorer:
             if again:
                 during.enter_context(again.packing())
             during.enter_context(self._as_it_runs())
-            for gather in self.gathers:
-                during.enter_context(gather.forward())
+            for collector in self.collectors:
+                during.enter_context(collector.forward())
             with autocast(self.precision, self.device):
                 output = run_model(self.twin, args, kwargs, index)
             return self.loss(whole(output), target)
 
     @contextmanager
     def _as_it_runs(self) -> Iterator[None]:
-        with Kernels(self.layout, self.precision in HALF and self.device.type == "cpu"), NoDropout():
+        with ConvolutionOverrides(self.layout, self.precision in HALF and self.device.type == "cpu"), NoDropout():
             yield
 
     def _send(self, t: Tensor) -> Tensor:
@@ -265,8 +268,8 @@ class Scorer:
         if before is None or self.plan.peak > before.peak:
             self._say()
 
-    def _plan_for(self, batch: Any, limit: int | None, least: bool = False) -> Plan:
-        setting = Setting(self.layout, self.precision, self.device.type)
+    def _plan_for(self, batch: Any, limit: int | None, least: bool = False) -> RecomputePlan:
+        setting = ScoringSetup(self.layout, self.precision, self.device.type)
         return plan(self.model, self.graph, Example(batch.args, batch.kwargs), limit, setting, least)
 
     def _say(self) -> None:
@@ -284,12 +287,12 @@ class Scorer:
         if self.plan.most is not None:
             what = f"what takes up to {self.plan.most:.0f} multiply-adds an element is computed twice ({self.plan.again:.0%} of a forward pass)"
         self.way.note(f"{what}; scoring then has its peak at {shown('train-mem', self.plan.peak)}, "
-                      f"{self.plan.peak / self.plan.plain:.0%} of a plain pass', as foretold")  # fmt: skip
+                      f"{self.plan.peak / self.plan.plain:.0%} of a plain pass', as estimated")  # fmt: skip
 
     def _make_room(self, batch: Any, error: torch.OutOfMemoryError) -> None:
         """The device is full: go on as with --low-memory, and where that was not enough, with the plan of the lowest peak."""
-        for gather in self.gathers:
-            gather.drop_batch()
+        for collector in self.collectors:
+            collector.drop_batch()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         before = self.plan
@@ -312,10 +315,10 @@ class Scorer:
         if not has_fast_bf16(self.device):
             self.way.note(f"--precision auto: this {self.device.type} has no bf16 units: fp32")
         else:
-            gather = self.gathers[0]
-            c = gather.criteria[0]
+            collector = self.collectors[0]
+            c = collector.criteria[0]
             places = score_shapes(self.graph, c)
-            fp32, layout = mean_of(c, gather.sums[c.name], places, 1), self.layout
+            fp32, layout = mean_of(c, collector.sums[c.name], places, 1), self.layout
             self.precision = "bf16"
             try:
                 self._pass(index, batch)
@@ -323,13 +326,15 @@ class Scorer:
                 self.precision, self.layout = "model", layout
                 self.way.note("--precision auto: the model does not run in bf16: fp32")
             else:
-                bf16 = mean_of(c, [None if t is None else Sum.of(t) for t in gather.parts[c.name]], places, 1)
+                bf16 = mean_of(
+                    c, [None if t is None else CompensatedSum.of(t) for t in collector.parts[c.name]], places, 1
+                )
                 agreed = self.way.agreement(fp32, bf16) if self.way.agreement else 0.0
                 self.precision = "bf16" if agreed >= AGREE else "model"
                 self.way.facts["agreement"] = agreed
                 self.way.note(f"--precision auto: on the first mini-batch bf16 keeps {agreed:.1%} of the neurons that fp32 keeps: "
                               f"{'bf16 from the second on' if agreed >= AGREE else 'fp32'}")  # fmt: skip
-            for each_gather in self.gathers:
+            for each_gather in self.collectors:
                 each_gather.drop_batch()
         self.way.facts["precision"] = "bf16" if self.precision == "bf16" else "fp32"
 

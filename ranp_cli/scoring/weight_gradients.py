@@ -1,4 +1,4 @@
-"""What is taken from a forward and a backward pass: g = w * dL/dw of weights, and dL/dc of masks on activations."""
+"""Collect g = w * dL/dw of the layers' weights during a backward pass, and norms of weights."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from ..graph.analyse import named_tensors
 from ..graph.graph import Graph, Layer
-from .compensated_sum import Sum
+from .compensated_sum import CompensatedSum
 from .criteria import Criterion
 from .zero_scores import NO_GRADIENT
 
 HALVES = (torch.float16, torch.bfloat16)  # in which nothing is added up
-Sums = dict[str, list[Sum | None]]  # by criterion and layer; None: no gradient came
+Sums = dict[str, list[CompensatedSum | None]]  # by criterion and layer; None: no gradient came
 
 
-class Gather(ABC):
+class GradientCollector(ABC):
     """What one kind of criteria takes: parts of the mini-batch at hand, that `end_of_batch` adds to the sums."""
 
     def __init__(self, criteria: Sequence[Criterion], layers: int):
@@ -54,7 +54,7 @@ class Gather(ABC):
                 if mine is not None and part is not None:
                     mine.add(part)
                 elif part is not None:
-                    self.sums[name][k] = Sum.of(part)
+                    self.sums[name][k] = CompensatedSum.of(part)
         self.drop_batch()
 
     def why_none(self, k: int) -> str:
@@ -72,7 +72,7 @@ class Gather(ABC):
         return nullcontext()
 
 
-def add_up(sums: list[Sum | None], others: Sequence[Sum | None]) -> None:
+def add_up(sums: list[CompensatedSum | None], others: Sequence[CompensatedSum | None]) -> None:
     """Add the sums of other mini-batches to these."""
     for k, other in enumerate(others):
         mine = sums[k]
@@ -82,7 +82,7 @@ def add_up(sums: list[Sum | None], others: Sequence[Sum | None]) -> None:
             mine.merge(other)
 
 
-class WeightGather(Gather):
+class WeightGradientCollector(GradientCollector):
     """g = w * dL/dw, reduced to neurons in a hook as soon as the gradient of a weight is complete."""
 
     def __init__(self, layers: Sequence[Layer], tensors: dict[str, Tensor], criteria: Sequence[Criterion]):
@@ -133,7 +133,7 @@ class WeightGather(Gather):
                     self.put(c, k, c.over_weights(rows).double() if c.is_linear else rows.clone())
 
 
-def mean_of(criterion: Criterion, sums: Sequence[Sum | None], shapes: Sequence[tuple[int, ...]], count: int) -> list[np.ndarray]:  # fmt: skip
+def mean_of(criterion: Criterion, sums: Sequence[CompensatedSum | None], shapes: Sequence[tuple[int, ...]], count: int) -> list[np.ndarray]:  # fmt: skip
     """The scores of each layer from the sums over `count` mini-batches; zeros where no gradient came."""
     out = []
     for total, shape in zip(sums, shapes, strict=True):

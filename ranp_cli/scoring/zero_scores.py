@@ -1,4 +1,4 @@
-"""A score of zero is never a verdict: which scales and weights are initialised to zero, and what is scored in their place.
+"""Scales and weights that are initialised to zero: find them, score others in their place, and name layers without scores.
 
 Behind a norm weight or a gate of zeros (ReZero, SkipInit, LayerScale, nnU-Net's residual encoders) no layer has a gradient,
 nor has one before a convolution of zeros (Fixup, ControlNet). All scores are then zero, whatever the layer is worth. So the
@@ -24,7 +24,7 @@ from ..core.aten import op_name, writes
 from ..core.contexts import each
 from ..core.errors import BadInput
 from ..core.tensors import map_tensors
-from ..graph.analyse import attempt, named_tensors
+from ..graph.analyse import named_tensors, trace_once
 from ..graph.graph import Graph
 from ..graph.trace import Tracer
 from ..rules.labels import Labels, Ties
@@ -129,7 +129,7 @@ def zero_scales(model: nn.Module, graph: Graph, zero: frozenset[str]) -> frozens
     """
     tracer = ZeroTracer(Ties(), rules.find, rules.is_free)
     tracer.ties.size, tracer.zero = graph.ties.size, zero
-    attempt(tracer, model, graph.example.with_batch(2), graph.slots, True, graph.train_run.real)
+    trace_once(tracer, model, graph.example.with_batch(2), graph.slots, True, graph.train_run.real)
     found = (t for t in multipliers(tracer.ties) if t.value is not None and not t.value.any())
     return frozenset().union(*(t.origin or () for t in found)) & zero
 

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import packages
 import zoo
 
-from ranp_cli.core.copies import shadow
+from ranp_cli.core.copies import meta_copy
 from ranp_cli.core.example import Example
 from ranp_cli.graph.analyse import analyse
 from ranp_cli.models.unet3d import unet3d
@@ -84,7 +84,7 @@ def full() -> dict[str, tuple[Build, tuple[int, ...]]]:
 def ours(build: Build, shape: tuple[int, ...]) -> dict[str, Any]:
     """Median of three of the analysis, and of one forward on meta tensors in eval mode."""
     model, example = build(), Example((torch.zeros(shape),))
-    copy, x = shadow(model, False).eval(), torch.zeros(shape, device="meta")
+    copy, x = meta_copy(model, False).eval(), torch.zeros(shape, device="meta")
     seconds: dict[str, list[float]] = {"forward": [], "analysis": []}
     for _ in range(3):
         start = time.perf_counter()

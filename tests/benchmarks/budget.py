@@ -69,7 +69,7 @@ def numbers(options: argparse.Namespace) -> dict[str, Any]:
         "width": options.width, "size": options.size, "scored": options.scored, "optimizer": options.optimizer,
         "threads": torch.get_num_threads(), "budget": options.budget, "bound": line["bound"],
         "neurons": report["neurons"], "macs": [report[side]["train_macs"] for side in ("before", "after")],
-        "foretold": [line["before"], line["after"]],
+        "estimated": [line["before"], line["after"]],
     }  # fmt: skip
     for p in dense.parameters():
         p.grad = None
@@ -83,12 +83,12 @@ def markdown(n: dict[str, Any]) -> str:
         return "" if value is None else shown("train-mem", value)
 
     lines = [
-        f"| 3D-UNet, 15 layers, {n['width']} maps, {n['size']}^3, {n['optimizer']} | neurons | multiply-adds of a step | foretold peak | "
-        "measured | foretold / measured |",
+        f"| 3D-UNet, 15 layers, {n['width']} maps, {n['size']}^3, {n['optimizer']} | neurons | multiply-adds of a step | estimated peak | "
+        "measured | estimated / measured |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     counts = (n["neurons"]["total"], n["neurons"]["kept"])
-    for name, count, macs, told, seen in zip(("dense", f"`--budget train-mem={n['budget']}`"), counts, n["macs"], n["foretold"], n["measured"], strict=True):  # fmt: skip
+    for name, count, macs, told, seen in zip(("dense", f"`--budget train-mem={n['budget']}`"), counts, n["macs"], n["estimated"], n["measured"], strict=True):  # fmt: skip
         ratio = "" if seen is None else f"{told / seen:.3f}"
         lines.append(f"| {name} | {count} | {shown('macs', macs)} | {size(told)} | {size(seen)} | {ratio} |")
     under = n["measured"][1] <= n["bound"]

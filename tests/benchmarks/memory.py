@@ -1,4 +1,4 @@
-"""Memory as foretold on meta tensors against what torch's CPU allocator reports: `python -m tests.benchmarks.memory`.
+"""Memory as estimated on meta tensors against what torch's CPU allocator reports: `python -m tests.benchmarks.memory`.
 
 Over the networks of tests/packages.py: the peak of a forward pass and of a forward and backward, parameters apart. Prints
 a Markdown table; `--json FILE` writes the rows; `--write tests/benchmarks/RESULTS.md` puts it between the marks there. `--amp`: both under

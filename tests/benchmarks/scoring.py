@@ -43,7 +43,7 @@ from ranp_cli.io.batches import Batch as CalibrationBatch
 from ranp_cli.models.i3d import i3d
 from ranp_cli.models.unet3d import unet3d
 from ranp_cli.scoring.criteria import criterion
-from ranp_cli.scoring.scorer import Importance, Way, score
+from ranp_cli.scoring.scorer import GradientSetup, Importance, score
 
 MARKS = "<!-- scoring -->", "<!-- end of scoring -->"
 GROWTH_MARKS = "<!-- growth -->", "<!-- end of growth -->"
@@ -169,7 +169,7 @@ def rows_of(name: str, repeats: int, device: torch.device) -> dict[str, Any]:
 
     def ours(key: str, **way: Any) -> Callable[[], None]:
         def run() -> None:
-            found[key] = score(model, graph, batches, F.cross_entropy, [criterion("mpmg-sum")], device, way=Way(**way))["mpmg-sum"]  # fmt: skip
+            found[key] = score(model, graph, batches, F.cross_entropy, [criterion("mpmg-sum")], device, way=GradientSetup(**way))["mpmg-sum"]  # fmt: skip
 
         return run
 

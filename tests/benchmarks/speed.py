@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import ranp_cli as ranp
 from benchmarks.zoo_table import put
 from ranp_cli.core.example import Example
-from ranp_cli.costs.timing import Stand
+from ranp_cli.costs.timing import Benchmark
 from ranp_cli.models.unet3d import unet3d
 from ranp_cli.samples import voxel_shapes
 
@@ -46,7 +46,7 @@ def measured(width: int, size: int, batches: int, sparsity: float) -> dict[str, 
         for name, how in SLIM.items()
     }
     models = [dense, *(each.model for each in found.values())]
-    stand = Stand(Example((data[0][0],)), torch.device("cpu"))
+    stand = Benchmark(Example((data[0][0],)), torch.device("cpu"))
     forward, step = stand.forward(*models), stand.step(*models)
     report = next(iter(found.values())).report.to_dict()
     kept = [report["neurons"]["total"], *(each.mask.kept for each in found.values())]

@@ -14,7 +14,7 @@ from ...core.contexts import labels_on_cpu, seeded
 from ...core.errors import BadInput
 from ...core.example import Example, as_example
 from ...graph.analyse import cost_of, trace_costs
-from ...graph.graph import Graph, Run
+from ...graph.graph import Graph, TraceResult
 from ...io.batches import Batches
 from ...io.losses import loss_name
 from ...io.model import built, factory_of
@@ -23,7 +23,7 @@ from ...pruning.select import Selection
 from ...reporting.report import Report, reduction
 from ...scoring.scorer import Importance
 from ...scoring.zero_scores import whole
-from ..importances import importances, way_of
+from ..importances import gradient_setup, importances
 from ..layer_times import layer_seconds
 from ..options import Chosen, GradientOptions, InputOptions, LayerOptions, ModelOptions
 from ..ranking import agreement_of
@@ -49,7 +49,7 @@ class Subject:
     _source: tuple[Batches, Example] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.way = way_of(self.options[GradientOptions])
+        self.way = gradient_setup(self.options[GradientOptions])
         wants_width = any(e.kind == "width" for e in self.table.entries)
         if self.width_arg is not None and not wants_width:
             raise BadInput("--width-arg names the argument of method 'width'; add width to --methods, or leave it out")
@@ -127,7 +127,7 @@ class Bench:
         """The input that is counted for."""
         return self.subject.at or self.graph.example
 
-    def counts(self, network: nn.Module, run: Run) -> dict[str, Any]:
+    def counts(self, network: nn.Module, run: TraceResult) -> dict[str, Any]:
         """What a network costs, from its run where that was on the input that is counted for."""
         at = self.subject.at
         return cost_of(network, run) if at is None else trace_costs(network, at).costs

@@ -23,7 +23,7 @@ from ...io.user_code import is_code
 from ...io.user_code import named as named_object
 from ...pruning.init import initialise
 from ...reporting.report import Report
-from ...scoring.distributed import Spread
+from ...scoring.distributed import WorkerGroup
 from ..session import Progress, silent
 from .bench import Bench, Subject, merged
 from .cells import Cells, Key, key_of, named
@@ -128,7 +128,7 @@ class Training:
     fit: Fit
     cells: Cells
     init: str
-    share: Spread
+    share: WorkerGroup
     report: Report
 
     def __post_init__(self) -> None:

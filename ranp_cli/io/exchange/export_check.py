@@ -1,4 +1,4 @@
-"""What exports share: a copy of the network, samples to try it on, and the most dynamic form that agrees with it."""
+"""Shared by the exports: a copy of the network, samples to compare on, and the most dynamic form that agrees."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOLERANCE = 1e-4  # of the output's scale, what was exported against the module
 LEVELS = ("batch+spatial", "batch", "none")  # which axes of the inputs are to be dynamic
 
 
-class Twin:
+class ExportCandidate:
     """A copy of the model in eval mode on the CPU, and noise to run it on."""
 
     def __init__(self, model: nn.Module, example: Example) -> None:
@@ -129,11 +129,11 @@ def outputs_of(model: Any, sample: Example) -> list[np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Way(Generic[Made]):
+class ExportForm(Generic[Made]):
     """An exporter: what it makes of a module, a sample and a level, and the levels that are tried, in this order."""
 
     name: str
-    make: Callable[[Twin, Example, str], Made]
+    make: Callable[[ExportCandidate, Example, str], Made]
     levels: Sequence[str]
 
 
@@ -145,7 +145,7 @@ class Refused(Exception):
         self.reasons = reasons
 
 
-def most_dynamic(twin: Twin, ways: Sequence[Way[Made]], verify: Callable[[Made], dict[str, Any]]) -> tuple[Made, str, dict[str, Any]]:  # fmt: skip
+def most_dynamic(twin: ExportCandidate, ways: Sequence[ExportForm[Made]], verify: Callable[[Made], dict[str, Any]]) -> tuple[Made, str, dict[str, Any]]:  # fmt: skip
     """The most dynamic export that says what the module says, the name of its way, and what `verify` found.
 
     Raises: Refused; VerificationFailed when `verify` does so even without dynamic axes.
@@ -175,7 +175,7 @@ def axes_at(rank: int, level: str) -> list[int]:
     return batch + (list(range(2, rank)) if level == "batch+spatial" else [])
 
 
-def dynamic_shapes(twin: Twin, sample: Example, level: str) -> dict[str, Any] | None:
+def dynamic_shapes(twin: ExportCandidate, sample: Example, level: str) -> dict[str, Any] | None:
     """What `torch.export` is told of the axes of each argument."""
     import torch
 
@@ -218,7 +218,7 @@ def dynamic_of(inputs: Mapping[str, Sequence[int | str]]) -> str:
 Trial = tuple["Example", list[np.ndarray]]  # a sample, and what the module says on it
 
 
-def trials(twin: Twin, inputs: Sequence[Sequence[int | str]]) -> list[Trial]:
+def trials(twin: ExportCandidate, inputs: Sequence[Sequence[int | str]]) -> list[Trial]:
     """One sample, and three of another spatial size where the axes of the `inputs` are dynamic."""
     axes = [{k for k, n in enumerate(dims) if isinstance(n, str) and k > 0} for dims in inputs]
     batch = any(isinstance(dims[0], str) for dims in inputs if dims)
@@ -247,7 +247,7 @@ def compared(tried: Sequence[Trial], run: Callable[[Example], list[np.ndarray]],
     return {"input": [str(sample) for sample, _ in tried], "max_abs_error": absolute, "max_rel_error": relative}
 
 
-def _another_size(twin: Twin, batch: int, axes: list[set[int]]) -> tuple[Example, list[np.ndarray]] | None:
+def _another_size(twin: ExportCandidate, batch: int, axes: list[set[int]]) -> tuple[Example, list[np.ndarray]] | None:
     """A sample of other spatial sizes that the module takes, the cheap ones tried first, and what it says on it."""
     from ...core.tensors import tensors_in
 

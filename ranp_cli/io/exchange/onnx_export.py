@@ -16,9 +16,9 @@ import numpy as np
 from ...core.atomic import check_output, write_atomic
 from ...core.errors import BadInput, VerificationFailed
 from .export_check import (
+    ExportCandidate,
+    ExportForm,
     Refused,
-    Twin,
-    Way,
     axes_at,
     axis_names,
     compared,
@@ -61,7 +61,7 @@ def to_onnx(model: nn.Module, example: Example, path: str | Path) -> dict[str, A
         to_onnx(slim, Example((torch.empty(1, 1, 64, 64, 64),)), "slim.onnx")
     """
     check_output(path)
-    twin = Twin(model, example)
+    twin = ExportCandidate(model, example)
     try:
         made, exporter, verified = most_dynamic(twin, _ways(twin), lambda made: _verify(made, twin))
     except Refused as refused:
@@ -71,24 +71,28 @@ def to_onnx(model: nn.Module, example: Example, path: str | Path) -> dict[str, A
     return {**_describe(made, exporter), "verified": verified, **_write(made, Path(path))}
 
 
-def _ways(twin: Twin) -> list[Way[ModelProto]]:
+def _ways(twin: ExportCandidate) -> list[ExportForm[ModelProto]]:
     """The exporters that are there, the better one first."""
     ways = []
     if not twin.script and _installed("onnxscript"):
-        ways.append(Way("dynamo", _by_dynamo, twin.levels))
+        ways.append(ExportForm("dynamo", _by_dynamo, twin.levels))
     # tracing bakes sizes in silently: a dynamic axis that was not tried is not promised
-    ways.append(Way("torchscript", _by_torchscript, twin.levels if _installed("onnxruntime") else twin.levels[-1:]))
-    return [Way(way.name, partial(_sound, way.make), way.levels) for way in ways]
+    ways.append(
+        ExportForm("torchscript", _by_torchscript, twin.levels if _installed("onnxruntime") else twin.levels[-1:])
+    )
+    return [ExportForm(way.name, partial(_sound, way.make), way.levels) for way in ways]
 
 
-def _sound(make: Callable[[Twin, Example, str], ModelProto], twin: Twin, sample: Example, level: str) -> ModelProto:
+def _sound(
+    make: Callable[[ExportCandidate, Example, str], ModelProto], twin: ExportCandidate, sample: Example, level: str
+) -> ModelProto:
     made = make(twin, sample, level)
     _tidy(made, twin)
     _check(made)
     return made
 
 
-def _by_dynamo(twin: Twin, sample: Example, level: str) -> ModelProto:
+def _by_dynamo(twin: ExportCandidate, sample: Example, level: str) -> ModelProto:
     import torch
 
     from ...core.contexts import seeded
@@ -103,7 +107,7 @@ def _by_dynamo(twin: Twin, sample: Example, level: str) -> ModelProto:
     return program.model_proto
 
 
-def _by_torchscript(twin: Twin, sample: Example, level: str) -> ModelProto:
+def _by_torchscript(twin: ExportCandidate, sample: Example, level: str) -> ModelProto:
     import onnx
     import torch
 
@@ -121,7 +125,7 @@ def _by_torchscript(twin: Twin, sample: Example, level: str) -> ModelProto:
         return onnx.load(str(file))
 
 
-def _tidy(made: ModelProto, twin: Twin) -> None:
+def _tidy(made: ModelProto, twin: ExportCandidate) -> None:
     """Names that a person can read, and nothing of the machine that it was made on (the exporter notes source paths)."""
     graph = made.graph
     renamed = axis_names({v.name: axes_in(v) for v in graph.input})
@@ -182,7 +186,7 @@ def _describe(made: ModelProto, exporter: str) -> dict[str, Any]:
     return {"exporter": exporter, "opset": opset, "dynamic": dynamic_of(inputs), "inputs": inputs, "outputs": outputs}
 
 
-def _verify(made: ModelProto, twin: Twin) -> dict[str, Any]:
+def _verify(made: ModelProto, twin: ExportCandidate) -> dict[str, Any]:
     """Run the file in onnxruntime, where it is installed, and compare."""
     if not _installed("onnxruntime"):
         return {"against": "onnx.checker", "error": f"onnxruntime is not installed, the file was not run; {INSTALL}"}
@@ -206,7 +210,7 @@ def _verify(made: ModelProto, twin: Twin) -> dict[str, Any]:
         return about | compared(tried, run, "the ONNX file")
 
 
-def _feed(sample: Example, twin: Twin, wanted: set[str]) -> dict[str, np.ndarray]:
+def _feed(sample: Example, twin: ExportCandidate, wanted: set[str]) -> dict[str, np.ndarray]:
     from ...core.tensors import tensors_in
 
     tensors = tensors_in((sample.args, sample.kwargs))

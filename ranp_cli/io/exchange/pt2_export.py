@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from ...core.atomic import check_output, write_atomic
 from ...core.errors import BadInput, VerificationFailed
 from .export_check import (
+    ExportCandidate,
+    ExportForm,
     Refused,
-    Twin,
-    Way,
     axis_names,
     compared,
     dynamic_of,
@@ -59,9 +59,9 @@ def to_pt2(model: nn.Module, example: Example, path: str | Path) -> dict[str, An
     check_output(path)
     if isinstance(model, torch.jit.ScriptModule):
         raise BadInput(f"{path}: torch.export takes no TorchScript model, so no .pt2 is made of it; give a .pt name")
-    twin = Twin(model, example)
+    twin = ExportCandidate(model, example)
     try:
-        made, exporter, verified = most_dynamic(twin, [Way("torch.export", _exported, twin.levels)],
+        made, exporter, verified = most_dynamic(twin, [ExportForm("torch.export", _exported, twin.levels)],
                                                 lambda made: _verify(made, twin))  # fmt: skip
     except Refused as refused:
         raise BadInput(
@@ -81,7 +81,7 @@ class _File:
     outputs: Axes
 
 
-def _exported(twin: Twin, sample: Example, level: str) -> _File:
+def _exported(twin: ExportCandidate, sample: Example, level: str) -> _File:
     import torch
 
     from ...core.contexts import seeded
@@ -124,7 +124,7 @@ def _axes(program: ExportedProgram, names: Sequence[Any]) -> list[tuple[str, lis
     return [(n, [d if isinstance(d, int) else str(d) for d in shape]) for n, shape in shapes if shape is not None]
 
 
-def _verify(made: _File, twin: Twin) -> dict[str, Any]:
+def _verify(made: _File, twin: ExportCandidate) -> dict[str, Any]:
     """Read the bytes back, run what they hold, and compare."""
     import torch
 
