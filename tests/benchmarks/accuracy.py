@@ -35,7 +35,7 @@ from ranp_cli.models.mobilenetv2 import mobilenetv2_3d
 from ranp_cli.models.unet3d import unet3d
 from ranp_cli.samples import brain_volumes, moving_patterns
 
-from .first_table import SAMPLES, mean_iou, outputs_of, shapes, train
+from .first_table import SAMPLES, mean_iou, outputs_of, settle_batch_norm, shapes, train
 
 METHODS = ("ranp-f", "full", "ranp-m", "weighted", "vanilla", "snip", "random", "layerwise", "flat", "shuffle:ranp-f")
 OURS = ("ranp-flops", "ranp-mem")
@@ -57,7 +57,9 @@ class Task:
     steps: int
     ignored: int = -100
 
-    def test_metrics(self, net: nn.Module, test: Batches) -> dict[str, float]:
+    def test_metrics(self, net: nn.Module, test: Batches, settle: int) -> dict[str, float]:
+        """The test, after batch norm has seen so many training batches."""
+        settle_batch_norm(net, self.train[-settle:])
         return self.count(outputs_of(net, test), [y for _, y in test])
 
 
@@ -71,12 +73,12 @@ def fit(task: Task, net: nn.Module, seed: int) -> dict[str, float]:
 
     def mark(step: int) -> None:
         if step in marks:
-            marks[step] = next(iter(task.test_metrics(net, task.test[:8]).values()))
+            marks[step] = next(iter(task.test_metrics(net, task.test[:8], 8).values()))
             net.train()
 
     train(net, task.train, task.steps, seed, task.ignored, mark)
     curve = {f"at_{step}": value for step, value in marks.items()}
-    return {**task.test_metrics(net, task.test), "probe_first": probe_first, "probe_last": probe_last, **curve}
+    return {**task.test_metrics(net, task.test, 20), "probe_first": probe_first, "probe_last": probe_last, **curve}
 
 
 def probe(task: Task, net: nn.Module, seed: int) -> tuple[float, float]:
@@ -164,7 +166,7 @@ def crops(batches: int, left: bool, seed: int, size: int = 24) -> Batches:
 def unet(task: str, width: int) -> Task:
     if task == "shapes":
         build, data = partial(unet3d, width=width, in_channels=1, num_classes=6), (shapes(100, 1234), shapes(24, 99))
-        return Task(build, *data, iou, "width", 600, 255)
+        return Task(build, *data, iou, "width", 400, 255)
     if task == "tissue":
         build, data = (
             partial(unet3d, width=width, in_channels=1, num_classes=3),

@@ -69,6 +69,24 @@ def mean_iou(outputs: list[Tensor], targets: list[Tensor], classes: int = CLASSE
     return float(np.mean(both / np.maximum(counts.sum(0) + counts.sum(1) - both, 1)))
 
 
+def settle_batch_norm(net: nn.Module, data: Batches) -> None:
+    """Take the running statistics of batch norm anew, as plain means over these mini-batches.
+
+    torch's are those of the last ten or so, here 20 crops: they alone moved the Dice of a trained network by 0.1.
+    """
+    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momentum = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    net.train()
+    with torch.no_grad():
+        for x, _ in data:
+            net(x)
+    for norm, before in zip(norms, momentum, strict=True):
+        norm.momentum = before
+
+
 def outputs_of(net: nn.Module, data: Batches) -> list[Tensor]:
     """What the network says of each mini-batch, in eval mode."""
     net.eval()
