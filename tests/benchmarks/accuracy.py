@@ -27,15 +27,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ranp_cli as ranp
+from ranp_cli.io.losses import load_loss
 from ranp_cli.models.mobilenetv2 import mobilenetv2_3d
 from ranp_cli.models.unet3d import unet3d
 from ranp_cli.samples import brain_volumes, moving_patterns
 
-from .first_table import SAMPLES, mean_iou, outputs_of, shapes, train
+from .first_table import SAMPLES, mean_iou, outputs_of, settle_batch_norm, shapes, train
 from .page import put
 
 METHODS = ("ranp-f", "full", "ranp-m", "weighted", "vanilla", "snip", "random", "layerwise", "flat", "shuffle:ranp-f")
@@ -58,8 +58,14 @@ class Task:
     width_arg: str | None
     steps: int
     ignored: int = -100
+    loss: str = "cross_entropy"
 
-    def test_metrics(self, net: nn.Module, test: Batches) -> dict[str, float]:
+    def loss_of(self, output: Tensor, target: Tensor) -> Tensor:
+        return load_loss(self.loss, self.ignored)(output, target)
+
+    def test_metrics(self, net: nn.Module, test: Batches, settle: int) -> dict[str, float]:
+        """The test, after batch norm has seen so many training batches."""
+        settle_batch_norm(net, self.train[-settle:])
         return self.count(outputs_of(net, test), [y for _, y in test])
 
 
@@ -73,12 +79,12 @@ def fit(task: Task, net: nn.Module, seed: int) -> dict[str, float]:
 
     def mark(step: int) -> None:
         if step in marks:
-            marks[step] = next(iter(task.test_metrics(net, task.test[:8]).values()))
+            marks[step] = next(iter(task.test_metrics(net, task.test[:8], 8).values()))
             net.train()
 
-    train(net, task.train, task.steps, seed, task.ignored, mark)
+    train(net, task.train, task.steps, seed, after=mark, loss=task.loss_of)
     curve = {f"at_{step}": value for step, value in marks.items()}
-    return {**task.test_metrics(net, task.test), "probe_first": probe_first, "probe_last": probe_last, **curve}
+    return {**task.test_metrics(net, task.test, 20), "probe_first": probe_first, "probe_last": probe_last, **curve}
 
 
 def probe(task: Task, net: nn.Module, seed: int) -> tuple[float, float]:
@@ -88,10 +94,10 @@ def probe(task: Task, net: nn.Module, seed: int) -> tuple[float, float]:
     def loss() -> float:
         net.train()
         with torch.no_grad():
-            return float(np.mean([F.cross_entropy(net(x), y, ignore_index=task.ignored).item() for x, y in data]))
+            return float(np.mean([task.loss_of(net(x), y).item() for x, y in data]))
 
     first = loss()
-    train(net, data, PROBE, seed, task.ignored, decay=False)
+    train(net, data, PROBE, seed, decay=False, loss=task.loss_of)
     return first, loss()
 
 
@@ -166,7 +172,7 @@ def crops(batches: int, left: bool, seed: int, size: int = 24) -> Batches:
 def unet(task: str, width: int) -> Task:
     if task == "shapes":
         build, data = partial(unet3d, width=width, in_channels=1, num_classes=6), (shapes(100, 1234), shapes(24, 99))
-        return Task(build, *data, iou, "width", 600, 255)
+        return Task(build, *data, iou, "width", 400, 255)
     if task == "tissue":
         build, data = (
             partial(unet3d, width=width, in_channels=1, num_classes=3),
@@ -177,7 +183,7 @@ def unet(task: str, width: int) -> Task:
     regions = {"et": (3,), "tc": (1, 3), "wt": (1, 2, 3)}
     build = partial(unet3d, width=width, in_channels=4, num_classes=4)
     data = list(volumes(batches=60, seed=1234)), list(volumes(batches=12, seed=99))
-    return Task(build, *data, partial(mean_dice, regions=regions), "width", 400)
+    return Task(build, *data, partial(mean_dice, regions=regions), "width", 400, loss="dice_ce")
 
 
 def clips() -> Task:
@@ -218,7 +224,7 @@ def run(name: str, options: argparse.Namespace) -> ranp.Comparison:
     given = {"resume": path} if path.exists() else {"cells": path}
     methods = options.methods or [*METHODS, *(["width"] if task.width_arg else [])]
     return ranp.compare(task.build, task.train[:4], sparsity=options.sparsity, methods=methods, match="macs", width_arg=task.width_arg,
-                        fit=partial(fit, task), seeds=options.seeds, ignore_index=task.ignored, init=options.init, **given)  # fmt: skip
+                        fit=partial(fit, task), seeds=options.seeds, loss=task.loss, ignore_index=task.ignored, init=options.init, **given)  # fmt: skip
 
 
 # -- the page

@@ -40,8 +40,9 @@ def shapes(batches: int, seed: int) -> Batches:
 
 
 def train(net: nn.Module, data: Batches, steps: int, seed: int, ignored: int = IGNORED,
-          after: Callable[[int], None] = lambda step: None, decay: bool = True) -> None:  # fmt: skip
-    """Adam at 3e-3, with cosine decay; each pass over the data in another order. `after` is called after each step."""
+          after: Callable[[int], None] = lambda step: None, decay: bool = True,
+          loss: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:  # fmt: skip
+    """Adam at 3e-3, with cosine decay; each pass over the data in another order. `after` is called after each step; `loss` is cross-entropy by default."""
     rng, order = random.Random(seed), []
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -51,7 +52,7 @@ def train(net: nn.Module, data: Batches, steps: int, seed: int, ignored: int = I
             order = rng.sample(range(len(data)), len(data))
         x, y = data[order.pop()]
         optimizer.zero_grad()
-        F.cross_entropy(net(x), y, ignore_index=ignored).backward()
+        (loss(net(x), y) if loss else F.cross_entropy(net(x), y, ignore_index=ignored)).backward()
         optimizer.step()
         if decay:
             schedule.step()
@@ -67,6 +68,24 @@ def mean_iou(outputs: list[Tensor], targets: list[Tensor], classes: int = CLASSE
         counts += np.bincount(pairs.numpy(), minlength=classes**2).reshape(classes, classes)
     both = np.diag(counts)
     return float(np.mean(both / np.maximum(counts.sum(0) + counts.sum(1) - both, 1)))
+
+
+def settle_batch_norm(net: nn.Module, data: Batches) -> None:
+    """Take the running statistics of batch norm anew, as plain means over these mini-batches.
+
+    torch's are those of the last ten or so, here 20 crops: they alone moved the Dice of a trained network by 0.1.
+    """
+    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momentum = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    net.train()
+    with torch.no_grad():
+        for x, _ in data:
+            net(x)
+    for norm, before in zip(norms, momentum, strict=True):
+        norm.momentum = before
 
 
 def outputs_of(net: nn.Module, data: Batches) -> list[Tensor]:
