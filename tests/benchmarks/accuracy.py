@@ -183,7 +183,7 @@ def unet(task: str, width: int) -> Task:
     regions = {"et": (3,), "tc": (1, 3), "wt": (1, 2, 3)}
     build = partial(unet3d, width=width, in_channels=4, num_classes=4)
     data = list(volumes(batches=60, seed=1234)), list(volumes(batches=12, seed=99))
-    return Task(build, *data, partial(mean_dice, regions=regions), "width", 400, loss="dice_ce")
+    return Task(build, *data, partial(mean_dice, regions=regions), "width", 800, loss="dice_ce")
 
 
 def clips() -> Task:
