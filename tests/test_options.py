@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import inspect
 import re
 
@@ -45,6 +46,15 @@ def test_every_parameter_is_documented(name):
     named |= set(re.findall(r"`(\w+)`", part))
     missing = set(inspect.signature(function).parameters) - named - {"progress"}
     assert missing == set()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_function_has_an_example_that_runs(name):
+    found = doctest.DocTestFinder(recurse=False).find(FUNCTIONS[name], name, globs={})
+    assert sum(len(test.examples) for test in found) > 2
+    for test in found:
+        torch.manual_seed(0)
+        assert doctest.DocTestRunner().run(test).failed == 0
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

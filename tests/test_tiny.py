@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import ranp_cli as ranp
+from ranp_cli import rules
 
 
 @pytest.fixture
@@ -66,6 +67,12 @@ def test_profile(model):
     macs = 27 * 8 * 6**3 + 27 * 8 * 4 * 4**3 + 4 * 2 * 4**3
     assert (report["before"]["macs"], report["before"]["flops"]) == (macs, 2 * macs)
     assert report["before"]["params"] == sum(p.numel() for p in model.parameters())
+
+
+def test_every_rule_names_an_op_that_exists():
+    known = [op for op, _, _ in rules.table() if op.startswith("aten.")]
+    assert len(known) > 300
+    assert [op for op in known if not hasattr(torch.ops.aten, op.partition(".")[2])] == []
 
 
 def test_own_rule():

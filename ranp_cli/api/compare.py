@@ -74,7 +74,16 @@ def compare(model: nn.Module | str | Callable[..., nn.Module], batches: Any, *, 
     Raises: BadInput; Infeasible where nothing matches; FitsInterrupted, a KeyboardInterrupt, on Ctrl-C while cells are trained.
 
     Example:
-        table = ranp_cli.compare("model.py:UNet3D", "calib.pt", sparsity=0.7, fit="train.py:fit", cells="cells.jsonl")
+        >>> import torch, ranp_cli as ranp
+        >>> net = torch.nn.Sequential(torch.nn.Conv3d(1, 8, 3), torch.nn.ReLU(), torch.nn.Conv3d(8, 2, 1))
+        >>> batch = torch.randn(2, 1, 8, 8, 8), torch.randint(2, (2, 6, 6, 6))
+        >>> table = ranp.compare(net, batch, sparsity=0.5, methods=["full", "ranp-f"])
+        >>> [(row["method"], row["kept"]) for row in table.rows]
+        [('full', 10), ('ranp-flops', 5)]
+
+        table = ranp.compare("model.py:UNet3D", "calib.pt", sparsity=0.7, fit="train.py:fit", cells="cells.jsonl")
+
+    Source: Tables 2 and 3, Fig. 4 of RANP (Xu et al., 3DV 2020).
     """
     chosen, is_trained = COMPARE.read(options), fit is not None
     seed = chosen[ModelOptions].seed or 0

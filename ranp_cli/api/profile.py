@@ -39,6 +39,12 @@ def profile(model: nn.Module | str, inputs: Any = None, *, other: nn.Module | st
     Returns: a Report: parameters, multiply-adds, FLOPs (2 * multiply-adds), bytes, and the paper's counting.
 
     Raises: BadInput.
+
+    Example:
+        >>> import torch, ranp_cli as ranp
+        >>> net = torch.nn.Sequential(torch.nn.Conv3d(1, 8, 3), torch.nn.ReLU(), torch.nn.Conv3d(8, 2, 1))
+        >>> ranp.profile(net, (1, 1, 8, 8, 8)).to_dict()["before"]["macs"]  # 6^3 * 27 * 8 + 6^3 * 8 * 2
+        50112
     """
     chosen = PROFILE.read(options)
     report = Report("profile")

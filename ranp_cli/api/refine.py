@@ -48,6 +48,14 @@ def refine(model: nn.Module | str, mask: Mask | dict[str, Any] | str | Path, *, 
     Returns: the slim module, of the same class, verified against the masked one.
 
     Raises: BadInput when the mask is of another network; VerificationFailed.
+
+    Example:
+        >>> import torch, ranp_cli as ranp
+        >>> net = torch.nn.Sequential(torch.nn.Conv3d(1, 8, 3), torch.nn.ReLU(), torch.nn.Conv3d(8, 2, 1))
+        >>> batch = torch.randn(2, 1, 8, 8, 8), torch.randint(2, (2, 6, 6, 6))
+        >>> mask = ranp.prune(net, batch, sparsity=0.5).mask
+        >>> ranp.refine(net, mask)[0].out_channels
+        3
     """
     chosen = REFINE.read(options)
     check_choices(init=(init, INITS))

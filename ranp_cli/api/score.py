@@ -57,6 +57,13 @@ def score(model: nn.Module | str, batches: Any, *, criterion: str = "mpmg-sum", 
     Raises: BadInput; Infeasible for a memory limit that cannot be kept; Interrupted (a KeyboardInterrupt) with what is
         there, for Ctrl-C.
 
+    Example:
+        >>> import torch, ranp_cli as ranp
+        >>> net = torch.nn.Sequential(torch.nn.Conv3d(1, 8, 3), torch.nn.ReLU(), torch.nn.Conv3d(8, 2, 1))
+        >>> batch = torch.randn(2, 1, 8, 8, 8), torch.randint(2, (2, 6, 6, 6))
+        >>> {name: values.shape for name, values in ranp.score(net, batch).layers.items()}
+        {'0': (8,), '2': (2,)}
+
     Source: eq. 4-8 of RANP (Xu et al., 3DV 2020).
     """
     chosen = SCORE.read(options)

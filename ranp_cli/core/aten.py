@@ -20,7 +20,8 @@ MOVES = set(  # without a rule; they move, pick, compare or add up numbers and m
 def op_name(func: Any) -> str:
     """`aten.relu_.default` -> `aten.relu`: the overloads and the in-place form share a rule."""
     name = func._schema.name.replace("::", ".")
-    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+    result: str = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+    return result
 
 
 @cache

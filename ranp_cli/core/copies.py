@@ -37,7 +37,8 @@ def script_copy(model: torch.jit.ScriptModule, device: str | None) -> nn.Module:
         warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit as a whole: we know
         torch.jit.save(model, file)
         file.seek(0)
-        return torch.jit.load(file, map_location=device)
+        result: nn.Module = torch.jit.load(file, map_location=device)
+        return result
 
 
 def replicate(model: nn.Module, make: Callable[[str, Tensor], Tensor]) -> nn.Module:

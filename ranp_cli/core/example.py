@@ -16,8 +16,8 @@ from .tensors import rebatch, tensors_in
 class Example:
     """One input of a model: what `model(*args, **kwargs)` is called with; axis 0 of every tensor counts samples."""
 
-    args: tuple = ()
-    kwargs: dict = field(default_factory=dict)
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def with_batch(self, n: int) -> Example:
         return Example(*rebatch((self.args, self.kwargs), n))

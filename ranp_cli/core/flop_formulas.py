@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+Axis = TypeVar("Axis", int, str)
 Shape = Sequence[int]
 FORMULAS: dict[str, Callable[..., int]] = {}  # by name without overload, as rules are
 
@@ -72,7 +73,8 @@ def int_mm(a: Shape, b: Shape, *, out: Any) -> int:
 @formula("aten.conv_tbc")
 def conv_tbc(x: Shape, weight: Shape, bias: Shape, pad: int = 0, *, out: Any) -> int:
     """[t', n, o] = a convolution along t of [t, n, i] by [k, i, o]"""
-    return math.prod(out) * weight[0] * weight[1]
+    result: int = math.prod(out) * weight[0] * weight[1]
+    return result
 
 
 @formula("aten._trilinear")
@@ -90,7 +92,7 @@ def trilinear(a: Shape, b: Shape, c: Shape, expand1: Any, expand2: Any, expand3:
     return contractions([set(s) for s in sizes], set(range(rank)) - set(sumdim), sizes[0] | sizes[1] | sizes[2])
 
 
-def contractions(factors: Sequence[set], kept: set, sizes: dict) -> int:
+def contractions(factors: Sequence[set[Axis]], kept: set[Axis], sizes: dict[Axis, int]) -> int:
     """The multiply-adds of a product of factors, given by their axes, taken pair by pair from the left.
 
     An axis is summed as soon as no later factor and not the output has it. One that only a single factor has is added

@@ -114,7 +114,7 @@ def watch_features(model: nn.Module, tracer: Tracer, found: dict[str, Labels]) -
         watched = not isinstance(module, torch.jit.ScriptModule)  # it takes no hooks
         if counts and watched and not [*module.parameters(False)]:
 
-            def hook(_: nn.Module, args: tuple, name: str = name) -> None:
+            def hook(_: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
                 if args and isinstance(args[0], Tensor) and args[0].ndim > 1:
                     found[name] = tracer.labels(args[0])
 

@@ -33,7 +33,7 @@ class PaperCounting:
                 module.register_forward_hook(count._see)
         return count
 
-    def _see(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def _see(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         outs = list(each(Tensor, output))
         n = sum(t.numel() for t in outs)
         self.elements += n

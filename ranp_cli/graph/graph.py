@@ -138,13 +138,15 @@ class Graph:
     @property
     def unranked_units(self) -> np.ndarray:
         """One flag per unit: none of its layers has scores."""
-        return np.bincount(self.unit[self.ranked], minlength=len(self.unit_roots)) == 0
+        result: np.ndarray = np.bincount(self.unit[self.ranked], minlength=len(self.unit_roots)) == 0
+        return result
 
     def flags(self, keep_units: np.ndarray) -> np.ndarray:
         """One flag per label: does it stay? Labels without a neuron always do."""
         root_stays = np.ones(self.ties.size, dtype=bool)
         root_stays[self.unit_roots] = keep_units
-        return root_stays[self.root]
+        result: np.ndarray = root_stays[self.root]
+        return result
 
     def kept_indices(self, slot: LabelledParameter, stays: np.ndarray) -> list[Tensor | None]:
         """For each axis of a parameter the indices that stay; None where all do."""

@@ -57,7 +57,9 @@ def find_layers(ties: Ties, slots: dict[str, LabelledParameter], *runs: TraceRes
     return found
 
 
-def split_by_owner(use: Any, owner: np.ndarray, places: list, slots: dict[str, LabelledParameter], ties: Ties) -> list:
+def split_by_owner(
+    use: Any, owner: np.ndarray, places: list[Any], slots: dict[str, LabelledParameter], ties: Ties
+) -> list[Any]:
     """(parameter, axis, neuron labels) of a layer's weight; several where it is put together from parameters."""
     if use.neurons is None:  # a single neuron, or neurons that no rule could follow: labels that nothing is tied to
         given = use.how.get("axis", 1 if use.how.get("transposed") else 0)

@@ -84,11 +84,12 @@ class Tracer(TorchDispatchMode):
     def __post_init__(self) -> None:
         super().__init__()
         self._held: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self._graves: set[weakref.ref] = set()
+        self._graves: set[weakref.ref[Any]] = set()
 
     def __enter__(self) -> Tracer:
         self.ties.locate = lambda: locate(self.names)[1]
-        return super().__enter__()
+        result: Tracer = super().__enter__()
+        return result
 
     def __exit__(self, *exc: Any) -> None:
         self.ties.locate = str
@@ -257,7 +258,7 @@ class Tracer(TorchDispatchMode):
         size = storage.nbytes()
         self.live_bytes += size
 
-        def dead(ref: weakref.ref) -> None:
+        def dead(ref: weakref.ref[Any]) -> None:
             self.live_bytes -= size
             self._graves.discard(ref)
 
@@ -295,7 +296,9 @@ def all_fixed(shape: Sequence[int], label: int = FIXED) -> tuple[Tensor, ...]:
     return tuple(planes)
 
 
-def batch_norm_on_meta(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, *_: Any) -> tuple:
+def batch_norm_on_meta(
+    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, *_: Any
+) -> tuple[Any, ...]:
     """What `native_batch_norm` returns; torch's own decomposition takes a millisecond and more for each call."""
     saved = x.new_empty(x.shape[1] if training else 0)
     return torch.empty_like(x), saved, torch.empty_like(saved)

@@ -41,9 +41,11 @@ def floors(graph: Graph, floor: Floor, kappa: int) -> np.ndarray:
     """The fewest neurons of each layer, of shape (layers,), when `kappa` neurons are to stay in all."""
     sizes = np.array(graph.sizes)
     if floor != AUTO:
-        return np.minimum(int(floor), sizes)
-    share = np.ceil(np.minimum(level(sizes, kappa), sizes) * SHARE - 1e-9).astype(int)
-    return np.clip(share, 1, MOST)
+        least: np.ndarray = np.minimum(int(floor), sizes)
+    else:
+        share = np.ceil(np.minimum(level(sizes, kappa), sizes) * SHARE - 1e-9).astype(int)
+        least = np.clip(share, 1, MOST)
+    return least
 
 
 def level(sizes: np.ndarray, kappa: int) -> float:

@@ -33,4 +33,5 @@ def tau(layers: Sequence[Layer], resource: str) -> np.ndarray:
 def reweighting(tau: np.ndarray, lam: float) -> np.ndarray:
     """1 + lambda * softmax(-tau), one factor a layer: a cheap layer's neurons count for more."""
     e = np.exp(-tau)
-    return 1.0 + lam * e / e.sum()
+    result: np.ndarray = 1.0 + lam * e / e.sum()
+    return result

@@ -70,7 +70,8 @@ def _best(graph: Graph, value: np.ndarray, kappa: int) -> np.ndarray:
     order = np.lexsort((np.arange(len(value)), -value))  # best first, the earlier unit first among equals
     total = np.cumsum(np.bincount(graph.unit, minlength=len(value))[order])
     last = min(int(np.searchsorted(total, kappa)), len(value) - 1)
-    return value >= value[order[last]]
+    result: np.ndarray = value >= value[order[last]]
+    return result
 
 
 def _fill_up_to(graph: Graph, value: np.ndarray, keep: np.ndarray, kappa: int) -> np.ndarray:
@@ -118,7 +119,8 @@ def _flat(graph: Graph, value: np.ndarray, kappa: int) -> np.ndarray:
         keep = graph.fixed_units.copy()
         for units in layers:
             _fill(units, value, keep, min(width, len(units)))
-        return keep
+        result: np.ndarray = keep
+        return result
 
     def size(keep: np.ndarray) -> int:
         return int(keep[graph.unit].sum())

@@ -18,6 +18,7 @@ the table of ops.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -31,11 +32,19 @@ _rules: dict[str, tuple[Rule, bool]] = {}
 def rule(*names: str, free: bool = True) -> Callable[[Rule], Rule]:
     """Register the rule of ops, by name without overload ("aten.relu"). A second rule for an op raises.
 
-    `free`: the profile knowingly counts no multiply-adds for it.
+    Args:
+        names: such as "aten.relu" or "mylib.scale"; an op of ATen must exist in this torch, others may be loaded later.
+        free: the profile knowingly counts no multiply-adds for it.
+
+    Raises: ValueError for a name without a namespace, and for a second rule for an op.
     """
 
     def register(fn: Rule) -> Rule:
         for name in names:
+            if not re.fullmatch(r"\w+\.\w+", name):
+                raise ValueError(
+                    f"rule for {name!r}: give the op's namespace and name, without overload, such as 'aten.relu'"
+                )
             if name in _rules:
                 raise ValueError(f"{name} has a rule already: {_rules[name][0].__qualname__}")
             _rules[name] = (fn, free)

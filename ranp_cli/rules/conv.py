@@ -59,7 +59,8 @@ def one_unit(ties, n: int) -> torch.Tensor:
     """The neurons of groups with a single output each: none can go without its group."""
     ids = ties.new(1)
     ties.fix(ids, "a single output a group")
-    return ids.repeat(n)
+    result: torch.Tensor = ids.repeat(n)
+    return result
 
 
 def lanes(ties, ids: torch.Tensor | None, groups: int) -> torch.Tensor | None:

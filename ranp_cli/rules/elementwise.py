@@ -8,8 +8,8 @@ UNARY = """
     abs acos acosh asin asinh atan atanh bitwise_not ceil cos cosh deg2rad digamma erf erfc erfinv exp exp2 expm1 floor
     frac i0 isfinite isinf isnan lgamma log log10 log1p log2 logical_not logit mish nan_to_num neg positive rad2deg
     reciprocal round rsqrt sgn sigmoid sign signbit silu sin sinc sinh sqrt square tan tanh trunc
-    relu relu6 leaky_relu elu celu selu gelu softplus softsign hardtanh hardswish hardsigmoid hardshrink softshrink
-    tanhshrink log_sigmoid_forward threshold rrelu rrelu_with_noise clamp clamp_min clamp_max clip
+    relu relu6 leaky_relu elu celu selu gelu softplus hardtanh hardswish hardsigmoid hardshrink softshrink
+    log_sigmoid_forward threshold rrelu rrelu_with_noise clamp clamp_min clamp_max clip
     clone contiguous detach alias lift lift_fresh lift_fresh_copy detach_copy alias_copy _to_copy
     to type_as dropout native_dropout feature_dropout alpha_dropout bernoulli
     _conj conj resolve_conj resolve_neg real view_as_real_copy fake_quantize_per_tensor_affine

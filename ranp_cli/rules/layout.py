@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -10,7 +11,7 @@ from . import rule
 from .labels import Labels, axes_of
 
 
-def apply_to_planes(t: Labels, fn) -> tuple:
+def apply_to_planes(t: Labels, fn) -> tuple[Any, ...]:
     """The same op on each plane."""
     return tuple(fn(p) for p in t.planes)
 
@@ -22,7 +23,7 @@ def index_axis(p, axis, index):
     return p.index_select(axis, index) if isinstance(index, torch.Tensor) else p[(slice(None),) * axis + (index,)]
 
 
-def part(ties, t: Labels, axis: int, start: int, size: int, step: int = 1) -> tuple:
+def part(ties, t: Labels, axis: int, start: int, size: int, step: int = 1) -> tuple[Any, ...]:
     """Planes of t[start : start + size*step : step] along `axis`.
 
     Equal parts keep their meaning while each loses the same, so the same place of every part ties. Other parts have
@@ -141,7 +142,7 @@ def split(ties, x, sizes, dim=0, *, out):
     return planes
 
 
-@rule("aten.cat", "aten.concat", "aten.concatenate", "aten._cat")
+@rule("aten.cat", "aten.concat", "aten.concatenate")
 def cat(ties, tensors, dim=0, *, out):
     """Labels stand one after the other along the axis; along every other axis they tie."""
     tensors = [t for t in tensors if t.ndim == len(out)]  # an empty 1-d tensor concatenates with anything

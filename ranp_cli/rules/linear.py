@@ -3,6 +3,8 @@ that no weight can make good for, so those are fixed."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from . import rule
 from .labels import Labels
 
@@ -19,7 +21,7 @@ def contract(ties, a: Labels, i: int, b: Labels, j: int) -> None:
             ties.consume(v)
 
 
-def product(ties, a: Labels, b: Labels, out, bias: Labels | None = None) -> tuple:
+def product(ties, a: Labels, b: Labels, out, bias: Labels | None = None) -> tuple[Any, ...]:
     """Planes of a @ b over the last two axes: rows of a, columns of b, a batch axis that ties."""
     n = len(out)
     contract(ties, a, -1, b, -2)
@@ -33,7 +35,8 @@ def product(ties, a: Labels, b: Labels, out, bias: Labels | None = None) -> tupl
     ]
     if bias is not None:
         pad.append(bias)
-    return ties.merge(out, pad)
+    result: tuple[Any, ...] = ties.merge(out, pad)
+    return result
 
 
 @rule("aten.mm", "aten.bmm", "aten.matmul", free=False)
