@@ -8,13 +8,13 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import packages
 import pytest
 import torch
 import torch.nn.functional as F
+from paths import SAMPLES
 
 import ranp_cli as ranp
 from ranp_cli import samples
@@ -25,7 +25,7 @@ from ranp_cli.io.batches import load_batches
 from ranp_cli.io.losses import load_loss
 from ranp_cli.io.model import load_model
 
-CONFIGS = Path(__file__).parents[1] / "sample_configs"
+CONFIGS = SAMPLES
 EMPTY = 255
 CLASSES = 6
 

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.analysis [--json FILE] [--limit SECONDS] [NETWORK ...]
 
-The networks are those of tests/packages.py, and for growth plain and dense ones of up to 1,000 layers and 100,000
+The networks are those of tests/laws/packages.py, and for growth plain and dense ones of up to 1,000 layers and 100,000
 neurons. torch-pruning (`pip install --no-deps torch-pruning==1.6.1`) builds its dependency graph of the same network on
 the same input and lists its groups, in a process of its own that is ended after `--limit` seconds; without the package
 its columns are empty.
@@ -22,13 +22,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import packages
+import torch
 import zoo
+from torch import nn
 
 from ranp_cli.core.copies import meta_copy
 from ranp_cli.core.example import Example

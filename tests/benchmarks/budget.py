@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from test_memory import peak_of
-from test_step import OPTIMIZERS
+from allocator import peak_of
+from optimizers import OPTIMIZERS
 
 import ranp_cli as ranp
-from benchmarks.zoo_table import put
 from ranp_cli.core.numbers import shown
 from ranp_cli.costs.memory import STATES, plain_loss
 from ranp_cli.models.unet3d import unet3d
+
+from .page import put
 
 MARKS = "<!-- budget -->", "<!-- end of budget -->"
 CLASSES = 4

@@ -1,6 +1,6 @@
 """Memory as estimated on meta tensors against what torch's CPU allocator reports: `python -m tests.benchmarks.memory`.
 
-Over the networks of tests/packages.py: the peak of a forward pass and of a forward and backward, parameters apart. Prints
+Over the networks of tests/laws/packages.py: the peak of a forward pass and of a forward and backward, parameters apart. Prints
 a Markdown table; `--json FILE` writes the rows; `--write tests/benchmarks/RESULTS.md` puts it between the marks there. `--amp`: both under
 16-bit autocast, and no more than the summary is written, between marks of its own.
 """
@@ -10,21 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import packages
+import torch
 import zoo
-from test_memory import allocated, squares
+from allocator import allocated, squares
 
-from benchmarks.zoo_table import put
 from ranp_cli.core.example import Example
 from ranp_cli.costs.memory import forward_memory, training_memory
+
+from .page import put
 
 MARKS = "<!-- memory table -->", "<!-- end of memory table -->"
 AMP_MARKS = "<!-- memory in 16 bits -->", "<!-- end of memory in 16 bits -->"
@@ -67,7 +64,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("networks", nargs="*", help="names of tests/packages.py; all by default")
+    parser.add_argument("networks", nargs="*", help="names of tests/laws/packages.py; all by default")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--write", metavar="PAGE", help="put the table between the marks of this file")
     parser.add_argument("--amp", action="store_true", help="under 16-bit autocast")

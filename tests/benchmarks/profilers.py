@@ -40,18 +40,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import packages
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import packages
-
 import ranp_cli as ranp
-from benchmarks.zoo_table import put
 from ranp_cli.models.i3d import i3d
 from ranp_cli.models.mobilenetv2 import mobilenetv2_3d
 from ranp_cli.models.unet3d import unet3d
+
+from .page import put
 
 MARKS = "<!-- profilers -->", "<!-- end of profilers -->"
 CLOSE = 0.01  # of ours; what is further off has its ratio beside it

@@ -31,9 +31,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.zoo_table import put
 from ranp_cli.api.options import LayerOptions, MethodOptions
 from ranp_cli.api.ranking import Ranking
 from ranp_cli.core.example import Example
@@ -44,6 +41,8 @@ from ranp_cli.models.i3d import i3d
 from ranp_cli.models.unet3d import unet3d
 from ranp_cli.scoring.criteria import criterion
 from ranp_cli.scoring.scorer import GradientSetup, Importance, score
+
+from .page import put
 
 MARKS = "<!-- scoring -->", "<!-- end of scoring -->"
 GROWTH_MARKS = "<!-- growth -->", "<!-- end of growth -->"

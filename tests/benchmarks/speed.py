@@ -10,20 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import ranp_cli as ranp
-from benchmarks.zoo_table import put
 from ranp_cli.core.example import Example
 from ranp_cli.costs.timing import Benchmark
 from ranp_cli.models.unet3d import unet3d
 from ranp_cli.samples import voxel_shapes
+
+from .page import put
 
 MARKS = "<!-- speed -->", "<!-- end of speed -->"
 SLIM: dict[str, dict[str, Any]] = {

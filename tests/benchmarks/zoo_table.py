@@ -2,7 +2,7 @@
 
 `--write tests/benchmarks/RESULTS.md` puts the table of all networks between the marks there.
 
-A row a network of tests/packages.py: its neurons and units, the share removed at a sparsity of 0.5, the largest
+A row a network of tests/laws/packages.py: its neurons and units, the share removed at a sparsity of 0.5, the largest
 difference to the masked network in fp64 (of the output's scale), and the seconds that the analysis took.
 """
 
@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import packages
+import torch
 import zoo
 
 import ranp_cli as ranp
-from benchmarks.page import put
 from ranp_cli.core.example import Example
 from ranp_cli.graph.analyse import analyse
+
+from .page import put
 
 MARKS = "<!-- zoo table -->", "<!-- end of zoo table -->"
 ENOUGH = 0.45
@@ -77,7 +74,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("networks", nargs="*", help="names of tests/packages.py; all by default")
+    parser.add_argument("networks", nargs="*", help="names of tests/laws/packages.py; all by default")
     parser.add_argument("--json", metavar="FILE", help="write the rows as JSON ('-': to stdout, instead of the table)")
     parser.add_argument("--write", metavar="PAGE", help="put the table between the marks of this file")
     options = parser.parse_args()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import json
 import re
-from html.parser import HTMLParser
 
 import pytest
 import torch
+from html_reader import Reader
 from rich.console import Console
 
 import ranp_cli as ranp
@@ -16,35 +16,6 @@ from ranp_cli.cli import run
 from ranp_cli.models.unet3d import unet3d
 from ranp_cli.reporting.html import bytes_, human, page
 from ranp_cli.reporting.show import show_report
-
-VOID = {"meta", "link"}
-
-
-class Reader(HTMLParser):
-    """Tags in order, those left open, and the text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.links: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.links += [v for k, v in attrs if k in ("src", "href")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
 
 
 @pytest.fixture(scope="module")

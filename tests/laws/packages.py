@@ -1,6 +1,6 @@
 """Real networks, small: of MONAI, nnU-Net and timm, and the video networks that are seldom installed, written small here.
 
-Every factory can be loaded by the command line (`tests/packages.py:monai_unet`) and imports its package only then; a
+Every factory can be loaded by the command line (`tests/laws/packages.py:monai_unet`) and imports its package only then; a
 package that is not installed raises ImportError there. As in zoo.py, a network is a factory and the shape of its input.
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_memory import peak_of
+from allocator import peak_of
 
 from ranp_cli.costs.cpu_workspace import convolution_workspace
 

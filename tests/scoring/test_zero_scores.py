@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 
 import laws
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_spread import done, start
+from paths import ROOT, TESTS
+from processes import done, start
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 from zoo import Net
@@ -490,9 +492,10 @@ def test_scores_taken_with_a_scale_at_zero_are_not_gone_on_from(tmp_path):
 def test_two_processes_give_the_bytes_of_one(tmp_path):
     (tmp_path / "loader.py").write_text(f"import sys; sys.path.insert(0, {str(HERE.parent)!r})\n"
                                         "from test_zero_scores import batches\ndef loader():\n    return batches(3)\n")  # fmt: skip
+    where = os.pathsep.join(map(str, (ROOT, TESTS / "laws", TESTS / "helpers", HERE.parent)))
     for processes, name in ((0, "one"), (2, "two")):
         arguments = ["score", f"{HERE}:scaled", "--batch", "loader.py:loader", "-o", f"{name}.safetensors"]
-        code, _, err = done(start(arguments, tmp_path, processes, PYTHONPATH=f"{HERE.parent.parent}:{HERE.parent}"))
+        code, _, err = done(start(arguments, tmp_path, processes, PYTHONPATH=where))
         assert code == 0, err
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
     assert read_document(tmp_path / "two.safetensors", SCORES)["scales_at_one"] == ["norm.weight"]

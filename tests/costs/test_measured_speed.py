@@ -11,7 +11,7 @@ import laws
 import pytest
 import torch
 from rich.console import Console
-from timing import CPU, batch, chain, net, weights
+from small_nets import CPU, batch, chain, net, weights
 from torch import nn
 
 import ranp_cli as ranp

@@ -10,9 +10,9 @@ from typing import Any
 import laws
 import pytest
 import torch
+from html_reader import Reader
 from rich.console import Console
-from test_html import Reader
-from timing import batch, net
+from small_nets import batch, net
 from torch import nn
 from torch.nn import functional as F
 

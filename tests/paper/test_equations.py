@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from paths import SAMPLES, TESTS
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -28,7 +29,7 @@ from ranp_cli.models.unet3d import unet3d
 
 prune = functools.partial(ranp.prune, min_neurons=1)  # the paper's rule
 
-MODEL = Path(__file__).parents[1] / "sample_configs" / "model.py"
+MODEL = SAMPLES / "model.py"
 LAYERS = (nn.Conv3d, nn.ConvTranspose3d, nn.Linear)
 CLASSES, IGNORE, LAMBDA = 3, 255, 11
 
@@ -491,7 +492,12 @@ def test_processes_with_other_hash_seeds_write_the_same_bytes(tmp_path):
     runs = []
     for seed in ("1", "2"):
         (tmp_path / seed).mkdir()
-        env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+        env = {
+            **os.environ,
+            "PYTHONHASHSEED": seed,
+            "PYTHONPATH": f"{TESTS / 'laws'}:{TESTS / 'helpers'}",
+            "OMP_NUM_THREADS": "1",
+        }
         runs.append(subprocess.Popen([sys.executable, "-c", script, str(tmp_path / seed)], env=env))
     assert [run.wait(50) for run in runs] == [0, 0]
     for name in ("mask.json", "slim.safetensors"):

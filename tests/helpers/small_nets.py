@@ -1,4 +1,4 @@
-"""Small networks for the tests of latency and speed, and a machine whose times are known. (`clock` is in conftest.py.)"""
+"""Small networks and mini-batches, and a machine whose times are known. (`clock` is in conftest.py.)"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Small networks, one coupling each, and how many units they have, worked out by hand.
 
 A case is a factory, the shape(s) of its input, and `units`: the number of units with neurons (fixed ones included).
-All take (N, 2, 8, 8, 8) unless they say otherwise. Every factory can be loaded by the command line: `tests/zoo.py:residual`.
+All take (N, 2, 8, 8, 8) unless they say otherwise. Every factory can be loaded by the command line: `tests/laws/zoo.py:residual`.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from paths import SAMPLES
 from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.checkpoint import checkpoint
@@ -29,7 +30,7 @@ from ranp_cli.scoring import layout, recompute, recompute_plan, scorer
 from ranp_cli.scoring.compensated_sum import CompensatedSum
 from ranp_cli.scoring.criteria import criterion
 
-CONFIGS = Path(__file__).parent.parent / "sample_configs"
+CONFIGS = SAMPLES
 
 
 class Blocks(nn.Module):

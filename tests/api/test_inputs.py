@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-import test_budget
+import small_nets
 import torch
 
 import ranp_cli as ranp
@@ -17,11 +17,11 @@ LARGE = (1, 1, 24, 24, 24)
 
 
 def net() -> torch.nn.Module:
-    return test_budget.net(8)
+    return small_nets.net(8)
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
-    x, target = test_budget.batch()
+    x, target = small_nets.batch(16)
     return x[:, :, ::2, ::2, ::2], target[:, ::2, ::2, ::2]
 
 

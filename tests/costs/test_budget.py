@@ -8,6 +8,7 @@ import laws
 import pytest
 import torch
 import zoo
+from small_nets import batch, net
 from torch import nn
 
 import ranp_cli as ranp
@@ -15,18 +16,6 @@ from ranp_cli.api import budget_search
 from ranp_cli.cli import run
 from ranp_cli.core.numbers import shown
 from ranp_cli.costs.budget import limit
-from ranp_cli.models.unet3d import unet3d
-
-
-def net(width: int = 16) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return unet3d(layers=7, width=width, num_classes=3)
-
-
-def batch() -> tuple[torch.Tensor, torch.Tensor]:
-    g = torch.Generator().manual_seed(1)
-    return torch.randn(2, 1, 16, 16, 16, generator=g), torch.randint(3, (2, 16, 16, 16), generator=g)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +23,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 )
 @pytest.mark.parametrize("budget", [["macs=20%"], ["params=30K"], ["train-mem=50%"], ["forward-mem=60%", "macs=50%"]])
 def test_never_over_and_close_under(budget, method):
-    found = ranp.prune(net(), batch(), budget=budget, method=method)
+    found = ranp.prune(net(16), batch(16), budget=budget, method=method)
     lines = found.report.to_dict()["budget"]
     assert all(line["after"] <= line["bound"] for line in lines)
     if method != "layerwise":  # that takes a neuron of every layer at once
@@ -42,10 +31,10 @@ def test_never_over_and_close_under(budget, method):
 
 
 def test_a_slightly_larger_network_is_over():
-    found = ranp.prune(net(), batch(), budget="macs=20%", min_neurons=1)
+    found = ranp.prune(net(16), batch(16), budget="macs=20%", min_neurons=1)
     line = found.report.to_dict()["budget"][0]
     n = found.mask.total
-    more = ranp.prune(net(), batch(), sparsity=1 - (round((1 - found.mask.requested) * n) + 1) / n, min_neurons=1)
+    more = ranp.prune(net(16), batch(16), sparsity=1 - (round((1 - found.mask.requested) * n) + 1) / n, min_neurons=1)
     assert more.report.to_dict()["after"]["macs"] > line["bound"]
 
 
@@ -70,7 +59,7 @@ class Uneven(nn.Module):
 def test_no_neuron_that_stays_out_would_fit(budget, method):
     """By trying each: the budget is full, or every single one of them is too much."""
     model = Uneven()
-    found = ranp.prune(model, batch(), budget=budget, method=method)
+    found = ranp.prune(model, batch(16), budget=budget, method=method)
     line = found.report.to_dict()["budget"][0]
     assert line["after"] <= line["bound"]
     if line["after"] > 0.995 * line["bound"]:
@@ -79,7 +68,7 @@ def test_no_neuron_that_stays_out_would_fit(budget, method):
     for name, layer in mask["layers"].items():
         for neuron in sorted(set(range(layer["neurons"])) - set(layer["kept"])):
             more = mask | {"layers": mask["layers"] | {name: layer | {"kept": sorted([*layer["kept"], neuron])}}}
-            report = ranp.profile(ranp.refine(model, more), batch()[0].shape).to_dict()
+            report = ranp.profile(ranp.refine(model, more), batch(16)[0].shape).to_dict()
             costs = report["before"] | {"forward-mem": report["memory"]["before"]["forward_peak_bytes"]}
             assert costs[line["kind"]] > line["bound"], (name, neuron)
             out += 1
@@ -88,20 +77,20 @@ def test_no_neuron_that_stays_out_would_fit(budget, method):
 
 def test_the_search_is_not_ended_by_one_neuron(monkeypatch):
     """A control: with the threshold alone, far less of the budget is used."""
-    full = [ranp.prune(Uneven(), batch(), budget="train-mem=60%").mask.kept]
+    full = [ranp.prune(Uneven(), batch(16), budget="train-mem=60%").mask.kept]
     monkeypatch.setattr(budget_search.GreedyFill, "candidate", lambda *args: None)
-    full.append(ranp.prune(Uneven(), batch(), budget="train-mem=60%").mask.kept)
+    full.append(ranp.prune(Uneven(), batch(16), budget="train-mem=60%").mask.kept)
     assert full[0] > full[1] + 5
 
 
 def test_what_costs_enough_is_left_alone():
-    found = ranp.prune(net(), batch(), budget={"macs": "100%"})
+    found = ranp.prune(net(16), batch(16), budget={"macs": "100%"})
     assert found.mask.kept == found.mask.total
 
 
 def test_what_cannot_be_met_names_the_closest():
     with pytest.raises(ranp.Infeasible) as error:
-        ranp.prune(net(), batch(), budget=["macs=0.001%", "params=50%"])
+        ranp.prune(net(16), batch(16), budget=["macs=0.001%", "params=50%"])
     assert "no network meets macs=0.001%" in str(error.value)
     assert "params" not in str(error.value).partition("has")[0]
     assert error.value.exit_code == 3
@@ -125,7 +114,7 @@ def test_what_cannot_be_met_names_the_closest():
 )
 def test_what_cannot_be_met_names_what_can_help(budget, given, advice):
     with pytest.raises(ranp.Infeasible) as error:
-        ranp.prune(net(), batch(), budget=budget, method="random", **given)
+        ranp.prune(net(16), batch(16), budget=budget, method="random", **given)
     assert str(error.value).endswith(f"; {advice}")
 
 
@@ -142,10 +131,10 @@ def test_what_cannot_be_met_names_what_can_help(budget, given, advice):
 )
 def test_bad_budgets(budget, says):
     with pytest.raises(ranp.BadInput) as error:
-        ranp.prune(net(), batch(), budget=budget)
+        ranp.prune(net(16), batch(16), budget=budget)
     assert says in str(error.value)
     with pytest.raises(ranp.BadInput, match="give either"):
-        ranp.prune(net(), batch(), budget="macs=50%", sparsity=0.5)
+        ranp.prune(net(16), batch(16), budget="macs=50%", sparsity=0.5)
 
 
 @pytest.mark.parametrize(
@@ -187,13 +176,13 @@ def test_the_best_are_added_and_the_worst_dropped():
     with torch.no_grad():
         model[0].weight.copy_(torch.arange(8.0, 0, -1).view(8, 1, 1, 1, 1))
     for sparsity in (0.56, 0.45):
-        mask = ranp.prune(model, batch(), loss=lambda y, t: y.square().mean(),
+        mask = ranp.prune(model, batch(16), loss=lambda y, t: y.square().mean(),
                           sparsity=sparsity, method="magnitude", round_to=4, allow_less=True).mask  # fmt: skip
         assert mask.layers["0"]["kept"] == [0, 1, 2, 3]
 
 
 def test_rounding_does_not_break_a_budget():
-    found = ranp.prune(net(), batch(), budget="train-mem=80%", round_to=8)
+    found = ranp.prune(net(16), batch(16), budget="train-mem=80%", round_to=8)
     line = found.report.to_dict()["budget"][0]
     assert line["after"] <= line["bound"]
     assert {len(v["kept"]) % 8 for k, v in found.mask.layers.items() if k != "head" and v["neurons"] >= 8} == {0}
@@ -205,7 +194,7 @@ def test_rounding_does_not_break_a_budget():
 @pytest.fixture
 def slim(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    torch.save(batch(), "calib.pt")
+    torch.save(batch(16), "calib.pt")
     words = "prune ranp_cli.models.unet3d:unet3d --model-arg layers=7 --model-arg width=8 --model-arg num_classes=3"
     assert run([*words.split(), "--batch", "calib.pt", "--budget", "macs=20%", "-o", "slim.safetensors"]) == 0
     capsys.readouterr()

@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import SAMPLES
 
 from ranp_cli.cli import process, run
 from ranp_cli.core.atomic import write_atomic
 from ranp_cli.core.errors import BadInput, PeerGone, Stopped
 from ranp_cli.pruning.mask import Mask
 
-MODEL = f"{Path(__file__).parent.parent / 'sample_configs' / 'model.py'}:UNet3D"
+MODEL = f"{SAMPLES / 'model.py'}:UNet3D"
 LOADER = """
 import atexit, os, signal, time, torch
 
@@ -130,17 +131,17 @@ def test_what_a_loader_forks_is_ended_as_ever():
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(("rank", "error", "speaks", "waits"), [
+@pytest.mark.parametrize(("rank", "error", "reports", "waits"), [
     ("0", BadInput("no"), True, []), ("1", BadInput("no"), True, [process.WAIT]),
     ("0", PeerGone("no"), True, [process.WAIT_LONGER]), ("1", PeerGone("no"), True, [process.WAIT_LONGER]),
     ("0", Stopped("no", 130), True, []), ("1", Stopped("no", 130), False, []),
 ])  # fmt: skip
-def test_process_0_speaks_first(rank, error, should_report, waits, monkeypatch):
+def test_process_0_speaks_first(rank, error, reports, waits, monkeypatch):
     slept = []
     monkeypatch.setattr("time.sleep", slept.append)
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert process.should_report(error) == should_report
+    assert process.should_report(error) == reports
     assert slept == waits
     monkeypatch.setenv("WORLD_SIZE", "1")  # alone: at once
     assert process.should_report(error)

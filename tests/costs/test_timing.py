@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
-from timing import CPU, batch, chain, net, weights
+from small_nets import CPU, batch, chain, net, weights
 from torch import nn
 
 import ranp_cli as ranp

@@ -9,11 +9,11 @@ import importlib.util
 import json
 import warnings
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from paths import SAMPLES
 from torch import nn
 
 import ranp_cli as ranp
@@ -29,7 +29,6 @@ from ranp_cli.io.model import load_model
 onnx = importlib.import_module("onnx")
 onnxruntime = importlib.import_module("onnxruntime")  # in the extra `onnx`, which the extra `test` includes
 
-SAMPLES = Path(__file__).parent.parent / "sample_configs"
 SHAPE = (1, 1, 8, 8, 8)
 
 

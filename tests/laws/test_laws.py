@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import laws
 import pytest
 import torch
 import zoo
 import zoo_calls
+from paths import SAMPLES
 
 import ranp_cli as ranp
 from ranp_cli import rules
@@ -19,7 +18,7 @@ from ranp_cli.models.unet3d import unet3d
 
 
 def sample_unet():
-    return named(f"{Path(__file__).parent.parent / 'sample_configs' / 'model.py'}:UNet3D", "model")(width=4, levels=3)
+    return named(f"{SAMPLES / 'model.py'}:UNet3D", "model")(width=4, levels=3)
 
 
 def paper_unet():

@@ -9,8 +9,9 @@ import packages
 import pytest
 import torch
 import zoo
-from test_costs import MACS
-from test_memory import Linears, peak_of, squares
+from allocator import Linears, peak_of, squares
+from layers_by_hand import MACS
+from optimizers import OPTIMIZERS
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -213,13 +214,6 @@ def test_it_is_said_when_the_volume_itself_is_what_hurts(args, said):
 
 
 # -- the optimiser's own step
-
-OPTIMIZERS = {
-    "sgd": lambda p: torch.optim.SGD(p, 1e-3),
-    "sgd-momentum": lambda p: torch.optim.SGD(p, 1e-3, momentum=0.9),
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-}
 
 
 @pytest.mark.parametrize("name", STATES)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from paths import SAMPLES
+from processes import done, start
 from safetensors import safe_open
 
 from ranp_cli.scoring.distributed import WorkerGroup
 
-MODEL = f"{Path(__file__).parent.parent / 'sample_configs' / 'model.py'}:UNet3D"
+MODEL = f"{SAMPLES / 'model.py'}:UNet3D"
 LOADER = """
 import os, torch
 
@@ -49,19 +48,6 @@ def broken_once():
         raise ValueError("the disk is gone")
     yield from three()
 """
-
-
-def start(arguments, folder, processes=0, **variables):
-    """`python -m ranp_cli`, alone or by torchrun, on one thread each, so that sums within an op are the same."""
-    many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes else []
-    known = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-    return subprocess.Popen([sys.executable, *many, "-m", "ranp_cli", *arguments], cwd=folder, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**known, "OMP_NUM_THREADS": "1", **variables})  # fmt: skip
-
-
-def done(process):
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
 
 
 @pytest.fixture(scope="module")

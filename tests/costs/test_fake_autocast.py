@@ -11,8 +11,8 @@ import packages
 import pytest
 import torch
 import zoo
-from test_budget import batch, net
-from test_memory import Linears, allocated, squares
+from allocator import Linears, allocated, squares
+from small_nets import batch, net
 from torch import nn
 
 import ranp_cli as ranp
@@ -146,7 +146,7 @@ def test_on_the_command_line(tmp_path, monkeypatch, capsys):
 
 def test_a_budget_in_mixed_precision_keeps_more(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    torch.save(tuple(t[:1] for t in batch()), "calib.pt")
+    torch.save(tuple(t[:1] for t in batch(16)), "calib.pt")
     words = "prune ranp_cli.models.unet3d:unet3d --model-arg layers=7 --model-arg width=8 --model-arg num_classes=3"
     more = "--batch calib.pt --budget train-mem=3MiB --method magnitude --device cpu --json -"
     found = []

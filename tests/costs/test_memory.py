@@ -2,79 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-import gc
 import io
-from collections.abc import Callable
 from typing import Any
 
 import packages
 import pytest
 import torch
 import zoo
+from allocator import Linears, allocated, peak_of, squares
 from rich.console import Console
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 import ranp_cli as ranp
 from ranp_cli.core.example import Example
-from ranp_cli.core.tensors import tensors_in
 from ranp_cli.costs.budget import gate, limit
 from ranp_cli.costs.memory import forward_memory, training_memory
 from ranp_cli.reporting.show import show_report
-
-
-def squares(output: Any) -> torch.Tensor:
-    return sum(t.float().square().mean() for t in tensors_in(output) if t.is_floating_point())
-
-
-def allocated(model: nn.Module, x: torch.Tensor, training: bool, amp: bool = False) -> int:
-    """The peak of what torch's CPU allocator handed out during a forward, or a forward and backward."""
-    model = copy.deepcopy(model).train(training)
-
-    def run() -> None:
-        if not training:
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=amp):
-                model(x)
-            return
-        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-            value = squares(model(x))
-        value.backward()
-        for p in model.parameters():
-            p.grad = None
-
-    run()
-    return peak_of(run)
-
-
-def peak_of(run: Callable[[], None]) -> int:
-    """The most that torch's CPU allocator had handed out at once while `run` ran."""
-    gc.collect()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
-        run()
-    events = sorted((e.start_ns(), k, e.nbytes()) for k, e in enumerate(seen.profiler.kineto_results.events())
-                    if e.name() == "[memory]")  # fmt: skip
-    now = peak = 0
-    for *_, size in events:
-        now += size
-        peak = max(peak, now)
-    return peak
-
-
-class Linears(nn.Module):
-    """Three linear layers of 10 -> 10, with ReLU between: no op of it allocates anything inside."""
-
-    def __init__(self, again: bool = False, inplace: bool = False) -> None:
-        super().__init__()
-        self.a, self.b, self.c = (nn.Linear(10, 10, bias=False) for _ in range(3))
-        self.relu, self.again = nn.ReLU(inplace), again
-
-    def body(self, x: torch.Tensor) -> torch.Tensor:
-        return self.relu(self.b(self.relu(self.a(x))))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.c(checkpoint(self.body, x, use_reentrant=False) if self.again else self.body(x))
-
 
 ROW = 4 * 8 * 10  # a tensor of (8, 10)
 

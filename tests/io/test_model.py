@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from paths import ROOT
 from safetensors.torch import save_file, save_model
 from torch import nn
 from torch.nn import functional
@@ -722,7 +723,7 @@ def test_importing_it_does_not_import_torch() -> None:
     import subprocess
 
     code = "import sys, ranp_cli.io.model, ranp_cli.io.batches, ranp_cli.io.losses, ranp_cli.cli.config; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_the_users_line_is_told_and_not_the_librarys_below_it():

@@ -1,0 +1,91 @@
+"""The bytes of masks, scores and slim tensors of an unchanged input do not change from one version to the next.
+
+Weights and data come from integer arithmetic, so that they are the same on every machine; hashes are of double precision
+results on one thread. A change of these hashes is a change for every user who has a mask: say so in CHANGELOG.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ranp_cli as ranp
+from ranp_cli.models.mobilenetv2 import mobilenetv2_3d
+from ranp_cli.models.unet3d import unet3d
+
+HASHES: dict[str, tuple[str, str, str]] = {
+    "unet flops": ("7faeb0c4b21a3690", "b7980db1d9b34b29", "bc5e94f6be12ce40"),
+    "unet mem, paper's floor": ("d029ceb2687fe1e7", "b7980db1d9b34b29", "4323815803119b29"),
+    "unet budget": ("19abe8426bca35f9", "b7980db1d9b34b29", "c4e4c8da5fb66acf"),
+    "unet layerwise": ("4a85cc8adf1173ca", "b7980db1d9b34b29", "21a788646fd317e2"),
+    "mobilenet weighted": ("b7b87c862f30f0fe", "007b4b53362d6f49", "bc69ddaaf4aa536a"),
+    "mobilenet neuron, round to 4": ("8e600560b2fc4761", "1a56d246d2eb7cc0", "4ce6970898e042fc"),
+}
+
+
+def numbers(*shape: int, start: int) -> Tensor:
+    """Numbers between -1 and 1 that look random."""
+    count = torch.arange(start, start + torch.Size(shape).numel(), dtype=torch.int64)
+    return (((count * 7919 + count * count * 31) % 2003).double() / 1001 - 1).reshape(shape)
+
+
+def filled(model: nn.Module) -> nn.Module:
+    """The network in double precision, with such numbers for its weights; norms as they are, biases at zero."""
+    start = 1
+    for name, p in model.double().named_parameters():
+        if p.ndim > 1:
+            p.data = numbers(*p.shape, start=start) / p[0].numel() ** 0.5
+            start += p.numel()
+        elif name.endswith("bias"):
+            p.data.zero_()
+    return model
+
+
+def labels(*shape: int, classes: int) -> Tensor:
+    return (numbers(*shape, start=5) * 1000).long() % classes
+
+
+UNET = lambda: (unet3d(7, 8, 2, 3), (numbers(2, 2, 8, 8, 8, start=3), labels(2, 8, 8, 8, classes=3)))  # noqa: E731
+MOBILE = lambda: (mobilenetv2_3d(num_classes=5, width=0.25), (numbers(2, 3, 8, 32, 32, start=3), labels(2, classes=5)))  # noqa: E731
+CASES = {
+    "unet flops": (UNET, {"sparsity": 0.6}),
+    "unet mem, paper's floor": (UNET, {"sparsity": 0.7, "resource": "mem", "min_neurons": 1}),
+    "unet budget": (UNET, {"budget": "macs=30%", "min_neurons": 1}),
+    "unet layerwise": (UNET, {"sparsity": 0.5, "method": "layerwise"}),
+    "mobilenet weighted": (MOBILE, {"sparsity": 0.4, "method": "weighted", "min_neurons": 1}),
+    "mobilenet neuron, round to 4": (MOBILE, {"sparsity": 0.3, "criterion": "neuron", "round_to": 4}),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def hashes_of(name: str) -> tuple[str, str, str]:
+    """Of the mask's layers, of the scores to nine digits, and of the slim network's tensors."""
+    build, options = CASES[name]
+    model, batch = build()
+    filled(model)
+    pruned = ranp.prune(model, batch, **options)
+    scores = ranp.score(model, batch, criterion=options.get("criterion", "mpmg-sum")).layers
+    rounded = {layer: [f"{value:.9e}" for value in values] for layer, values in scores.items()}
+    tensors = b"".join(name.encode() + t.numpy().tobytes() for name, t in pruned.model.state_dict().items())
+    return digest(json.dumps(pruned.mask.layers).encode()), digest(json.dumps(rounded).encode()), digest(tensors)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bytes_are_those_of_before(name):
+    assert hashes_of(name) == HASHES[name]
