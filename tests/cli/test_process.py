@@ -115,8 +115,8 @@ def test_a_stopped_write_leaves_no_temporary_file(where, tmp_path, monkeypatch):
 
 FORKS = """
 import os, signal, time
-from ranp_cli.cli.process import listen
-listen()
+from ranp_cli.cli.process import install_signal_handlers
+install_signal_handlers()
 child = os.fork()
 if not child:
     time.sleep(60)

@@ -124,7 +124,7 @@ def test_code_that_cannot_run_so_is_told():
 
     memory = ranp.profile(Numbers(), (8, 10), amp=True).to_dict()["memory"]["before"]
     assert "cannot be estimated" in memory["error"]
-    assert "test_amp.py" in memory["error"]
+    assert "test_fake_autocast.py" in memory["error"]
 
 
 def test_on_the_command_line(tmp_path, monkeypatch, capsys):

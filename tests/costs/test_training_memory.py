@@ -137,7 +137,7 @@ def test_a_backward_that_cannot_run_is_told_and_leaves_the_counts_out():
     assert "train_macs" not in report["before"]
     assert report["before"]["macs"] == 100
     assert "a training step cannot be estimated" in report["memory"]["before"]["train_error"]
-    assert "test_step.py" in report["memory"]["before"]["train_error"]
+    assert "test_training_memory.py" in report["memory"]["before"]["train_error"]
     assert "error" not in report["memory"]["before"]
 
 

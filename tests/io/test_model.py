@@ -734,4 +734,4 @@ def test_the_users_line_is_told_and_not_the_librarys_below_it():
         reads("no json")
     line = reads.__code__.co_firstlineno + 1
     assert errors.user_line(caught.value) == f"{__file__}:{line}"
-    assert errors.in_words(caught.value).endswith(f"(char 0) (at test_source.py:{line})")
+    assert errors.in_words(caught.value).endswith(f"(char 0) (at test_model.py:{line})")

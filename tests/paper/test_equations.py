@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from paths import SAMPLES, TESTS
+from paths import ROOT, SAMPLES, TESTS
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -488,14 +488,14 @@ def test_two_runs_write_the_same_bytes(tmp_path):
 
 
 def test_processes_with_other_hash_seeds_write_the_same_bytes(tmp_path):
-    script = "import sys, test_paper; test_paper.write(sys.argv[1])"
+    script = "import sys, test_equations; test_equations.write(sys.argv[1])"
     runs = []
     for seed in ("1", "2"):
         (tmp_path / seed).mkdir()
         env = {
             **os.environ,
             "PYTHONHASHSEED": seed,
-            "PYTHONPATH": f"{TESTS / 'laws'}:{TESTS / 'helpers'}",
+            "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS / "helpers", TESTS / "paper"))),
             "OMP_NUM_THREADS": "1",
         }
         runs.append(subprocess.Popen([sys.executable, "-c", script, str(tmp_path / seed)], env=env))

@@ -76,7 +76,7 @@ def test_what_the_code_insists_on_stays_and_the_rest_goes(name):
     rows = {row["layer"]: row["reason"] for row in pruned.report.to_dict()["not_pruned"]}
     for layer in whole:
         assert word in rows[layer]
-        assert "test_refining.py:" in rows[layer], "the line of the user's code is named"
+        assert "test_slim.py:" in rows[layer], "the line of the user's code is named"
     others = [n for n, row in pruned.mask.layers.items() if n not in whole and n != "d"]
     assert any(len(pruned.mask.layers[n]["kept"]) < pruned.mask.layers[n]["neurons"] for n in others)
 
@@ -122,14 +122,14 @@ def test_an_unknown_op_is_never_guessed(library):
     }
     assert reasons["a"] == {"None"}
     (why,) = reasons["b"]
-    assert why.startswith("ranptest.twice has no rule at test_refining.py:")
+    assert why.startswith("ranptest.twice has no rule at test_slim.py:")
     assert graph.eval_run.tracer.unruled[0][0] == "ranptest.twice"
     assert ("ranptest.twice", "") in graph.eval_run.tracer.uncounted
 
 
 def test_strict_makes_it_an_error(library):
     with pytest.raises(
-        BadInput, match=r"--strict: ranptest.twice in the model \(test_refining.py:\d+\) has no rule; register one"
+        BadInput, match=r"--strict: ranptest.twice in the model \(test_slim.py:\d+\) has no rule; register one"
     ):
         ranp.prune(custom(), BATCH, loss=lambda o, t: o.mean(), sparsity=0.5, strict=True)
 
