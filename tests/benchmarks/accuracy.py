@@ -224,7 +224,7 @@ def run(name: str, options: argparse.Namespace) -> ranp.Comparison:
     given = {"resume": path} if path.exists() else {"cells": path}
     methods = options.methods or [*METHODS, *(["width"] if task.width_arg else [])]
     return ranp.compare(task.build, task.train[:4], sparsity=options.sparsity, methods=methods, match="macs", width_arg=task.width_arg,
-                        fit=partial(fit, task), seeds=options.seeds, loss=task.loss, ignore_index=task.ignored, init=options.init, **given)  # fmt: skip
+                        fit=partial(fit, task), seeds=options.seeds, loss=None if task.loss == "cross_entropy" else task.loss, ignore_index=task.ignored, init=options.init, **given)  # fmt: skip
 
 
 # -- the page
