@@ -87,10 +87,14 @@ def _takes_code(factory: Any) -> Iterator[str]:
         default, annotation = parameter.default, parameter.annotation
         words = annotation if isinstance(annotation, str) else f"{getattr(annotation, '__name__', '')} {annotation}"
         takes_text = re.search(r"\bstr\b", words)
-        is_code_type = annotation is not parameter.empty and re.search(r"\b([Tt]ype\[|[Tt]ype\b(?! )|Callable)", words)
-        if not takes_text and (is_code_type or isinstance(default, type) or inspect.isroutine(default)):
-            if default is not parameter.empty or annotation is not parameter.empty:
-                yield parameter.name
+        takes_code = (
+            re.search(r"\b([Tt]ype\[|[Tt]ype\b(?! )|Callable)", words) if annotation is not parameter.empty else None
+        )
+        is_code_by_default = default is not parameter.empty and (
+            isinstance(default, type) or inspect.isroutine(default)
+        )
+        if not takes_text and (takes_code or is_code_by_default):
+            yield parameter.name
 
 
 def _resolved(value: Any, what: str) -> Any:
@@ -115,7 +119,9 @@ def _built(mapping: Mapping[str, Any], what: str) -> Any:
     places = [_resolved(v, what) if deep else v for v in mapping.get("_args_") or ()]
     for value in (*parts.values(), *places):
         if isinstance(value, str) and value[:1] in ("$", "@"):
-            raise BadInput(f"{what}: {value!r} is an expression of MONAI, which ranp does not evaluate; write its value")
+            raise BadInput(
+                f"{what}: {value!r} is an expression of MONAI, which ranp does not evaluate; write its value"
+            )
     name = str(mapping[TARGET])
     if name in FINDERS and isinstance(parts.get("path"), str):
         return _code(parts["path"], what)
@@ -144,5 +150,7 @@ def _code(name: str, what: str) -> Any:
     except USER_EXCEPTIONS as error:
         raise BadInput(f"{what}: {name}: {one_line(error)}; mend it there") from error
     if not spec:
-        raise BadInput(f"{what}: there is no {name}; wants package.module.Name or file.py:Name, installed or beside you")
+        raise BadInput(
+            f"{what}: there is no {name}; wants package.module.Name or file.py:Name, installed or beside you"
+        )
     return named(spec, f"{what}: {name}")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import USER_EXCEPTIONS, BadInput
 from ..core.spelling import spelled
-from .readers import found_instead, pickled_class, read_safetensors, read_torch, read_torchscript, readable, some_of
 from .code_args import names_code, recorded, text_for_code, with_code
+from .readers import found_instead, pickled_class, read_safetensors, read_torch, read_torchscript, readable, some_of
 from .user_code import attribute, check_args, import_named, is_code, meant, offered, own_command_line, user_error
 
 if TYPE_CHECKING:
@@ -254,7 +254,9 @@ def _pick(tree: Any, key: str | None, own: Mapping[str, Any], what: str) -> Mapp
         return chosen
     states = list(_states(tree))
     fitting = [path for path, state in states if path and _bare(state, own).keys() == own.keys()]
-    fitting += [_join(path, prefix) for path, state in states if path not in fitting for prefix in _prefixes(state, own)]
+    fitting += [
+        _join(path, prefix) for path, state in states if path not in fitting for prefix in _prefixes(state, own)
+    ]
     if fitting:
         advice = _give(dict.fromkeys(fitting))
     elif key and _is_state(tree):

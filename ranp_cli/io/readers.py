@@ -127,7 +127,9 @@ def read_torch(path: Path, what: str, advice: str | None = None) -> Any:
             if not wanted:
                 raise BadInput(f"{what}: is damaged ({type(error).__name__}); write or copy it again") from None
             advice = advice or "save tensors, dicts and lists only: torch.save((input, target), ...)"
-            raise BadInput(f"{what}: is a pickle that wants to run code ({wanted[1]}) and is refused; {advice}") from None
+            raise BadInput(
+                f"{what}: is a pickle that wants to run code ({wanted[1]}) and is refused; {advice}"
+            ) from None
 
 
 def read_safetensors(path: Path, what: str) -> dict[str, Tensor]:

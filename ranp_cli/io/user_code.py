@@ -47,7 +47,7 @@ def own_command_line(*name: str) -> Iterator[None]:
     What argparse complains of then is raised as `ParsedArguments`; it prints nothing.
     """
 
-    def complain(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    def complain(self: argparse.ArgumentParser, message: str) -> NoReturn:
         raise ParsedArguments(message)
 
     argv, error = sys.argv, argparse.ArgumentParser.error
