@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import USER_EXCEPTIONS, BadInput
 from ..core.spelling import spelled
 from .readers import found_instead, read_safetensors, read_torch, readable, some_of
-from .user_code import is_code, named, user_error
+from .user_code import is_code, meant, named, own_command_line, user_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,7 +107,9 @@ class Batches:
     def _open(self) -> Iterator[Any]:
         source = self.source
         try:
-            source = source() if callable(source) else source
+            if callable(source):
+                with own_command_line():
+                    source = source()
         except USER_EXCEPTIONS as error:
             raise user_error(self.name, error) from error
         if isinstance(source, (tuple, list, Mapping)):
@@ -161,9 +163,13 @@ def load_batches(source: Any, limit: int | None = None) -> Batches:
 def _read_batches(spec: str, name: str) -> Any:
     if is_code(spec):
         return named(spec, name)
+    readers: dict[str, Callable[[Path, str], Any]] = {
+        ".pt": read_torch, ".pth": read_torch, ".safetensors": read_safetensors, ".npz": _read_npz
+    }  # fmt: skip
+    reader = readers.get(Path(spec).suffix.lower())
+    if reader is None and not Path(spec).exists() and (better := meant(spec)):
+        raise BadInput(f"{name}: a name stands behind a colon; give {better}")
     path = readable(spec, name)
-    readers = {".pt": read_torch, ".pth": read_torch, ".safetensors": read_safetensors, ".npz": _read_npz}
-    reader = readers.get(path.suffix.lower())
     if reader is None:
         raise BadInput(f"{name}: wants a .pt, .safetensors or .npz file, or file.py:Name")
     content = reader(path, name)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import USER_EXCEPTIONS, BadInput, nearest
 from ..core.spelling import spelled
 from .readers import found_instead
-from .user_code import check_args, is_code, named, user_error
+from .user_code import check_args, is_code, meant, named, user_error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +42,8 @@ def load_loss(
     if spec is None or (isinstance(spec, str) and spec in _LOSSES):
         return _NamedLoss(spec, ignore_index)
     if isinstance(spec, str) and not is_code(spec):
+        if better := meant(spec):
+            raise BadInput(f"{spelled('loss', spec)}: a name stands behind a colon; give {spelled('loss', better)}")
         raise BadInput(f"{spelled('loss', spec)}: no such loss{nearest(spec, [*_LOSSES, 'file.py:Name'])}")
     what = spelled("loss", spec)
     if ignore_index is not None:

@@ -103,7 +103,7 @@ BAD_MODELS = [
     (
         "module.pt",
         {},
-        "pickled modules run code when they are read and are refused; give the source and the state dict: ",
+        "holds a pickled object (torch.nn.modules.container.Sequential), not TorchScript; pickled modules run code",
     ),
     ("state.pt", {}, "not TorchScript; "),
     ("cut.pt", {}, "is empty or cut off in the middle"),
@@ -287,8 +287,8 @@ BAD_WEIGHTS = [
         "1 unexpected: extra; 1 of another shape: conv.bias ((3,) in the file, (2,) in the model); check",
     ),
     ({"a": STATE}, None, "holds a dict with the keys 'a', not a state dict; give weights_key='a'"),
-    (CHECKPOINT, None, "not a state dict; give weights_key='ema.model'"),
-    (CHECKPOINT, "ema", "nothing that is a state dict under 'ema'; give weights_key='ema.model'"),
+    (CHECKPOINT, None, "not a state dict; give weights_key='ema.model' or weights_key='state_dict.net'"),
+    (CHECKPOINT, "ema", "nothing that is a state dict under 'ema'; give weights_key='ema.model' or"),
     ({"a": {"b": {"c": torch.zeros(1)}}}, "b", "it holds state dicts under a.b, give one as `weights_key`"),
     (
         STATE,
