@@ -58,9 +58,19 @@ MUCH_LESS = 0.5  # a pruning that reaches less than this share of the sparsity a
 
 @labels_on_cpu
 @PRUNE
-def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str | Path | None = None,
-          sparsity: float | str | None = None, budget: Any = (), init: str = "keep", strict: bool = False,
-          allow_less: bool = False, progress: Progress = silent, **options: Unpack[PruneKeywords]) -> Pruned:  # fmt: skip
+def prune(
+    model: nn.Module | str,
+    batches: Any = None,
+    *,
+    scores: Scores | str | Path | None = None,
+    sparsity: float | str | None = None,
+    budget: Any = (),
+    init: str = "keep",
+    strict: bool = False,
+    allow_less: bool = False,
+    progress: Progress = silent,
+    **options: Unpack[PruneKeywords],
+) -> Pruned:
     """Remove the least important neurons of `model`.
 
     `model` is not changed: not its weights, gradients, buffers or modes, nor the global RNG.
@@ -143,8 +153,14 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     stand = Benchmark(costing.sample, session.device) if chosen[StepOptions].time or goal.is_timed else None
     settled, race = reach(goal, session, graph, ranking, importance.scores, costing, stand, progress)
 
-    mask = Mask.from_units(graph, settled.selection.keep, model=session.model_info, requested=settled.selection.requested,
-                           floored=settled.selection.floored, method=method_info(ranking, init, importance, score_init, chosen, latencies, goal))  # fmt: skip
+    mask = Mask.from_units(
+        graph,
+        settled.selection.keep,
+        model=session.model_info,
+        requested=settled.selection.requested,
+        floored=settled.selection.floored,
+        method=method_info(ranking, init, importance, score_init, chosen, latencies, goal),
+    )
     if not allow_less and not goal.limits:
         check_enough(graph, settled.selection, mask, ranking.method == "snip")
     pruned = build_pruned(session, graph, mask, settled, init, costing)
@@ -196,8 +212,16 @@ def restore_scores(session: Session, scores: Scores, strict: bool) -> tuple[Grap
     return graph, importance
 
 
-def take_scores(session: Session, batches: Any, ranking: Ranking, goal: Goal, options: GradientOptions, strict: bool,
-                probing: Probing | None, progress: Progress) -> tuple[Batches, Graph, Importance]:  # fmt: skip
+def take_scores(
+    session: Session,
+    batches: Any,
+    ranking: Ranking,
+    goal: Goal,
+    options: GradientOptions,
+    strict: bool,
+    probing: Probing | None,
+    progress: Progress,
+) -> tuple[Batches, Graph, Importance]:
     """The mini-batches, the graph, and the importance from their gradients; zeros for a method without a criterion."""
     source, example = first_batch(batches, options.batch_limit, session.seed)
     if probing is not None:
@@ -211,8 +235,15 @@ def take_scores(session: Session, batches: Any, ranking: Ranking, goal: Goal, op
     return source, graph, by_criterion[ranking.criterion]
 
 
-def method_info(ranking: Ranking, init: str, importance: Importance, score_init: str, chosen: Chosen,
-                latencies: dict[str, Any] | None, goal: Goal) -> dict[str, Any]:  # fmt: skip
+def method_info(
+    ranking: Ranking,
+    init: str,
+    importance: Importance,
+    score_init: str,
+    chosen: Chosen,
+    latencies: dict[str, Any] | None,
+    goal: Goal,
+) -> dict[str, Any]:
     """How the mask came about, as mask.json has it; what is as by default is left out."""
     info = {**ranking.recorded, "init": init, "batches": importance.batches}
     if score_init != "keep":
@@ -246,5 +277,7 @@ def check_enough(graph: Graph, selection: Selection, mask: Mask, of_weights: boo
         raise Infeasible(f"{text}: every layer is at its floor; give {spelled('allow_less', True)} to take it")
     commonest = Counter(row["reason"] for row in why).most_common(1)[0][0]
     first = next(row["layer"] for row in why if row["reason"] == commonest)
-    raise Infeasible(f"{text}; {len(why)} of {len(graph.layers)} layers cannot be pruned ({first}: {worded(commonest)}); "
-                     f"give {spelled('allow_less', True)} to take it")  # fmt: skip
+    raise Infeasible(
+        f"{text}; {len(why)} of {len(graph.layers)} layers cannot be pruned ({first}: {worded(commonest)}); "
+        f"give {spelled('allow_less', True)} to take it"
+    )

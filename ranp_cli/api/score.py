@@ -30,9 +30,17 @@ if TYPE_CHECKING:
 
 @labels_on_cpu
 @SCORE
-def score(model: nn.Module | str, batches: Any, *, criterion: str = "mpmg-sum", sparsity: float | None = None,
-          resume: Scores | str | Path | None = None, distributed: bool = False, progress: Progress = silent,
-          **options: Unpack[ScoreKeywords]) -> Scores:  # fmt: skip
+def score(
+    model: nn.Module | str,
+    batches: Any,
+    *,
+    criterion: str = "mpmg-sum",
+    sparsity: float | None = None,
+    resume: Scores | str | Path | None = None,
+    distributed: bool = False,
+    progress: Progress = silent,
+    **options: Unpack[ScoreKeywords],
+) -> Scores:
     """Score every neuron of `model` by the sensitivity of the loss on calibration batches.
 
     `model` is not changed: not its weights, gradients, buffers or modes, nor the global RNG.
@@ -81,9 +89,14 @@ def score(model: nn.Module | str, batches: Any, *, criterion: str = "mpmg-sum", 
     source, example = first_batch(batches, gradients.batch_limit, session.seed)
     graph = session.analyse(example)
     session.draw(graph, gradients.score_init)
-    how = {"criterion": criterion, "score_init": gradients.score_init, "seed": session.seed, "precision": gradients.precision,
-           "loss": loss_name(gradients.loss),
-           "ignore_index": UNSAID if gradients.ignore_index is None else gradients.ignore_index}  # fmt: skip
+    how = {
+        "criterion": criterion,
+        "score_init": gradients.score_init,
+        "seed": session.seed,
+        "precision": gradients.precision,
+        "loss": loss_name(gradients.loss),
+        "ignore_index": UNSAID if gradients.ignore_index is None else gradients.ignore_index,
+    }
     earlier = None if resume is None else Scores.of(resume).resumed(session, graph, how, source.most)
     by_score = MethodOptions(method="snip" if criterion == "snip" else "vanilla", criterion=criterion, resource="none")
     ranking = Ranking.of(by_score, LayerOptions(lambda_=0.0, min_neurons=1), session.seed)

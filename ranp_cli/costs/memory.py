@@ -175,11 +175,26 @@ def _measured(
     state = STATES[optimizer] * sum(trained)
     always = parameters + buffers + inputs + state
     return Memory(
-        samples=example.samples, peak=always + meter.peak, parameters=parameters, buffers=buffers, inputs=inputs,
-        optimizer=state, gradients=sum(trained), saved=sum(by_module.values()), outputs=outputs, working=meter.peak,
-        allowance=meter.workspace, at=place(op, module), timeline=meter.timeline, forward_ops=forward_ops, stepping=stepping,
-        fixed=meter.most_fixed(), by_module=by_module, flops=meter.flops, fake=fake,
-    )  # fmt: skip
+        samples=example.samples,
+        peak=always + meter.peak,
+        parameters=parameters,
+        buffers=buffers,
+        inputs=inputs,
+        optimizer=state,
+        gradients=sum(trained),
+        saved=sum(by_module.values()),
+        outputs=outputs,
+        working=meter.peak,
+        allowance=meter.workspace,
+        at=place(op, module),
+        timeline=meter.timeline,
+        forward_ops=forward_ops,
+        stepping=stepping,
+        fixed=meter.most_fixed(),
+        by_module=by_module,
+        flops=meter.flops,
+        fake=fake,
+    )
 
 
 def not_estimated(error: BaseException, training: bool, example: Example) -> BadInput:
