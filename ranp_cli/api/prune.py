@@ -16,7 +16,7 @@ from ..core.example import Example
 from ..core.spelling import spelled
 from ..costs.budget import costs_of
 from ..costs.memory import check_optimizer
-from ..costs.timing import Benchmark
+from ..costs.timing import Benchmark, Timings
 from ..graph.graph import Graph, worded
 from ..pruning.init import INITS
 from ..pruning.mask import Mask
@@ -123,15 +123,11 @@ def prune(
     """
     chosen = PRUNE.read(options)
     goal = Goal.of(sparsity, budget, chosen[MethodOptions].method)
-    check_source(batches, scores, chosen)
-    check_choices(init=(init, INITS))
-    check_optimizer(chosen[StepOptions].optimizer or "sgd")
+    check_options(batches, scores, init, chosen)
     probing = Probing.of(chosen[ProbeOptions], chosen[StepOptions].optimizer, scores, chosen[GradientOptions])
 
     session = Session.open(Report("prune"), model, chosen[ModelOptions])
-    costing = Costing.of(
-        session, chosen[InputOptions].inputs, chosen[StepOptions]
-    )  # now: the model may not take the input
+    costing = Costing.of(session, chosen[InputOptions].inputs, chosen[StepOptions])  # it may not take the input
     known_scores = None if scores is None else Scores.of(scores).check_network(session, chosen[MethodOptions].criterion)
     criterion = chosen[MethodOptions].criterion if known_scores is None else known_scores.criterion
     ranking = Ranking.of(replace(chosen[MethodOptions], criterion=criterion), chosen[LayerOptions], session.seed)
@@ -164,31 +160,43 @@ def prune(
     if not allow_less and not goal.limits:
         check_enough(graph, settled.selection, mask, ranking.method == "snip")
     pruned = build_pruned(session, graph, mask, settled, init, costing)
-    report = session.report
     add_memory(session, settled.model, costing)
-    if stand is not None:
-        with report.timing("time"):
-            macs = [report.parts[side]["macs"] for side in ("before", "after")]
-            report.parts["speed"] = stand.pair(
-                session.model, settled.model, race, macs, training=chosen[StepOptions].time
-            )
-    if goal.limits:
-        report.parts["budget"] = goal.rows(costs_of(report.parts, "before"), costs_of(report.parts, "after"))
-    report.parts["not_pruned"] = not_pruned(graph, settled.selection.keep)
-    report.parts |= trainability(session, graph, settled.selection, costing)
+    add_speed(session, settled.model, stand, race, chosen[StepOptions].time)
+    add_outcome(session, graph, goal, settled.selection, costing)
+    add_ranking(session.report, graph, ranking, importance)
     pruned.rankings = ranking.steps(graph, importance.scores)
-    add_ranking(report, graph, ranking, importance)
     if probing is not None and source is not None:
         probing.report(session, settled.model, source, progress)
     return pruned
 
 
-def check_source(batches: Any, scores: Any, chosen: Chosen) -> None:
-    """BadInput unless there are either mini-batches or scores, with the options that belong to them."""
+def add_outcome(session: Session, graph: Graph, goal: Goal, selection: Selection, costing: Costing) -> None:
+    """Write to the report whether limits are met, what was not pruned, and what the slim network needs to learn."""
+    parts = session.report.parts
+    if goal.limits:
+        parts["budget"] = goal.rows(costs_of(parts, "before"), costs_of(parts, "after"))
+    parts["not_pruned"] = not_pruned(graph, selection.keep)
+    parts |= trainability(session, graph, selection, costing)
+
+
+def add_speed(session: Session, slim: nn.Module, stand: Benchmark | None, race: Timings | None, training: bool) -> None:
+    """Write to the report how fast both networks are, on a `stand`; their forward passes may be timed already, in `race`."""
+    if stand is None:
+        return
+    parts = session.report.parts
+    with session.report.timing("time"):
+        macs = [parts[side]["macs"] for side in ("before", "after")]
+        parts["speed"] = stand.pair(session.model, slim, race, macs, training=training)
+
+
+def check_options(batches: Any, scores: Any, init: str, chosen: Chosen) -> None:
+    """BadInput for choices that there are not; unless there are either mini-batches or scores, with what belongs to them."""
     gradients = chosen[GradientOptions]
     gradient_setup(gradients)
     if (batches is None) == (scores is None):
         raise BadInput(f"give either a calibration batch ({spelled('batches')}) or scores ({spelled('scores')})")
+    check_choices(init=(init, INITS))
+    check_optimizer(chosen[StepOptions].optimizer or "sgd")
     if scores is None:
         return
     if gradients.loss is not None or gradients.ignore_index is not None or gradients.batch_limit is not None:
