@@ -13,7 +13,7 @@ from ..core.errors import USER_EXCEPTIONS, BadInput, nearest
 from ..core.spelling import spelled
 from .code_args import recorded, with_code
 from .readers import found_instead
-from .user_code import check_args, is_code, meant, named, user_error
+from .user_code import check_args, check_names, is_code, meant, named, user_error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,6 +76,7 @@ def load_loss(
             raise BadInput(
                 f"{what}: is made already and takes no arguments; name its class to use {spelled('loss_args')}"
             )
+        check_names(function, args, what)
         function = functools.partial(function, **args)
     return _OwnLoss(what, function)
 
