@@ -169,7 +169,9 @@ class Probing:
         return (
             None
             if plan is None
-            else cls(plan, load_loss(gradients.loss, gradients.ignore_index), gradients.ignore_index)
+            else cls(
+                plan, load_loss(gradients.loss, gradients.ignore_index, gradients.loss_args), gradients.ignore_index
+            )
         )
 
     def run(self, session: Session, slim: nn.Module, source: Batches, progress: Progress) -> dict[str, Any]:

@@ -199,9 +199,11 @@ def check_options(batches: Any, scores: Any, init: str, chosen: Chosen) -> None:
     check_optimizer(chosen[StepOptions].optimizer or "sgd")
     if scores is None:
         return
-    if gradients.loss is not None or gradients.ignore_index is not None or gradients.batch_limit is not None:
+    of_gradients = ("loss", "loss_args", "ignore_index", "batch_limit", "keys")
+    if any(getattr(gradients, name) is not None for name in of_gradients):
+        *names, last = map(spelled, of_gradients)
         raise BadInput(
-            f"{spelled('loss')}, {spelled('ignore_index')} and {spelled('batch_limit')} belong to the gradients: they have no effect with {spelled('scores')}; leave them out"
+            f"{', '.join(names)} and {last} belong to the gradients: they have no effect with {spelled('scores')}; leave them out"
         )
     if gradients.score_init != "keep":
         raise BadInput(
@@ -231,7 +233,7 @@ def take_scores(
     progress: Progress,
 ) -> tuple[Batches, Graph, Importance]:
     """The mini-batches, the graph, and the importance from their gradients; zeros for a method without a criterion."""
-    source, example = first_batch(batches, options.batch_limit, session.seed)
+    source, example = first_batch(batches, options, session.seed)
     if probing is not None:
         source.hold = probing.plan.kept
     graph = session.analyse(example, strict)

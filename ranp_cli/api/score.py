@@ -86,7 +86,7 @@ def score(
         raise BadInput(f"criterion 'snip' scores weights: leave out {spelled('sparsity')}, which is a share of neurons")
 
     session = Session.open(Report("score"), model, chosen[ModelOptions])
-    source, example = first_batch(batches, gradients.batch_limit, session.seed)
+    source, example = first_batch(batches, gradients, session.seed)
     graph = session.analyse(example)
     session.draw(graph, gradients.score_init)
     how = {
@@ -94,7 +94,7 @@ def score(
         "score_init": gradients.score_init,
         "seed": session.seed,
         "precision": gradients.precision,
-        "loss": loss_name(gradients.loss),
+        "loss": loss_name(gradients.loss, gradients.loss_args),
         "ignore_index": UNSAID if gradients.ignore_index is None else gradients.ignore_index,
     }
     earlier = None if resume is None else Scores.of(resume).resumed(session, graph, how, source.most)
