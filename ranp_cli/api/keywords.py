@@ -24,6 +24,11 @@ class GradientKeywords(TypedDict, total=False):
     memory_limit: str | int | None
 
 
+class LongRunKeywords(TypedDict, total=False):
+    save_every: float
+    timeout: float
+
+
 class MethodKeywords(TypedDict, total=False):
     method: str
     criterion: str | None
@@ -55,7 +60,7 @@ class ProbeKeywords(TypedDict, total=False):
     probe_lr: float | None
 
 
-class ScoreKeywords(ModelKeywords, GradientKeywords, total=False):
+class ScoreKeywords(ModelKeywords, GradientKeywords, LongRunKeywords, total=False):
     pass
 
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from ... import __version__
 from ...core.atomic import strict
 from ...core.errors import BadInput
-from ...scoring.compensated_sum import undivided
+from ...core.signals import undivided
 
 FORMAT, VERSION = "ranp-cells", 1
 TORCHRUN = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
