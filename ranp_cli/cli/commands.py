@@ -16,6 +16,7 @@ from ..api.options import COST, COUNT, FAR, FROM, OUT, PROFILE, PRUNE, REFINE, S
 from ..core.atomic import what_was_written, written
 from ..core.errors import GateExceeded, Interrupted, RanpError, Stopped
 from ..core.job import job
+from ..core.spelling import spelling
 from ..costs.budget import gate, limit
 from ..reporting import show
 from .arguments import (
@@ -35,6 +36,7 @@ from .arguments import (
     own,
 )
 from .compare_command import COMPARE_COMMAND
+from .flags import FlagSpelling
 from .invocation import Commands, Run
 from .process import (
     begin,
@@ -242,6 +244,12 @@ def profile(given: dict[str, Any]) -> None:
 
 
 def run(argv: Sequence[str]) -> int:
+    """Run one command, whose messages name options as flags; its exit code."""
+    with spelling(FlagSpelling()):
+        return _exit_code_of(argv)
+
+
+def _exit_code_of(argv: Sequence[str]) -> int:
     """Run one command; the only place where errors become messages and exit codes."""
     stdout = sys.stdout
     written.clear()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..core.errors import BadInput, PeerGone
 from ..core.job import job
+from ..core.spelling import spelled
 from .compensated_sum import CompensatedSum
 from .criteria import Criterion
 from .weight_gradients import GradientCollector, add_up
@@ -122,8 +123,8 @@ class WorkerGroup:
         except RuntimeError:  # the store was in the process that is gone
             missing = []
         who = f"process {', '.join(map(str, missing))} of {self.size}" if missing else "a process"
-        return BadInput(f"{who} hangs: the others have waited {self.meeting.timeout:g} s for it (--timeout); look at what it "
-                        "does there, and go on with --resume")  # fmt: skip
+        return BadInput(f"{who} hangs: the others have waited {self.meeting.timeout:g} s for it ({spelled('timeout')}); look at what it "
+                        f"does there, and go on with {spelled('resume')}")  # fmt: skip
 
     def _merged(self, collector: GradientCollector, criterion: Criterion) -> list[CompensatedSum | None]:
         sums = list(collector.sums[criterion.name])
