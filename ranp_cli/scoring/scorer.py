@@ -207,8 +207,7 @@ class Scorer:
                 value = self._forward(index, args, kwargs, target, again)
             check_finite(value, index, self.graph.layers, self.weights)
             scale = self.collectors[0].scale
-            with in_checkpoints(self._as_it_runs):
-                run_backward(value if scale == 1 else value * scale, index)
+            run_backward(value if scale == 1 else value * scale, index)
             del value
         for collector in self.collectors:
             collector.take()
@@ -221,6 +220,7 @@ class Scorer:
             if again:
                 during.enter_context(again.packing())
             during.enter_context(self._as_it_runs())
+            during.enter_context(in_checkpoints(self._as_it_runs))
             for collector in self.collectors:
                 during.enter_context(collector.forward())
             with autocast(self.precision, self.device):
