@@ -167,7 +167,8 @@ def header(bench: Bench, fit: str, init: str) -> dict[str, Any]:
         if isinstance(subject.batches, (str, Path))
         else loss_name(type(subject.batches)),
         "--batches": gradients.batch_limit,
-        "--loss": None if gradients.loss is None else loss_name(gradients.loss),
+        **({} if gradients.keys is None else {"--keys": str(gradients.keys)}),
+        "--loss": None if gradients.loss is None else loss_name(gradients.loss, gradients.loss_args),
         "--ignore-index": gradients.ignore_index,
         "--score-init": gradients.score_init,
         "--precision": gradients.precision,

@@ -47,7 +47,7 @@ def importances(session: Session, graph: Graph, source: Batches, criteria: Itera
     if way.resumed:  # of the other criterion nothing is known
         twins = {}
     wanted += [criterion(name) for name in twins.values() if name not in criteria]
-    function = load_loss(options.loss, options.ignore_index)
+    function = load_loss(options.loss, options.ignore_index, options.loss_args)
     found = {c.name: norm_scores(session.model, graph, c) for c in wanted if not c.needs_gradients}
     told: dict[str, Any] = {}
     if by_gradient := [c for c in wanted if c.needs_gradients]:

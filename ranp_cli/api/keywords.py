@@ -16,8 +16,10 @@ class ModelKeywords(TypedDict, total=False):
 
 class GradientKeywords(TypedDict, total=False):
     loss: Any
+    loss_args: Mapping[str, Any] | None
     ignore_index: int | None
     batch_limit: int | None
+    keys: str | Sequence[str] | None
     score_init: str
     precision: str
     low_memory: bool

@@ -121,10 +121,15 @@ class GradientOptions:
     """The loss, and how gradients are computed."""
 
     loss: Any = option(
-        None, FROM, "cross_entropy, mse, l1, smooth_l1, bce, dice, dice_ce, or file.py:Name", TEXT, "NAME")  # fmt: skip
+        None, FROM, "cross_entropy, mse, l1, smooth_l1, bce, dice, dice_ce, file.py:Name or package:Name", TEXT, "NAME")  # fmt: skip
+    loss_args: Mapping[str, Any] | None = option(
+        None, FROM, "argument of a loss of your own, read as YAML (repeatable)", TEXTS, "KEY=VALUE", "--loss-arg")  # fmt: skip
     ignore_index: int | None = option(
         None, FROM, "target value that does not count", WHOLE, "I", says="-100, and 255 where no class")  # fmt: skip
     batch_limit: int | None = option(None, FROM, "use at most N mini-batches", WHOLE, "N", "--batches")
+    keys: str | Sequence[str] | None = option(
+        None, FROM, "the keys of input and target in mini-batches that are dicts, as image,label", TEXT, "INPUT,TARGET",
+        says="input or x, target or y")  # fmt: skip
     score_init: str = option("keep", FROM, "weights that are scored: keep|factory|glorot|orthogonal", TEXT, "I")
     precision: str = option(
         "model", FROM, "of the gradients: model, fp32, fp64, bf16, fp16, or auto: bf16 if the mask is that of fp32",
@@ -225,7 +230,8 @@ class ProbeOptions:
 
 def in_python(text: str) -> str:
     """A help text with keywords in place of flags."""
-    names = {"--batch": "batches", "--batches": "batch_limit", "--model-arg": "model_args", "--input": "inputs"}
+    names = {"--batch": "batches", "--batches": "batch_limit", "--model-arg": "model_args", "--loss-arg": "loss_args",
+             "--input": "inputs"}  # fmt: skip
     text = re.sub(r"--[a-z][a-z-]*", lambda flag: f"`{names.get(flag[0], flag[0][2:].replace('-', '_'))}`", text)
     return text.removesuffix(" (repeatable)")
 

@@ -8,7 +8,7 @@ more slowly, and often leaves out one class altogether. 200 steps tell well, 50 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,7 +96,7 @@ def plan_of(steps: int | None, optimizer: str | None, lr: float | None, scores: 
 @labels_on_cpu
 def probe(dense: nn.Module, slim: nn.Module, batches: Any, *, steps: int = 200, loss: Any = None, ignore_index: int | None = None,
           optimizer: str | None = None, lr: float | None = None, batch_limit: int | None = None, device: str = "auto",
-          seed: int = 0, progress: Progress = silent) -> dict[str, Any]:  # fmt: skip
+          loss_args: Mapping[str, Any] | None = None, keys: str | Sequence[str] | None = None, seed: int = 0, progress: Progress = silent) -> dict[str, Any]:  # fmt: skip
     """Train copies of two networks for a few steps on the same mini-batches and say how far each loss falls.
 
     The networks take turns: one step of the dense one, one step of the slim one, on the same mini-batch. They run in
@@ -121,9 +121,9 @@ def probe(dense: nn.Module, slim: nn.Module, batches: Any, *, steps: int = 200, 
     Raises: BadInput, also when a network cannot be trained.
     """
     plan = Plan.of(steps, optimizer, lr)
-    function = load_loss(loss, ignore_index)
+    function = load_loss(loss, ignore_index, loss_args)
     with seeded(seed):
-        held = first_of(load_batches(batches, batch_limit), plan.kept)
+        held = first_of(load_batches(batches, batch_limit, keys), plan.kept)
     return run_probe(dense, slim, held, function, plan, choose_device(device), ignore_index, seed, progress)
 
 
@@ -156,7 +156,9 @@ class Probing:
         return (
             None
             if plan is None
-            else cls(plan, load_loss(gradients.loss, gradients.ignore_index), gradients.ignore_index)
+            else cls(
+                plan, load_loss(gradients.loss, gradients.ignore_index, gradients.loss_args), gradients.ignore_index
+            )
         )
 
     def run(self, session: Session, slim: nn.Module, source: Batches, progress: Progress) -> dict[str, Any]:

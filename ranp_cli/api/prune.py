@@ -175,9 +175,11 @@ def check_source(batches: Any, scores: Any, chosen: Chosen) -> None:
         raise BadInput(f"give either a calibration batch ({spelled('batches')}) or scores ({spelled('scores')})")
     if scores is None:
         return
-    if gradients.loss is not None or gradients.ignore_index is not None or gradients.batch_limit is not None:
+    of_gradients = ("loss", "loss_args", "ignore_index", "batch_limit", "keys")
+    if any(getattr(gradients, name) is not None for name in of_gradients):
+        *names, last = map(spelled, of_gradients)
         raise BadInput(
-            f"{spelled('loss')}, {spelled('ignore_index')} and {spelled('batch_limit')} belong to the gradients: they have no effect with {spelled('scores')}; leave them out"
+            f"{', '.join(names)} and {last} belong to the gradients: they have no effect with {spelled('scores')}; leave them out"
         )
     if gradients.score_init != "keep":
         raise BadInput(
@@ -202,7 +204,7 @@ def restore_scores(session: Session, scores: Scores, strict: bool) -> tuple[Grap
 def take_scores(session: Session, batches: Any, ranking: Ranking, goal: Goal, options: GradientOptions, strict: bool,
                 probing: Probing | None, progress: Progress) -> tuple[Batches, Graph, Importance]:  # fmt: skip
     """The mini-batches, the graph, and the importance from their gradients; zeros for a method without a criterion."""
-    source, example = first_batch(batches, options.batch_limit, session.seed)
+    source, example = first_batch(batches, options, session.seed)
     if probing is not None:
         source.hold = probing.plan.kept
     graph = session.analyse(example, strict)

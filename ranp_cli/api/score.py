@@ -80,11 +80,11 @@ def score(model: nn.Module | str, batches: Any, *, criterion: str = "mpmg-sum", 
         raise BadInput(f"criterion 'snip' scores weights: leave out {spelled('sparsity')}, which is a share of neurons")
 
     session = Session.open(Report("score"), model, chosen[ModelOptions])
-    source, example = first_batch(batches, gradients.batch_limit, session.seed)
+    source, example = first_batch(batches, gradients, session.seed)
     graph = session.analyse(example)
     session.draw(graph, gradients.score_init)
     how = {"criterion": criterion, "score_init": gradients.score_init, "seed": session.seed, "precision": gradients.precision,
-           "loss": loss_name(gradients.loss),
+           "loss": loss_name(gradients.loss, gradients.loss_args),
            "ignore_index": UNSAID if gradients.ignore_index is None else gradients.ignore_index}  # fmt: skip
     earlier = None if resume is None else Scores.of(resume).resumed(session, graph, how, source.most)
     by_score = MethodOptions(method="snip" if criterion == "snip" else "vanilla", criterion=criterion, resource="none")

@@ -26,7 +26,7 @@ from ..io.batches import Batches, load_batches
 from ..io.model import TORCHSCRIPT_NOTE, load_model, load_weights
 from ..pruning.init import initialise
 from ..reporting.report import Report
-from .options import ModelOptions
+from .options import GradientOptions, ModelOptions
 
 Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], Any]]]
 
@@ -135,8 +135,8 @@ def check_choices(**choices: tuple[str, Iterable[str]]) -> None:
             raise BadInput(f"unknown {what} '{given}'{nearest(str(given), known)}")
 
 
-def first_batch(batches: Any, limit: int | None, seed: int) -> tuple[Batches, Example]:
+def first_batch(batches: Any, options: GradientOptions, seed: int) -> tuple[Batches, Example]:
     """The mini-batches, and the input of the first as an example; a shuffling source draws from `seed`."""
     with seeded(seed):
-        source = load_batches(batches, limit)
+        source = load_batches(batches, options.batch_limit, options.keys)
         return source, Example(source.first.args, source.first.kwargs)

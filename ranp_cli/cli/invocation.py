@@ -131,10 +131,10 @@ class Run:
             value = self[name_of(option)]
             if value is None or value == []:
                 continue
-            if option.keyword == "model_args":
-                from ..io.model import parse_model_args
+            if option.keyword in ("model_args", "loss_args"):
+                from ..io.model import parse_args
 
-                value = parse_model_args(value)
+                value = parse_args(value, option.keyword)
             found[option.keyword] = shapes(value) if option.kind is SHAPES else value
         return found
 

@@ -118,10 +118,12 @@ def built(factory: Any, args: dict[str, Any], what: str, code_in_args: bool = Tr
     return uncompiled(network)
 
 
-def parse_model_args(pairs: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
-    """The `--model-arg key=value` of a command line as keyword arguments; each value is read as YAML.
+def parse_args(pairs: Iterable[str] | Mapping[str, Any], option: str = "model_args") -> dict[str, Any]:
+    """The `--model-arg key=value` of a command line, or those of another option, as keyword arguments.
 
-    >>> parse_model_args(["classes=4", "widths=[8, 16]", "norm=null", "eps=1e-5"])
+    Each value is read as YAML.
+
+    >>> parse_args(["classes=4", "widths=[8, 16]", "norm=null", "eps=1e-5"])
     {'classes': 4, 'widths': [8, 16], 'norm': None, 'eps': 1e-05}
     """
     import yaml
@@ -132,18 +134,16 @@ def parse_model_args(pairs: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]
     for pair in pairs:
         key, equals, text = (part.strip() for part in pair.partition("="))
         if not equals or not key.isidentifier():
-            raise BadInput(
-                f"{spelled('model_args', pair)}: wants name=value, for example {spelled('model_args', {'classes': 4})}"
-            )
+            raise BadInput(f"{spelled(option, pair)}: wants name=value, for example {spelled(option, {'classes': 4})}")
         if key in args:
-            raise BadInput(f"{spelled('model_args', pair)}: '{key}' is given twice; leave one out")
+            raise BadInput(f"{spelled(option, pair)}: '{key}' is given twice; leave one out")
         try:
             # YAML 1.1 takes 1e-5 for a string, as it has no dot.
             args[key] = float(text) if re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", text) else yaml.safe_load(text)
         except yaml.YAMLError as error:
             problem = getattr(error, "problem", None) or "bad value"
             raise BadInput(
-                f"{spelled('model_args', pair)}: the value is not YAML ({problem}); quote it: {key}='...'"
+                f"{spelled(option, pair)}: the value is not YAML ({problem}); quote it: {key}='...'"
             ) from None
     return args
 

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -316,6 +316,18 @@ def named(spec: str, what: str) -> Any:
     return attribute(module, name, what, offered(module))
 
 
+def check_names(factory: Callable[..., Any], args: Mapping[str, Any], what: str) -> None:
+    """BadInput for an argument that a function or class does not take."""
+    parameters = inspect.signature(factory).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    for name in args:
+        if name not in known:
+            tail = nearest(name, known) if known else "; it takes none"
+            raise BadInput(f"{what}: takes no argument '{name}'{tail}")
+
+
 def check_args(factory: Callable[..., Any], args: dict[str, Any], what: str, option: str | None = "model_args") -> None:
     """Hold the given arguments against the factory's signature, where it has one; `option` is what gives them."""
     try:
@@ -323,11 +335,7 @@ def check_args(factory: Callable[..., Any], args: dict[str, Any], what: str, opt
     except ValueError:
         return
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    for given in args:
-        if not open_ended and given not in {p.name for p in named}:
-            tail = nearest(given, [p.name for p in named]) if named else "; it takes none"
-            raise BadInput(f"{what}: takes no argument '{given}'{tail}")
+    check_names(factory, args, what)
     missing = [p.name for p in named if p.default is p.empty and p.name not in args]
     if missing:
         way = "name a function that calls it with them"

@@ -99,7 +99,7 @@ class Subject:
 
     def first_batch(self, seed: int) -> tuple[Batches, Example]:
         if self._source is None:
-            self._source = first_batch(self.batches, self.options[GradientOptions].batch_limit, seed)
+            self._source = first_batch(self.batches, self.options[GradientOptions], seed)
         return self._source
 
 
