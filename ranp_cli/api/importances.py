@@ -15,8 +15,9 @@ from ..io.batches import Batches
 from ..io.losses import load_loss
 from ..pruning.init import INITS
 from ..scoring.criteria import Criterion, criterion
+from ..scoring.over_batches import score
 from ..scoring.precision import PRECISIONS
-from ..scoring.scorer import GradientSetup, Importance, score
+from ..scoring.scorer import GradientSetup, Importance
 from ..scoring.weight_gradients import norms
 from ..scoring.zero_scores import SAID, ZERO_WEIGHTS, notes, unranked
 from .options import GradientOptions

@@ -26,6 +26,11 @@ class GradientKeywords(TypedDict, total=False):
     memory_limit: str | int | None
 
 
+class LongRunKeywords(TypedDict, total=False):
+    save_every: float
+    timeout: float
+
+
 class MethodKeywords(TypedDict, total=False):
     method: str
     criterion: str | None
@@ -65,7 +70,7 @@ class FitKeywords(TypedDict, total=False):
     resume: Any
 
 
-class ScoreKeywords(ModelKeywords, GradientKeywords, total=False):
+class ScoreKeywords(ModelKeywords, GradientKeywords, LongRunKeywords, total=False):
     pass
 
 

@@ -147,6 +147,23 @@ class GradientOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LongRunOptions:
+    """What a long scoring keeps on the way, and how long its processes wait for each other."""
+
+    save_every: float = option(
+        60.0, OUT, "keep in -o what is done, every N seconds: after a crash, go on with --resume; 0: only at the end",
+        NUMBER, "N", doc="seconds between two writings of `kept_in`; 0: never")  # fmt: skip
+    timeout: float = option(
+        600.0, FROM, "with torchrun: end the job when a process is N seconds behind the others", NUMBER, "N")  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.save_every < 1e9:
+            raise BadInput(f"{spelled('save_every', self.save_every)}: give a number of seconds from 0 on")
+        if not 0 < self.timeout < 1e9:
+            raise BadInput(f"{spelled('timeout', self.timeout)}: give a number of seconds above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class MethodOptions:
     """What neurons are ranked by."""
 
@@ -333,7 +350,7 @@ class Chosen:
 
 # -- what each public function takes, beside its own parameters
 
-SCORE = Keywords(ModelOptions, GradientOptions)
+SCORE = Keywords(ModelOptions, GradientOptions, LongRunOptions)
 PRUNE = Keywords(ModelOptions, GradientOptions, MethodOptions, LayerOptions, InputOptions, StepOptions, ProbeOptions)
 REFINE = Keywords(ModelOptions, InputOptions)
 COMPARE = Keywords(FitOptions, ModelOptions, GradientOptions, LayerOptions, InputOptions, ProbeOptions)

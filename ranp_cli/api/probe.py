@@ -218,7 +218,7 @@ def run_probe(
         name: Trainee(net, loss, plan, device, ignore_index, seed) for name, net in (("dense", dense), ("slim", slim))
     }
     moved = [batch.to(device) for batch in held]
-    with reproducible(), progress("probing", plan.steps) as advance:
+    with reproducible(device), progress("probing", plan.steps) as advance:
         for side in sides.values():
             side.first, _ = side.evaluate(moved)
         for step in range(plan.steps):

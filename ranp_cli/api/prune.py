@@ -216,6 +216,11 @@ def restore_scores(session: Session, scores: Scores, strict: bool) -> tuple[Grap
     graph = session.analyse(Example.from_signature(scores.about["model"]["input"]), strict)
     session.draw(graph, scores.about.get("score_init", "keep"))
     values = scores.in_order(graph, session)
+    if scores.about.get("unfinished"):
+        session.note(
+            f"these are the scores of {scores.about['batches']} mini-batches: ranp score was stopped before its end; "
+            f"finish it with {spelled('resume')}"
+        )
     importance = Importance(values, scores.about["batches"], not_ranked=scores.not_ranked(graph))
     zeros = {key: scores.about.get(key) for key in SAID}
     report_scoring(session, {**zeros, "not_ranked": importance.not_ranked})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core.atomic import write_atomic
+from ..core.atomic import write_atomic, write_now
+from ..core.contexts import ignoring
 from ..core.errors import BadInput
 from ..core.example import Example
 from ..core.spelling import spelled
@@ -43,10 +43,17 @@ class Scores:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file that `prune(scores=path)` takes; no new gradients are needed then."""
+        _write(path, self._bytes(self.about), self.report)
+
+    def keep(self, path: str | Path) -> None:
+        """Write at once what an unfinished scoring goes on from; the file says that it is unfinished."""
+        write_now(path, self._bytes({**self.about, "unfinished": True}))
+
+    def _bytes(self, about: dict[str, Any]) -> bytes:
         tensors = {name: torch.from_numpy(values) for name, values in self.layers.items()}
         for name, total in self.sums.items():
             tensors |= {f"{SUM}{name}": total.high, f"{REST}{name}": total.low}
-        _write(path, to_bytes(tensors, {"format": SCORES, "version": VERSION, **self.about}), self.report)
+        return to_bytes(tensors, {"format": SCORES, "version": VERSION, **about})
 
     def plot(self, path: str | Path) -> None:
         """Fig. 3 of the paper: these scores, and with layers of equal mean (extra `plot`)."""
@@ -170,8 +177,7 @@ class Pruned:
     def _save_script(self, path: str | Path) -> None:
         if not isinstance(self.model, torch.jit.ScriptModule):
             raise BadInput(f"{path}: a .pt file is written for a TorchScript model only; give a .safetensors name")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with ignoring((DeprecationWarning, "")):
             _write(path, self.model.save_to_buffer(), self.report)
 
     def save(self, path: str | Path) -> None:

@@ -43,29 +43,34 @@ COMPARE_COMMAND = Command(
 def compare(given: dict[str, Any]) -> None:
     run = Run(COMPARE_COMMAND, given, outputs={"csv", "markdown"})
     run.need("model", "batch", "sparsity")
-    run.check_outputs((".jsonl",))
     import ranp_cli as ranp
 
     from ..api.comparison.rows import DEFAULT
 
     methods = [name.strip() for text in run["methods"] for name in str(text).split(",")]
-    try:
-        result = ranp.compare(
-            run["model"],
-            run["batch"],
-            methods=methods or DEFAULT,
-            cells=file_of_cells(run),
-            distributed=launched(),
-            progress=run.progress,
-            **run.keywords(),
-        )
-    except FitsInterrupted as stopped:
-        name, code = stopped_by()
-        kept = f"{stopped.kept} of {stopped.total} cells are kept in {stopped.path}: go on with --resume {stopped.path}"
-        raise Stopped(f"stopped by {name}; {kept if stopped.kept else 'no cell was trained so far'}", code) from None
+    with run.outputs((".jsonl",)):
+        try:
+            result = ranp.compare(
+                run["model"],
+                run["batch"],
+                methods=methods or DEFAULT,
+                cells=file_of_cells(run),
+                distributed=launched(),
+                progress=run.progress,
+                **run.keywords(),
+            )
+        except FitsInterrupted as stopped:
+            name, code = stopped_by()
+            kept = f"{stopped.kept} of {stopped.total} cells are kept in {stopped.path}: go on with --resume {stopped.path}"
+            raise Stopped(
+                f"stopped by {name}; {kept if stopped.kept else 'no cell was trained so far'}", code
+            ) from None
+        if is_main_process():
+            texts = {"csv": result.csv(), "markdown": result.markdown()}
+            run.draw(result)
+            run.documents(result.report, **texts)
     if is_main_process():
-        run.draw(result)
-        run.show(result.report, csv=result.csv(), markdown=result.markdown())
+        run.show(result.report, **texts)
 
 
 def file_of_cells(run: Run) -> str | None:

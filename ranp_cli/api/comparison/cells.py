@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 from ... import __version__
 from ...core.atomic import strict
 from ...core.errors import BadInput
+from ...core.signals import undivided
 from ...core.spelling import spelled
-from ...scoring.compensated_sum import undivided
 from ..options import COMPARE
 
 FORMAT, VERSION = "ranp-cells", 1
