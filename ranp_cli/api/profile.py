@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BadInput
 from ..core.spelling import spelled
+from ..io.pairs import pair_note
 from ..io.slim_file import SLIM, load, read_document
 from ..reporting.report import LAYER_COSTS, Report, layer_row, merge_rows, uncounted
 from .options import PROFILE, ModelOptions, StepOptions
@@ -156,6 +157,8 @@ class Counting:
             with self.report.timing("load"):
                 self.running.append((load(path), Example.from_signature(known)))
         mask = document["mask"]
+        if notes := pair_note(path, mask):
+            self.report.parts.setdefault("notes", []).extend(notes)
         recorded = {k: mask[k] for k in ("method", "sparsity", "neurons", "floored", "fixed")}
         return {"model": about, **recorded, **document["profile"]}
 

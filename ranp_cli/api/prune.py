@@ -148,6 +148,7 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     if not allow_less and not goal.limits:
         check_enough(graph, settled.selection, mask, ranking.method == "snip")
     pruned = build_pruned(session, graph, mask, settled, init, costing)
+    mask.name_run(pruned.model)
     report = session.report
     add_memory(session, settled.model, costing)
     if stand is not None:
