@@ -86,6 +86,7 @@ def profile(model: nn.Module | str, inputs: Any = None, *, other: nn.Module | st
         },
         "layers": merge_rows(first["layers"], [_after(row) for row in second["layers"]]),
         "uncounted_ops": first.get("uncounted_ops", []) + second.get("uncounted_ops", []),
+        "notes": first.get("notes", []) + second.get("notes", []),
     }
     if step.time:
         macs = [side.get("after", side["before"])["macs"] for side in (first, second)]  # of what was run
@@ -157,10 +158,8 @@ class Counting:
             with self.report.timing("load"):
                 self.running.append((load(path), Example.from_signature(known)))
         mask = document["mask"]
-        if notes := pair_note(path, mask):
-            self.report.parts.setdefault("notes", []).extend(notes)
         recorded = {k: mask[k] for k in ("method", "sparsity", "neurons", "floored", "fixed")}
-        return {"model": about, **recorded, **document["profile"]}
+        return {"model": about, **recorded, **document["profile"], "notes": pair_note(path, mask)}
 
     def _onnx(self, path: str, inputs: Any) -> dict[str, Any]:
         from ..io.exchange.onnx_profile import profile_onnx
