@@ -39,8 +39,15 @@ def gradient_setup(options: GradientOptions) -> GradientSetup:
     )
 
 
-def importances(session: Session, graph: Graph, source: Batches, criteria: Iterable[str], options: GradientOptions,
-                progress: Progress, way: GradientSetup) -> dict[str, Importance]:  # fmt: skip
+def importances(
+    session: Session,
+    graph: Graph,
+    source: Batches,
+    criteria: Iterable[str],
+    options: GradientOptions,
+    progress: Progress,
+    way: GradientSetup,
+) -> dict[str, Importance]:
     """The scores by each criterion, from one pass over the mini-batches; norms of weights need none."""
     wanted = [criterion(name) for name in dict.fromkeys(criteria)]
     twins = {c.name: c.name.replace("mnmg", "mpmg") for c in wanted if c.signed and c.is_linear}

@@ -62,6 +62,14 @@ class ProbeKeywords(TypedDict, total=False):
     probe_lr: float | None
 
 
+class FitKeywords(TypedDict, total=False):
+    fit: Any
+    seeds: int | None
+    metric: str | None
+    init: str | None
+    resume: Any
+
+
 class ScoreKeywords(ModelKeywords, GradientKeywords, LongRunKeywords, total=False):
     pass
 
@@ -83,7 +91,9 @@ class RefineKeywords(ModelKeywords, InputKeywords, total=False):
     pass
 
 
-class CompareKeywords(ModelKeywords, GradientKeywords, LayerKeywords, InputKeywords, ProbeKeywords, total=False):
+class CompareKeywords(
+    FitKeywords, ModelKeywords, GradientKeywords, LayerKeywords, InputKeywords, ProbeKeywords, total=False
+):
     pass
 
 

@@ -80,8 +80,16 @@ class Option:
         return self.flag.lstrip("-").replace("-", "_")
 
 
-def option(default: Any, panel: str, help: str, kind: Kind = TEXT, metavar: str | None = None, *flags: str,
-           says: str | None = None, doc: str | None = None) -> Any:  # fmt: skip
+def option(
+    default: Any,
+    panel: str,
+    help: str,
+    kind: Kind = TEXT,
+    metavar: str | None = None,
+    *flags: str,
+    says: str | None = None,
+    doc: str | None = None,
+) -> Any:
     """A field of a group; without `flags` the flag is `--` and the field's name."""
     about = {"help": help, "panel": panel, "kind": kind, "metavar": metavar, "flags": flags, "says": says, "doc": doc}
     return dataclasses.field(default=default, metadata=about)
@@ -228,6 +236,24 @@ class ProbeOptions:
         says="adam, adamw 3e-3, sgd 0.05, sgd-momentum 0.01")  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How the rows of `compare` are trained; nothing is without `fit`."""
+
+    fit: Any = option(
+        None, COST, "file.py:fit, called as fit(model, seed): train every row and return its accuracy, or a dict of numbers",
+        TEXT, "F")  # fmt: skip
+    seeds: int | None = option(None, COST, "train under N seeds from --seed on", WHOLE, "N", says="3")
+    metric: str | None = option(None, COST, "which number of fit's dict rows go by", TEXT, "NAME", says="the first")
+    init: str | None = option(
+        None, COST, "weights that rows are trained from: keep|factory|glorot|orthogonal", TEXT, "I", says="keep")  # fmt: skip
+    resume: Any = option(None, COST, "go on with the cells of an earlier ranp compare --fit", TEXT, "FILE")
+
+    def __post_init__(self) -> None:
+        if self.seeds is not None and not 1 <= self.seeds <= 10_000:
+            raise BadInput(f"{spelled('seeds', self.seeds)}: give 1 or more; each row is trained once a seed")
+
+
 def in_python(text: str) -> str:
     """A help text with keywords in place of flags."""
     names = {"--batch": "batches", "--batches": "batch_limit", "--model-arg": "model_args", "--loss-arg": "loss_args",
@@ -327,5 +353,5 @@ class Chosen:
 SCORE = Keywords(ModelOptions, GradientOptions, LongRunOptions)
 PRUNE = Keywords(ModelOptions, GradientOptions, MethodOptions, LayerOptions, InputOptions, StepOptions, ProbeOptions)
 REFINE = Keywords(ModelOptions, InputOptions)
-COMPARE = Keywords(ModelOptions, GradientOptions, LayerOptions, InputOptions, ProbeOptions)
+COMPARE = Keywords(FitOptions, ModelOptions, GradientOptions, LayerOptions, InputOptions, ProbeOptions)
 PROFILE = Keywords(ModelOptions, StepOptions)

@@ -73,8 +73,11 @@ class Scores:
             return scores
         about = read_document(scores, SCORES)
         tensors = read_tensors(scores)
-        sums = {name.removeprefix(SUM): CompensatedSum(t, tensors[REST + name.removeprefix(SUM)])
-                for name, t in tensors.items() if name.startswith(SUM)}  # fmt: skip
+        sums = {
+            name.removeprefix(SUM): CompensatedSum(t, tensors[REST + name.removeprefix(SUM)])
+            for name, t in tensors.items()
+            if name.startswith(SUM)
+        }
         _check_said(scores, about)
         layers = {name: t.double().numpy() for name, t in tensors.items() if not name.startswith((SUM, REST))}
         return cls(layers, about, sums=sums)
@@ -103,8 +106,10 @@ class Scores:
         self.check_network(session, how["criterion"])
         taken = {"precision": "model", **self.about}  # which was not written down, once
         if taken["precision"] == "auto":
-            raise BadInput(f"{spelled('resume')}: these scores were taken with {spelled('precision', 'auto')}, which decides once, on the first "
-                           "mini-batch; score anew with bf16 or fp32 to go on from that")  # fmt: skip
+            raise BadInput(
+                f"{spelled('resume')}: these scores were taken with {spelled('precision', 'auto')}, which decides once, on the first "
+                "mini-batch; score anew with bf16 or fp32 to go on from that"
+            )
         for key, value in how.items():
             if taken.get(key) not in (None, value):  # None: not written down by the ranp that wrote the file
                 then, now = (_given(key, each) for each in (taken[key], value))
@@ -112,13 +117,17 @@ class Scores:
                     f"{spelled('resume')}: these scores were taken {then}, not {now}; go on {then}, or score anew"
                 )
         if most is not None and most < taken["batches"]:
-            raise BadInput(f"{spelled('resume')}: these are the scores of {taken['batches']} mini-batches, and {spelled('batches')} gives {most}; "
-                           f"give the same {spelled('batches')}, and {spelled('batch_limit')} of more than there are, or none")  # fmt: skip
+            raise BadInput(
+                f"{spelled('resume')}: these are the scores of {taken['batches']} mini-batches, and {spelled('batches')} gives {most}; "
+                f"give the same {spelled('batches')}, and {spelled('batch_limit')} of more than there are, or none"
+            )
         values = self.in_order(graph, session)
         zeros = find_zeros(session.model, graph).facts(graph)
         if differing := [names[0] for key, names in zeros.items() if self.about.get(key) != names]:
-            raise BadInput(f"{spelled('resume')}: these scores were taken with the zeros of {differing[0]}, by an older ranp, which "
-                           "no gradient passes; score anew")  # fmt: skip
+            raise BadInput(
+                f"{spelled('resume')}: these scores were taken with the zeros of {differing[0]}, by an older ranp, which "
+                "no gradient passes; score anew"
+            )
         if not self.sums:
             raise BadInput(f"{spelled('resume')}: this file holds scores, but not their sums; score anew")
         return Importance(values, self.about["batches"], [self.sums.get(layer.name) for layer in graph.layers])
@@ -134,8 +143,10 @@ class Scores:
             shape = graph.slots[layer.slot].shape if self.about["criterion"] == "snip" else (len(layer.neurons),)
             if values is None or values.shape != shape:
                 have = "no such layer" if values is None else f"{len(values)} neurons"
-                raise BadInput(f"the scores are of another network: layer {layer.name} has {len(layer.neurons)} neurons, the scores have "
-                               f"{have}; score this model first")  # fmt: skip
+                raise BadInput(
+                    f"the scores are of another network: layer {layer.name} has {len(layer.neurons)} neurons, the scores have "
+                    f"{have}; score this model first"
+                )
         return [self.layers[layer.name] for layer in graph.layers]
 
     def not_ranked(self, graph: Graph) -> dict[str, str]:

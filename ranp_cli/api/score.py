@@ -31,9 +31,18 @@ if TYPE_CHECKING:
 
 @labels_on_cpu
 @SCORE
-def score(model: nn.Module | str, batches: Any, *, criterion: str = "mpmg-sum", sparsity: float | None = None,
-          resume: Scores | str | Path | None = None, kept_in: str | Path | None = None, distributed: bool = False,
-          progress: Progress = silent, **options: Unpack[ScoreKeywords]) -> Scores:  # fmt: skip
+def score(
+    model: nn.Module | str,
+    batches: Any,
+    *,
+    criterion: str = "mpmg-sum",
+    sparsity: float | None = None,
+    resume: Scores | str | Path | None = None,
+    kept_in: str | Path | None = None,
+    distributed: bool = False,
+    progress: Progress = silent,
+    **options: Unpack[ScoreKeywords],
+) -> Scores:
     """Score every neuron of `model` by the sensitivity of the loss on calibration batches.
 
     `model` is not changed: not its weights, gradients, buffers or modes, nor the global RNG.
@@ -83,9 +92,7 @@ def score(model: nn.Module | str, batches: Any, *, criterion: str = "mpmg-sum", 
     source, example = first_batch(batches, gradients, session.seed)
     graph = session.analyse(example)
     session.draw(graph, gradients.score_init)
-    how = {"criterion": criterion, "score_init": gradients.score_init, "seed": session.seed, "precision": gradients.precision,
-           "loss": loss_name(gradients.loss, gradients.loss_args),
-           "ignore_index": UNSAID if gradients.ignore_index is None else gradients.ignore_index}  # fmt: skip
+    how = recorded(criterion, gradients, session.seed)
     earlier = None if resume is None else Scores.of(resume).resumed(session, graph, how, source.most)
     by_score = MethodOptions(method="snip" if criterion == "snip" else "vanilla", criterion=criterion, resource="none")
     ranking = Ranking.of(by_score, LayerOptions(lambda_=0.0, min_neurons=1), session.seed)
@@ -102,11 +109,29 @@ def score(model: nn.Module | str, batches: Any, *, criterion: str = "mpmg-sum", 
 
     with join_process_group(distributed, session.device, chosen[LongRunOptions].timeout) as workers:
         workers.agree(source.length)
-        way = replace(way, spread=workers, resumed=earlier, agreement=agreement_of(graph, ranking, sparsity),
-                      keep=None if kept_in is None else keep, save_every=chosen[LongRunOptions].save_every)  # fmt: skip
+        way = replace(
+            way,
+            spread=workers,
+            resumed=earlier,
+            agreement=agreement_of(graph, ranking, sparsity),
+            keep=None if kept_in is None else keep,
+            save_every=chosen[LongRunOptions].save_every,
+        )
         importance = importances(session, graph, source, [criterion], gradients, progress, way)[criterion]
     keep_whole(graph, importance.not_ranked)
     scores = build_scores(session, graph, importance, how, sparsity)
     if way.facts.get("stopped"):
         raise Interrupted(scores, importance.batches)
     return scores
+
+
+def recorded(criterion: str, gradients: GradientOptions, seed: int) -> dict[str, Any]:
+    """What the scores say of how they were taken; `resume` goes on with the same only."""
+    return {
+        "criterion": criterion,
+        "score_init": gradients.score_init,
+        "seed": seed,
+        "precision": gradients.precision,
+        "loss": loss_name(gradients.loss, gradients.loss_args),
+        "ignore_index": UNSAID if gradients.ignore_index is None else gradients.ignore_index,
+    }

@@ -100,8 +100,14 @@ def score(given: dict[str, Any]) -> None:
     kept_in = run["output"][0] if run["output"] else None
     with run.outputs((".safetensors",)):
         try:
-            scores = ranp.score(run["model"], run["batch"], distributed=launched(), progress=run.progress,
-                                kept_in=kept_in, **run.keywords())  # fmt: skip
+            scores = ranp.score(
+                run["model"],
+                run["batch"],
+                distributed=launched(),
+                progress=run.progress,
+                kept_in=kept_in,
+                **run.keywords(),
+            )
         except Interrupted as stopped:
             name, code = stopped_by()
             if is_main_process():

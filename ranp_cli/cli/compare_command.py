@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..api.options import COMPARE, COST, FAR, OUT, RANK, SHARES, TEXTS, WHAT, WHOLE
+from ..api.options import COMPARE, FAR, OUT, RANK, SHARES, TEXTS, WHAT
 from ..core.errors import BadInput, FitsInterrupted, Stopped
 from .arguments import BATCH, CONFIG, JSON, MODEL, PLOT, QUIET, Argument, Command, own
 from .invocation import Run
@@ -23,12 +23,6 @@ COMPARE_COMMAND = Command(
         own("cut every method to at most the macs|mem|params of the first one", FAR, "--match", metavar="R"),
         own("for --methods width: the integer argument of the factory that makes it narrower", WHAT, "--width-arg",
             metavar="NAME"),
-        own("file.py:fit, called as fit(model, seed): train every row and return its accuracy, or a dict of numbers", COST,
-            "--fit", metavar="F"),
-        own("train under N seeds from --seed on", COST, "--seeds", kind=WHOLE, metavar="N", says="3"),
-        own("which number of fit's dict rows go by", COST, "--metric", metavar="NAME", says="the first"),
-        own("weights that rows are trained from: keep|factory|glorot|orthogonal", COST, "--init", metavar="I", says="keep"),
-        own("go on with the cells of an earlier ranp compare --fit", COST, "--resume", metavar="FILE"),
         *COMPARE.options,
     ],
     others=[
@@ -56,8 +50,15 @@ def compare(given: dict[str, Any]) -> None:
     methods = [name.strip() for text in run["methods"] for name in str(text).split(",")]
     with run.outputs((".jsonl",)):
         try:
-            result = ranp.compare(run["model"], run["batch"], methods=methods or DEFAULT, cells=file_of_cells(run),
-                                  distributed=launched(), progress=run.progress, **run.keywords())  # fmt: skip
+            result = ranp.compare(
+                run["model"],
+                run["batch"],
+                methods=methods or DEFAULT,
+                cells=file_of_cells(run),
+                distributed=launched(),
+                progress=run.progress,
+                **run.keywords(),
+            )
         except FitsInterrupted as stopped:
             name, code = stopped_by()
             kept = f"{stopped.kept} of {stopped.total} cells are kept in {stopped.path}: go on with --resume {stopped.path}"

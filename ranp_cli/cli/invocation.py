@@ -179,8 +179,9 @@ class Run:
             mute(1)
         except OSError as error:
             mute(1)
-            raise BadInput(f"cannot write to stdout: {error.strerror}; {what_was_written()}; give --json FILE, or another "
-                           "stdout") from error  # fmt: skip
+            raise BadInput(
+                f"cannot write to stdout: {error.strerror}; {what_was_written()}; give --json FILE, or another stdout"
+            ) from error
 
 
 def _document(report: Any) -> dict[str, Any]:

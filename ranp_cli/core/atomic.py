@@ -169,8 +169,8 @@ class _Target:
             self.device = os.open(self.place, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
         except OSError as error:
             if error.errno == errno.ENXIO and stat.S_ISFIFO(os.stat(self.place).st_mode):
-                raise BadInput(f"cannot write {short(self.path)}: nobody reads from this pipe; start its reader first, or "
-                               "give a file") from error  # fmt: skip
+                why = "nobody reads from this pipe; start its reader first, or give a file"
+                raise BadInput(f"cannot write {short(self.path)}: {why}") from error
             raise
         os.set_blocking(self.device, True)
 

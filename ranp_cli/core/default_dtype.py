@@ -16,17 +16,45 @@ aten = torch.ops.aten
 
 # What makes a tensor of the default dtype when none is given. Of the second group only if the data are Python floats.
 FLOATING = {
-    torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn, torch.linspace, torch.logspace, torch.eye, torch.normal,
-    torch.hann_window, torch.hamming_window, torch.bartlett_window, torch.blackman_window, torch.kaiser_window,
-    torch.fft.fftfreq, torch.fft.rfftfreq,
-}  # fmt: skip
+    torch.zeros,
+    torch.ones,
+    torch.empty,
+    torch.rand,
+    torch.randn,
+    torch.linspace,
+    torch.logspace,
+    torch.eye,
+    torch.normal,
+    torch.hann_window,
+    torch.hamming_window,
+    torch.bartlett_window,
+    torch.blackman_window,
+    torch.kaiser_window,
+    torch.fft.fftfreq,
+    torch.fft.rfftfreq,
+}
 BY_DATA = {torch.tensor, torch.as_tensor, torch.asarray, torch.full, torch.arange, torch.scalar_tensor}
 # The same as the dispatcher knows them: of TorchScript, and of functions that torch writes in Python.
 PACKETS = {
-    aten.zeros, aten.ones, aten.empty, aten.rand, aten.randn, aten.linspace, aten.logspace, aten.eye,
-    aten.hann_window, aten.hamming_window, aten.bartlett_window, aten.blackman_window, aten.kaiser_window,
-    aten.fft_fftfreq, aten.fft_rfftfreq, aten.full, aten.arange, aten.scalar_tensor,
-}  # fmt: skip
+    aten.zeros,
+    aten.ones,
+    aten.empty,
+    aten.rand,
+    aten.randn,
+    aten.linspace,
+    aten.logspace,
+    aten.eye,
+    aten.hann_window,
+    aten.hamming_window,
+    aten.bartlett_window,
+    aten.blackman_window,
+    aten.kaiser_window,
+    aten.fft_fftfreq,
+    aten.fft_rfftfreq,
+    aten.full,
+    aten.arange,
+    aten.scalar_tensor,
+}
 
 
 @contextmanager

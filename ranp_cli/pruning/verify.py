@@ -132,8 +132,15 @@ def verify(model: nn.Module, slim: nn.Module, graph: Graph, stays: np.ndarray) -
     return report
 
 
-def _compare(masked: nn.Module, slim: nn.Module, example: Example, run: Callable[..., list[Tensor]], limit: float,
-             training: bool, exact: list[Tensor] | None) -> tuple[Comparison, list[Tensor]]:  # fmt: skip
+def _compare(
+    masked: nn.Module,
+    slim: nn.Module,
+    example: Example,
+    run: Callable[..., list[Tensor]],
+    limit: float,
+    training: bool,
+    exact: list[Tensor] | None,
+) -> tuple[Comparison, list[Tensor]]:
     """The comparison of two networks, and the output of the first. More samples where a batch norm sees too few."""
     for samples in (2, 16) if training else (1,):
         given = noise(example.with_batch(samples))
@@ -247,6 +254,8 @@ def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _distance(a: list[Tensor], b: list[Tensor]) -> float:
     if [t.shape for t in a] != [t.shape for t in b]:
-        raise VerificationFailed(f"the slim network returns shapes {[tuple(t.shape) for t in b]}, the dense one "
-                                 f"{[tuple(t.shape) for t in a]}")  # fmt: skip
+        raise VerificationFailed(
+            f"the slim network returns shapes {[tuple(t.shape) for t in b]}, the dense one "
+            f"{[tuple(t.shape) for t in a]}"
+        )
     return max((float((x - y).abs().max()) for x, y in zip(a, b, strict=True) if x.numel()), default=0.0)

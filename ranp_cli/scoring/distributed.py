@@ -123,8 +123,10 @@ class WorkerGroup:
         except RuntimeError:  # the store was in the process that is gone
             missing = []
         who = f"process {', '.join(map(str, missing))} of {self.size}" if missing else "a process"
-        return BadInput(f"{who} hangs: the others have waited {self.meeting.timeout:g} s for it ({spelled('timeout')}); look at what it "
-                        f"does there, and go on with {spelled('resume')}")  # fmt: skip
+        return BadInput(
+            f"{who} hangs: the others have waited {self.meeting.timeout:g} s for it ({spelled('timeout')}); look at what it "
+            f"does there, and go on with {spelled('resume')}"
+        )
 
     def _merged(self, collector: GradientCollector, criterion: Criterion) -> list[CompensatedSum | None]:
         sums = list(collector.sums[criterion.name])
@@ -175,8 +177,15 @@ def _meet(timeout: float, backend: str) -> dist.Store:
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # then torchrun itself keeps the store
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(address, port, here.size, is_master=not agent and here.rank == 0, timeout=patience,
-                              wait_for_workers=False, multi_tenant=not agent)  # fmt: skip
+        store = dist.TCPStore(
+            address,
+            port,
+            here.size,
+            is_master=not agent and here.rank == 0,
+            timeout=patience,
+            wait_for_workers=False,
+            multi_tenant=not agent,
+        )
         shared = dist.PrefixStore("ranp", store)
         meeting = Meeting(shared, timeout=timeout)
         meeting.come(here.rank)
@@ -184,14 +193,17 @@ def _meet(timeout: float, backend: str) -> dist.Store:
             shared.wait([f"turn/{rank}" for rank in range(here.size)], patience)
         except RuntimeError as error:
             raise WorkerGroup(here.rank, here.size, meeting=meeting).late() from error
-        dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=here.rank, world_size=here.size,
-                                timeout=patience)  # fmt: skip
+        dist.init_process_group(
+            backend, store=dist.PrefixStore("group", store), rank=here.rank, world_size=here.size, timeout=patience
+        )
     except BadInput:
         raise
     except (RuntimeError, ValueError, KeyError) as error:
         why = f"{error} is not set" if isinstance(error, KeyError) else str(error).splitlines()[0]
-        raise BadInput(f"WORLD_SIZE is {here.size}, but the processes do not meet ({why}); start them with torchrun, or unset "
-                       "WORLD_SIZE") from error  # fmt: skip
+        raise BadInput(
+            f"WORLD_SIZE is {here.size}, but the processes do not meet ({why}); start them with torchrun, or unset "
+            "WORLD_SIZE"
+        ) from error
     return shared
 
 

@@ -20,8 +20,17 @@ from .precision import reproducible
 from .scorer import GradientSetup, Importance, Scorer
 
 
-def score(model: nn.Module, graph: Graph, batches: Any, loss: Callable[[Any, Any], Tensor], criteria: Sequence[Criterion],
-          device: torch.device, seed: int = 0, advance: Callable[[], Any] = lambda: None, way: GradientSetup | None = None) -> dict[str, Importance]:  # fmt: skip
+def score(
+    model: nn.Module,
+    graph: Graph,
+    batches: Any,
+    loss: Callable[[Any, Any], Tensor],
+    criteria: Sequence[Criterion],
+    device: torch.device,
+    seed: int = 0,
+    advance: Callable[[], Any] = lambda: None,
+    way: GradientSetup | None = None,
+) -> dict[str, Importance]:
     """Scores of all neurons by each criterion, averaged over the mini-batches, from one pass over them.
 
     The model runs in training mode with batch statistics and without dropout, on a twin that shares its weights, so

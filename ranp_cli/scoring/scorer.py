@@ -77,8 +77,16 @@ def score_shapes(graph: Graph, criterion: Criterion) -> list[tuple[int, ...]]:
 class Scorer:
     """A twin of the model at work, and what is gathered from each of its passes."""
 
-    def __init__(self, model: nn.Module, graph: Graph, loss: Callable[[Any, Any], Tensor], criteria: Sequence[Criterion],
-                 device: torch.device, seed: int, way: GradientSetup) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: Graph,
+        loss: Callable[[Any, Any], Tensor],
+        criteria: Sequence[Criterion],
+        device: torch.device,
+        seed: int,
+        way: GradientSetup,
+    ) -> None:
         self.model, self.graph, self.loss, self.device, self.seed, self.way = model, graph, loss, device, seed, way
         self.zeros = find_zeros(model, graph)
         self.unproved = bool(self.zeros.last)  # whether a gradient gets past the last layers
@@ -261,8 +269,10 @@ class Scorer:
         what = "nothing is computed twice"
         if self.plan.most is not None:
             what = f"what takes up to {self.plan.most:.0f} multiply-adds an element is computed twice ({self.plan.again:.0%} of a forward pass)"
-        self.way.note(f"{what}; scoring then has its peak at {shown('train-mem', self.plan.peak)}, "
-                      f"{self.plan.peak / self.plan.plain:.0%} of a plain pass', as estimated")  # fmt: skip
+        self.way.note(
+            f"{what}; scoring then has its peak at {shown('train-mem', self.plan.peak)}, "
+            f"{self.plan.peak / self.plan.plain:.0%} of a plain pass', as estimated"
+        )
 
     def _make_room(self, batch: Any, error: torch.OutOfMemoryError) -> None:
         """The device is full: go on as with `low_memory`, and where that was not enough, with the plan of the lowest peak."""
@@ -307,8 +317,10 @@ class Scorer:
                 agreed = self.way.agreement(fp32, bf16) if self.way.agreement else 0.0
                 self.precision = "bf16" if agreed >= AGREE else "model"
                 self.way.facts["agreement"] = agreed
-                self.way.note(f"{spelled('precision', 'auto')}: on the first mini-batch bf16 keeps {agreed:.1%} of the neurons that fp32 keeps: "
-                              f"{'bf16 from the second on' if agreed >= AGREE else 'fp32'}")  # fmt: skip
+                self.way.note(
+                    f"{spelled('precision', 'auto')}: on the first mini-batch bf16 keeps {agreed:.1%} of the neurons that fp32 keeps: "
+                    f"{'bf16 from the second on' if agreed >= AGREE else 'fp32'}"
+                )
             for each_gather in self.collectors:
                 each_gather.drop_batch()
         self.way.facts["precision"] = "bf16" if self.precision == "bf16" else "fp32"
