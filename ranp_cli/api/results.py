@@ -27,6 +27,7 @@ from ..scoring.zero_scores import SAID, find_zeros, unranked
 from .session import Session
 
 SUM, REST = "ranp:sum:", "ranp:rest:"  # in a file of scores, before a layer's name
+BESIDE = "beside"  # where a mask goes that nobody gave a place
 UNSAID = "default"  # recorded when the option was not given
 
 
@@ -163,12 +164,24 @@ class Pruned:
             warnings.simplefilter("ignore", DeprecationWarning)
             _write(path, self.model.save_to_buffer(), self.report)
 
-    def save(self, path: str | Path) -> None:
-        """Write slim.safetensors: tensors, and in its metadata all that `load` and `profile` need.
+    def save(self, path: str | Path, mask: str | Path | None = BESIDE) -> None:
+        """Write slim.safetensors: tensors, and in its metadata all that `load` and `profile` need; and its mask.
 
         A path that ends in `.onnx` takes a checked ONNX file, one in `.pt2` torch.export's program, likewise checked, one in
         `.pt` the slim TorchScript, when the model was one.
+
+        Args:
+            mask: where the mask goes; by default beside it, as `slim.mask.json`. None: nowhere.
         """
+        self._save_slim(path)
+        if mask is not None:
+            self.save_mask(Mask.beside(path) if mask == BESIDE else mask)
+
+    def save_mask(self, path: str | Path) -> None:
+        """Write mask.json."""
+        _write(path, self.mask.to_bytes(), self.report)
+
+    def _save_slim(self, path: str | Path) -> None:
         suffix = Path(path).suffix
         if suffix == ".pt":
             self._save_script(path)

@@ -123,7 +123,7 @@ PRUNE_COMMAND = Command(
         INIT,
         *PRUNE.options,
     ],
-    others=[BATCH, OUTPUT, own("write mask.json there", OUT, "--mask", metavar="FILE"), PLOT, HTML, CONFIG, JSON, QUIET],
+    others=[BATCH, OUTPUT, own("where mask.json goes; none: nowhere", OUT, "--mask", metavar="FILE|none", says="beside the first -o"), PLOT, HTML, CONFIG, JSON, QUIET],
 )  # fmt: skip
 
 
@@ -155,7 +155,7 @@ REFINE_COMMAND = Command(
         *REFINE.options,
     ],
     others=[
-        own("mask.json, as ranp prune --mask writes it", FROM, "--mask", metavar="FILE"),
+        own("mask.json, as ranp prune writes it", FROM, "--mask", metavar="FILE"),
         OUTPUT,
         CONFIG,
         JSON,
@@ -173,7 +173,7 @@ def refine(given: dict[str, Any]) -> None:
     import ranp_cli as ranp
 
     result = ranp.refine(run["model"], run["mask"], full=True, **{"seed": None, **run.keywords()})
-    run.write(result, mask=False)
+    run.write(result)
     run.show(result.report)
 
 

@@ -91,7 +91,7 @@ class Run:
                 raise BadInput(f"-o {path}: torch.export takes no TorchScript MODEL; give a .pt name")
         if sum(self[name] == "-" for name in TEXT_OUTPUTS) > 1:
             raise BadInput("stdout holds one document: give - to one of --json, --csv and --markdown")
-        written = [*(self["output"] or ()), *([self["mask"]] if self.command.name == "prune" and self["mask"] else [])]
+        written = [*(self["output"] or ()), *([self.mask_file] if self.mask_file else [])]
         written += [self[name] for name in TEXT_OUTPUTS if self[name] and self[name] != "-"]
         if self["html"]:
             if Path(self["html"]).suffix.lower() not in (".html", ".htm"):
@@ -130,12 +130,27 @@ class Run:
         for path in self["plot"] or ():
             result.plot(path)
 
-    def write(self, result: Any, mask: bool = True) -> None:
+    @property
+    def mask_file(self) -> str | None:
+        """Where prune and refine write mask.json: beside the first output, unless prune is told another place or none."""
+        if self.command.name not in ("prune", "refine"):
+            return None
+        if self.command.name == "prune" and self["mask"]:
+            return None if self["mask"] == "none" else str(self["mask"])
+        if not self["output"]:
+            return None
+        from ..pruning.mask import Mask
+
+        place = Mask.beside(self["output"][0])
+        is_there = self.command.name == "refine" and self["mask"] and place.resolve() == Path(self["mask"]).resolve()
+        return None if is_there else str(place)
+
+    def write(self, result: Any) -> None:
         with result.report.timing("write"):
             for path in self["output"]:
-                result.save(path)
-            if mask and self["mask"]:
-                result.mask.save(self["mask"])
+                result.save(path, mask=None)
+            if self.mask_file:
+                result.save_mask(self.mask_file)
 
     def show(self, report: Any, **texts: str) -> None:
         """Print the report, and write it (--json) and its other forms (`csv`, `markdown`) where they were asked for."""

@@ -101,7 +101,10 @@ class _Rate(ProgressColumn):
 
 def _headline(report: Report, page: Terminal) -> list[Text]:
     """What was done to which model, how, and how many neurons stay."""
-    method, outputs = report.get("method", {}), report.get("outputs", {})
+    method, outputs = (
+        report.get("method", {}),
+        [path for path in report.get("outputs", {}) if not path.endswith(".json")],
+    )
     details = [str(method[key]) for key in ("name", "criterion") if method.get(key) is not None]
     terms = [(key, method.get(key)) for key in ("resource", "lambda", "seed")]
     details += [f"{key}{JOINED}{plain_text(value)}" for key, value in terms if value is not None]
