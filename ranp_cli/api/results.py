@@ -15,11 +15,12 @@ from torch import nn
 from ..core.atomic import write_atomic
 from ..core.errors import BadInput
 from ..core.example import Example
+from ..core.paths import mask_beside
 from ..core.spelling import spelled
 from ..graph.graph import Graph
 from ..io.slim_file import SCORES, SLIM, VERSION, read_document, read_tensors, slim_tensors, to_bytes
 from ..pruning.mask import Mask
-from ..pruning.methods import weigh
+from ..pruning.methods import METHODS, weigh
 from ..reporting.report import Report
 from ..scoring.compensated_sum import CompensatedSum
 from ..scoring.scorer import Importance
@@ -58,7 +59,8 @@ class Scores:
         values, rows = list(self.layers.values()), self.report.parts["layers"]
         rankings = {"vanilla": values, "weighted": weigh(values, "weighted", None, 0.0, 0)}
         kept = [row["kept"] for row in rows] if "kept" in rows[0] else None
-        importance(path, list(self.layers), rankings, kept, self.about["model"]["spec"] or "")
+        stay = {"vanilla": sum(kept)} if kept else {}
+        importance(path, list(self.layers), rankings, kept, self.about["model"]["spec"] or "", stay)
 
     @classmethod
     def of(cls, scores: Scores | str | Path) -> Scores:
@@ -155,7 +157,12 @@ class Pruned:
         if not self.rankings:
             raise BadInput(f"this method ranks no neurons by importance; take another {spelled('method')}")
         kept = [len(layer["kept"]) for layer in self.mask.layers.values()]
-        importance(path, list(self.mask.layers), self.rankings, kept, self.about["model"]["spec"] or "")
+        neurons = sum(layer["neurons"] for layer in self.mask.layers.values())
+        asked = self.mask.requested
+        stay = int(neurons * (1 - asked)) if isinstance(asked, float) else sum(kept)
+        by_layer = METHODS[self.mask.method["name"]].by_layer  # each layer then has a threshold of its own
+        best = {} if by_layer else {list(self.rankings)[-1]: stay}
+        importance(path, list(self.mask.layers), self.rankings, kept, self.about["model"]["spec"] or "", best)
 
     def _save_script(self, path: str | Path) -> None:
         if not isinstance(self.model, torch.jit.ScriptModule):
@@ -175,7 +182,7 @@ class Pruned:
         """
         self._save_slim(path)
         if mask is not None:
-            self.save_mask(Mask.beside(path) if mask == BESIDE else mask)
+            self.save_mask(mask_beside(path) if mask == BESIDE else mask)
 
     def save_mask(self, path: str | Path) -> None:
         """Write mask.json."""

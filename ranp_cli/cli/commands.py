@@ -41,7 +41,6 @@ from .process import is_main_process, launched, should_report, stopped_by
 app = typer.Typer(
     cls=Commands,
     name="ranp",
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -237,6 +236,8 @@ def _exit_code_of(argv: Sequence[str]) -> int:
             argv = ["--help"]
         if not is_main_process() and not {"-h", "--help", "--version"}.isdisjoint(argv):
             return 0
+        if "_RANP_COMPLETE" in os.environ:  # a shell asks what could stand next; it gives no arguments
+            argv = []
         result = app(args=list(argv), prog_name="ranp", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except typer.Exit as leave:

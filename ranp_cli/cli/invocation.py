@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from ..api.options import SHAPES, TEXT, TEXTS, Kind
 from ..core.atomic import check_output, strict, write_atomic, written
 from ..core.errors import BadInput, Stopped
+from ..core.paths import mask_beside
 from ..core.spelling import respell
 from ..reporting import show
 from .arguments import Command, name_of
@@ -80,12 +81,13 @@ class Run:
         for path in self["output"] or ():
             suffix, script = Path(path).suffix, Path(self["model"]).suffix in (".pt", ".pth", ".ts")
             if suffix not in suffixes:
+                known = ", ".join(suffixes)
                 raise BadInput(
-                    f"-o {path}: ranp {self.command.name} writes {', '.join(suffixes)}; give a file of such a name"
+                    f"-o {path}: ranp {self.command.name} writes {known}; {_better_name(path, suffixes, script)}"
                 )
             if suffix == ".pt" and not script:
                 raise BadInput(
-                    f"-o {path}: a .pt file is written for a TorchScript MODEL only; give a .safetensors or .pt2 name"
+                    f"-o {path}: a .pt file is written for a TorchScript MODEL only; {_better_name(path, suffixes, script)}"
                 )
             if suffix == ".pt2" and script:
                 raise BadInput(f"-o {path}: torch.export takes no TorchScript MODEL; give a .pt name")
@@ -139,9 +141,7 @@ class Run:
             return None if self["mask"] == "none" else str(self["mask"])
         if not self["output"]:
             return None
-        from ..pruning.mask import Mask
-
-        place = Mask.beside(self["output"][0])
+        place = mask_beside(self["output"][0])
         is_there = self.command.name == "refine" and self["mask"] and place.resolve() == Path(self["mask"]).resolve()
         return None if is_there else str(place)
 
@@ -166,6 +166,14 @@ class Run:
             write_html({**document, "memory": report.parts.get("memory", {})}, self["html"])
         if not self["quiet"]:
             show.show_report(document, self.page, self["depth"])
+
+
+def _better_name(path: str, suffixes: Sequence[str], script: bool) -> str:
+    """What to type for an output that has the suffix of PyTorch's pickles, or another one."""
+    if Path(path).suffix not in (".pth", ".pt", ".ckpt", ".bin", ".ts") or ".safetensors" not in suffixes:
+        return "give a file of such a name"
+    better = Path(path).with_suffix(".pt" if script and ".pt" in suffixes else ".safetensors")
+    return f"give -o {better}" + ("" if script else ", which holds the state dict, and no pickle")
 
 
 def shapes(given: Sequence[str]) -> list[tuple[int, ...]] | None:

@@ -57,11 +57,6 @@ class Mask:
             "fixed": self.fixed,
         }
 
-    @staticmethod
-    def beside(path: str | Path) -> Path:
-        """Where the mask of a slim network goes: `slim.mask.json` beside `slim.safetensors`."""
-        return Path(path).with_suffix(".mask.json")
-
     def save(self, path: str | Path) -> None:
         """Write mask.json; an existing file is replaced by a whole one. One line a layer, the same bytes each time."""
         write_atomic(path, self.to_bytes())

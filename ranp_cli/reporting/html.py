@@ -7,10 +7,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..core.atomic import write_atomic
 from ..core.numbers import JOINED
 from .facts import counted_on, model_name
+from .html_parts import bytes_, environment, human, in_words, legend, timeline, verification
 from .probe_text import probe_page
 from .speed import Timing, conditions, duration, times_text, timings
 
@@ -28,6 +28,9 @@ h1 { font-size: 1.4rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
+.key { display: inline-block; width: .8rem; height: .8rem; margin: 0 .3rem 0 .9rem; vertical-align: middle; }
+.mark { font-size: .8em; padding: 0 .3rem; border: 1px solid; border-radius: .3rem; color: var(--dim); }
+.mark.floor { color: var(--hot); }
 .scroll { overflow-x: auto; }
 .bar { display: inline-block; width: 8rem; height: .8rem; background: none; vertical-align: middle; }
 .bar svg { width: 100%; height: 100%; display: block; }
@@ -43,13 +46,13 @@ def write_html(report: Report, path: str | Path) -> None:
 def page(report: Report) -> str:
     """The page: before and after, the measured speed, the layers, the memory of a training step over its ops."""
     title = f"ranp {report.get('command', '')}: {model_name(report) or 'model'}"
-    blocks = (_numbers, _speed, probe_page, _layers, _timeline, _remarks)
+    blocks = (_numbers, verification, _speed, probe_page, _layers, _timeline, _remarks)
     parts = [_head(report, title), *(block(report) for block in blocks)]
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{''.join(parts)}"
-        f'<p class="dim">ranp {escape(__version__)}</p>\n</body>\n</html>\n'
+        f"{environment(report)}</body>\n</html>\n"
     )
 
 
@@ -62,9 +65,7 @@ def _head(report: Report, title: str) -> str:
     elif "total" in neurons:
         lines.append(f"<p>{neurons['total']:,} neurons.</p>\n")
     if method:
-        lines.append(
-            f'<p class="dim">{escape(", ".join(f"{k} {v}" for k, v in method.items() if k != "latency"))}</p>\n'
-        )
+        lines.append(f'<p class="dim">{escape(in_words(method))}</p>\n')
     return "".join(lines)
 
 
@@ -118,16 +119,22 @@ def _layers(report: Report) -> str:
                ("output_bytes", "output_bytes_after", "memory of the output", bytes_)]  # fmt: skip
     columns = [column for column in columns if any(column[0] in row for row in layers)]
     most = {key: max((row.get(key) or 0 for row in layers), default=0) or 1 for key, *_ in columns}
+    floored, fixed = set(report.get("floored", [])), report.get("fixed", {})
     rows = []
     for row in layers:
-        cells = [escape(str(row["name"]))]
+        mark = "floor" if row["name"] in floored or row.get("floored") else "fixed" if row["name"] in fixed else ""
+        cells = [escape(str(row["name"])) + (f' <span class="mark {mark}">{mark}</span>' if mark else "")]
         for key, later, _, write in columns:
             was, now = row.get(key) or 0, row.get(later)
             told = write(was) if now is None else f"{write(was)} \N{RIGHTWARDS ARROW} {write(now)}"
             cells += [_bar(was / most[key], None if now is None else now / most[key], f"{row['name']}: {told}"), told]
         rows.append(cells)
     heads = ["layer", *(head for _, _, name, _ in columns for head in ("", name))]
-    return "<h2>Layers</h2>\n" + _table(heads, rows, raw=True)
+    return (
+        "<h2>Layers</h2>\n"
+        + legend(any("kept" in row for row in layers), floored, fixed)
+        + _table(heads, rows, raw=True)
+    )
 
 
 def _bar(was: float, now: float | None, told: str) -> str:
@@ -144,60 +151,21 @@ def _timeline(report: Report) -> str:
     if not memory:
         return ""
     top = max(max(m["timeline"]) for m in memory.values())
-    pictures = []
-    for side, m in memory.items():
-        line, n = m["timeline"], len(m["timeline"])
-        colour = "var(--now)" if side == "after" or len(memory) == 1 else "var(--was)"
-        points = " ".join(f"{900 * k / max(n - 1, 1):.1f},{160 - 150 * v / top:.1f}" for k, v in enumerate(line))
-        at = max(range(n), key=line.__getitem__)
-        x, y = 900 * at / max(n - 1, 1), 160 - 150 * line[at] / top
-        turn = 900 * m["timeline_backward"] / max(n - 1, 1)
-        slots = "".join(
-            f'<rect x="{900 * k / n:.1f}" width="{900 / n:.2f}" height="160" fill="transparent"><title>{bytes_(v)}</title></rect>'
-            for k, v in enumerate(line)
-        )
-        anchor = "end" if x > 600 else "start"
-        name = side if len(memory) == 2 else "a training step"
-        pictures.append(
-            f'<figure><figcaption>{name}: batch of {m["samples"]}, {escape(m["optimizer"])}{", 16-bit autocast" * ("amp" in m)}, peak {bytes_(m["train_peak_bytes"])} '
-            f'at {escape(m["train_peak_at"])}</figcaption>\n<svg viewBox="0 0 900 180" width="100%" role="img">'
-            f'<polygon points="0,160 {points} 900,160" fill="{colour}" opacity=".55"/>'
-            f'<line x1="{turn:.1f}" x2="{turn:.1f}" y1="0" y2="160" stroke="var(--line)"/>'
-            f'<text x="{max(turn - 4, 50):.1f}" y="175" text-anchor="end">forward</text>'
-            f'<text x="{min(turn + 4, 840):.1f}" y="175">backward</text>'
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="var(--hot)"/>'
-            f'<text x="{x + (-8 if anchor == "end" else 8):.1f}" y="{max(y + 4, 12):.1f}" text-anchor="{anchor}">'
-            f'{bytes_(line[at])}</text>{slots}</svg></figure>\n'
-        )  # fmt: skip
+    pictures = [timeline(side, m, top, alone=len(memory) == 1) for side, m in memory.items()]
     return "<h2>Memory of a training step, op by op</h2>\n" + "".join(pictures)
 
 
 def _remarks(report: Report) -> str:
-    rows: list[list[str]] = [["kept at its floor", name] for name in report.get("floored", [])]
-    rows += [[entry["reason"], entry["layer"]] for entry in report.get("not_pruned", [])]
-    return "<h2>What was not pruned</h2>\n" + _table(["reason", "layer"], rows) if rows else ""
+    rows = [[name, "kept at its floor, the fewest neurons that a layer keeps"] for name in report.get("floored", [])]
+    reasons = {entry["layer"]: entry["reason"] for entry in report.get("not_pruned", [])} | report.get("fixed", {})
+    rows += [[name, reason] for name, reason in reasons.items()]
+    return "<h2>What could not go by its score</h2>\n" + _table(["layer", "reason"], rows) if rows else ""
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], raw: bool = False) -> str:
     head = "".join(f"<th>{escape(h)}</th>" for h in heads)
     body = "".join("<tr>" + "".join(f"<td>{c if raw else escape(c)}</td>" for c in row) + "</tr>\n" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n'
-
-
-def human(value: float) -> str:
-    """`41.2 G`."""
-    power = 0
-    while round(value, 1) >= 1000 and power < 4:
-        value, power = value / 1000, power + 1
-    return f"{value:,.{1 if power else 0}f} {('', 'k', 'M', 'G', 'T')[power]}".strip()
-
-
-def bytes_(value: float) -> str:
-    """`8.3 GiB`."""
-    power = 0
-    while round(value, 1) >= 1024 and power < 4:
-        value, power = value / 1024, power + 1
-    return f"{value:,.{1 if power else 0}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
 MEASURES = [
