@@ -26,6 +26,11 @@ class GradientKeywords(TypedDict, total=False):
     memory_limit: str | int | None
 
 
+class LongRunKeywords(TypedDict, total=False):
+    save_every: float
+    timeout: float
+
+
 class MethodKeywords(TypedDict, total=False):
     method: str
     criterion: str | None
@@ -57,7 +62,15 @@ class ProbeKeywords(TypedDict, total=False):
     probe_lr: float | None
 
 
-class ScoreKeywords(ModelKeywords, GradientKeywords, total=False):
+class FitKeywords(TypedDict, total=False):
+    fit: Any
+    seeds: int | None
+    metric: str | None
+    init: str | None
+    resume: Any
+
+
+class ScoreKeywords(ModelKeywords, GradientKeywords, LongRunKeywords, total=False):
     pass
 
 
@@ -78,7 +91,9 @@ class RefineKeywords(ModelKeywords, InputKeywords, total=False):
     pass
 
 
-class CompareKeywords(ModelKeywords, GradientKeywords, LayerKeywords, InputKeywords, ProbeKeywords, total=False):
+class CompareKeywords(
+    FitKeywords, ModelKeywords, GradientKeywords, LayerKeywords, InputKeywords, ProbeKeywords, total=False
+):
     pass
 
 

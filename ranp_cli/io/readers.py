@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def readable(path: str | os.PathLike[str], what: str) -> Path:
     """`path` as a file that can be opened, or one line that says why not."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     try:
         path.open("rb").close()
     except FileNotFoundError:

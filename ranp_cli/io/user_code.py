@@ -12,6 +12,7 @@ import inspect
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,7 @@ class _Import:
 
 
 _imports: dict[Path, _Import] = {}
+_importing = threading.RLock()
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
@@ -267,11 +269,12 @@ def import_named(spec: str, what: str) -> tuple[ModuleType, str]:
     """The module and the name that `spec` speaks of; the name is empty when `spec` is a bare file.
 
     The global generator is as before, so that what is drawn next does not depend on whether the import was the first.
+    One thread imports at a time: the import path and the loaded modules are those of the process.
     """
-    import torch
+    from ..core.random_state import undisturbed
 
     target, name = (spec, "") if spec.endswith(".py") else spec.rsplit(":", 1)
-    with torch.random.fork_rng(devices=[]):
+    with _importing, undisturbed():
         module = _import_file(Path(target), what) if target.endswith(".py") else _import_package(target, what)
     return module, name
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,13 @@ from typing import Any
 from ..core.atomic import write_atomic
 from ..core.numbers import JOINED
 from .facts import counted_on, model_name
-from .html_parts import bytes_, environment, human, in_words, legend, timeline, verification
+from .html_texts import bytes_, environment, human, in_words, verification
 from .probe_text import probe_page
 from .speed import Timing, conditions, duration, times_text, timings
 
 Report = Mapping[str, Any]
+
+WIDTH, HEIGHT, LEFT = 900, 160, 70  # of a timeline, and the room for the labels of its axis
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --dim: #59636e; --line: #d1d9e0; --page: #fff; --was: #b8c4d0;
@@ -132,18 +134,33 @@ def _layers(report: Report) -> str:
     heads = ["layer", *(head for _, _, name, _ in columns for head in ("", name))]
     return (
         "<h2>Layers</h2>\n"
-        + legend(any("kept" in row for row in layers), floored, fixed)
+        + _legend(any("kept" in row for row in layers), floored, fixed)
         + _table(heads, rows, raw=True)
     )
+
+
+def _legend(is_pruned: bool, floored: Collection[str], fixed: Collection[str]) -> str:
+    """What the colours and marks of the layers mean."""
+    keys = [("was", "what goes"), ("now", "what stays")] if is_pruned else [("now", "of the largest layer")]
+    shown = "".join(f'<span class="key" style="background: var(--{name})"></span>{text}' for name, text in keys)
+    if floored:
+        shown += ' &emsp;<span class="mark floor">floor</span> kept at the fewest neurons that a layer may have'
+    if fixed:
+        shown += ' &emsp;<span class="mark fixed">fixed</span> cannot lose neurons'
+    return f'<p class="dim">{shown}</p>\n'
 
 
 def _bar(was: float, now: float | None, told: str) -> str:
     """One bar in another: the whole, and what stays; the longer one lies behind."""
     parts = [(was, "was"), (now, "now")] if now is not None else [(was, "now")]
-    shapes = "".join(f'<rect width="{100 * width:.2f}" height="10" fill="var(--{name})"/>'
-                     for width, name in sorted(parts, key=lambda part: -part[0]))  # fmt: skip
-    return (f'<span class="bar"><svg viewBox="0 0 100 10" preserveAspectRatio="none" role="img"><title>{escape(told)}</title>'
-            f"{shapes}</svg></span>")  # fmt: skip
+    shapes = "".join(
+        f'<rect width="{100 * width:.2f}" height="10" fill="var(--{name})"/>'
+        for width, name in sorted(parts, key=lambda part: -part[0])
+    )
+    return (
+        f'<span class="bar"><svg viewBox="0 0 100 10" preserveAspectRatio="none" role="img"><title>{escape(told)}</title>'
+        f"{shapes}</svg></span>"
+    )
 
 
 def _timeline(report: Report) -> str:
@@ -151,8 +168,55 @@ def _timeline(report: Report) -> str:
     if not memory:
         return ""
     top = max(max(m["timeline"]) for m in memory.values())
-    pictures = [timeline(side, m, top, alone=len(memory) == 1) for side, m in memory.items()]
+    pictures = [_picture(side, m, top, alone=len(memory) == 1) for side, m in memory.items()]
     return "<h2>Memory of a training step, op by op</h2>\n" + "".join(pictures)
+
+
+def _picture(side: str, memory: Report, top: float, alone: bool) -> str:
+    """A picture of the memory that is held after each op of a training step, with both axes.
+
+    Args:
+        top: the largest value of all pictures that stand together, so that they share a scale.
+        alone: there is no other picture.
+    """
+    line, samples = memory["timeline"], memory["samples"]
+    n = len(line)
+    span, step = WIDTH - LEFT, max(n - 1, 1)
+
+    def place(index: float, value: float) -> tuple[float, float]:
+        return LEFT + span * index / step, HEIGHT - (HEIGHT - 10) * value / top
+
+    colour = "var(--now)" if side == "after" or alone else "var(--was)"
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(k, v) for k, v in enumerate(line)))
+    at = max(range(n), key=line.__getitem__)
+    (x, y), (turn, _) = place(at, line[at]), place(memory["timeline_backward"], 0)
+    anchor, shift = ("end", -8) if x > 600 else ("start", 8)
+    ticks = "".join(
+        f'<line x1="{LEFT}" x2="{WIDTH}" y1="{place(0, value)[1]:.1f}" y2="{place(0, value)[1]:.1f}" stroke="var(--line)"/>'
+        f'<text x="{LEFT - 6}" y="{place(0, value)[1] + 4:.1f}" text-anchor="end">{bytes_(value)}</text>'
+        for value in (0, top / 2, top)
+    )
+    slots = "".join(
+        f'<rect x="{LEFT + span * k / n:.1f}" width="{span / n:.2f}" height="{HEIGHT}" fill="transparent">'
+        f"<title>op {k + 1} of {n}: {bytes_(v)}</title></rect>"
+        for k, v in enumerate(line)
+    )
+    name = "a training step" if alone else side
+    amp = ", 16-bit autocast" if "amp" in memory else ""
+    return (
+        f'<figure><figcaption>{name}: batch of {samples}, {escape(memory["optimizer"])}{amp}, peak '
+        f'{bytes_(memory["train_peak_bytes"])} at {escape(memory["train_peak_at"])}</figcaption>\n'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT + 34}" width="100%" role="img">{ticks}'
+        f'<polygon points="{LEFT},{HEIGHT} {points} {WIDTH},{HEIGHT}" fill="{colour}" opacity=".55"/>'
+        f'<line x1="{turn:.1f}" x2="{turn:.1f}" y1="0" y2="{HEIGHT}" stroke="var(--dim)" stroke-dasharray="4 3"/>'
+        f'<text x="{max(turn - 4, LEFT + 50):.1f}" y="{HEIGHT + 14}" text-anchor="end">forward</text>'
+        f'<text x="{min(turn + 4, WIDTH - 60):.1f}" y="{HEIGHT + 14}">backward</text>'
+        f'<text x="{LEFT}" y="{HEIGHT + 30}">op 1</text>'
+        f'<text x="{LEFT + span / 2:.0f}" y="{HEIGHT + 30}" text-anchor="middle">ops of the step, in order</text>'
+        f'<text x="{WIDTH}" y="{HEIGHT + 30}" text-anchor="end">op {n}</text>'
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="var(--hot)"/>'
+        f'<text x="{x + shift:.1f}" y="{max(y + 4, 12):.1f}" text-anchor="{anchor}">{bytes_(line[at])}</text>{slots}</svg></figure>\n'
+    )  # fmt: skip
 
 
 def _remarks(report: Report) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core.spelling import spelled
 from .facts import model_name
 
 WANTED = {"prune": "slim.safetensors", "refine": "slim.safetensors", "score": "scores.safetensors"}
@@ -27,7 +28,11 @@ def next_steps(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     if file is None:
         return
     if command == "score":
-        yield "next:", "bold", f"ranp prune {model} --scores {shlex.quote(file)} --sparsity 0.5 -o slim.safetensors"
+        yield (
+            "next:",
+            "bold",
+            f"ranp prune {model} {spelled('scores', shlex.quote(file))} {spelled('sparsity', 0.5)} -o slim.safetensors",
+        )
     else:
         yield (
             "next:", "bold",

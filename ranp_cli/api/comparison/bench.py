@@ -148,8 +148,9 @@ class Bench:
         criteria = [str(ranking.criterion) for ranking in scored]
         self.found = {}
         if criteria:
-            self.found = importances(self.session, self.graph, self.source, criteria, subject.options[GradientOptions],
-                                     progress, way)  # fmt: skip
+            self.found = importances(
+                self.session, self.graph, self.source, criteria, subject.options[GradientOptions], progress, way
+            )
         self.graph.fix_layers(subject.options[LayerOptions].keep, subject.options[LayerOptions].only)
         if any(ranking.resource == "latency" for ranking in rankings):
             subject.seconds = layer_seconds(self.session, self.graph, subject.seconds, progress)
