@@ -164,8 +164,7 @@ def prune(
     add_memory(session, settled.model, costing)
     add_speed(session, settled.model, stand, race, chosen[StepOptions].time)
     add_outcome(session, graph, goal, settled.selection, costing)
-    add_ranking(session.report, graph, ranking, importance)
-    pruned.rankings = ranking.steps(graph, importance.scores)
+    pruned.rankings = add_ranking(session.report, graph, ranking, importance)
     if probing is not None and source is not None:
         probing.report(session, settled.model, source, progress)
     return pruned
@@ -273,13 +272,14 @@ def method_info(
     return info
 
 
-def add_ranking(report: Report, graph: Graph, ranking: Ranking, importance: Importance) -> None:
-    """Write to each layer's row its mean importance, and what the resource made of it."""
+def add_ranking(report: Report, graph: Graph, ranking: Ranking, importance: Importance) -> dict[str, list[np.ndarray]]:
+    """Write to each layer's row its mean importance, and what the resource made of it. Return the ranking, step by step."""
     layer_tau = ranking.tau(graph)
     for k, row in enumerate(report.parts["layers"]):
         row["importance_mean"] = float(np.mean(importance.scores[k]))
         if layer_tau is not None:
             row["tau"], row["reweighting"] = float(layer_tau[k]), float(reweighting(layer_tau, ranking.lam)[k])
+    return ranking.steps(graph, importance.scores)
 
 
 def check_enough(graph: Graph, selection: Selection, mask: Mask, of_weights: bool) -> None:

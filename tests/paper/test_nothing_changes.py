@@ -117,7 +117,7 @@ def test_two_runs_write_the_same_bytes(tmp_path):
 
 
 def test_processes_with_other_hash_seeds_write_the_same_bytes(tmp_path):
-    script = "import sys, test_equations; test_equations.write(sys.argv[1])"
+    script = "import sys, test_nothing_changes; test_nothing_changes.write(sys.argv[1])"
     runs = []
     for seed in ("1", "2"):
         (tmp_path / seed).mkdir()
