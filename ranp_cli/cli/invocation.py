@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from ..api.options import SHAPES, TEXT, TEXTS, Kind
 from ..core.atomic import check_output, strict, write_atomic, written
+from ..core.documents import shown
 from ..core.errors import BadInput, Stopped
 from ..reporting import show
 from .arguments import Command, name_of
@@ -172,7 +173,7 @@ def typed(where: str, key: str, value: Any, kind: Kind) -> Any:
         return [as_shape(v) for v in (value if isinstance(value, list) and not _ints(value) else [value])]
     items = value if kind is TEXTS and isinstance(value, list) else [value]
     if not all(kind.accepts(item) for item in items):
-        raise BadInput(f"{where}: '{key.strip('_').replace('_', '-')}' is {value!r}; wants {kind.wants}")
+        raise BadInput(f"{where}: '{key.strip('_').replace('_', '-')}' is {shown(value)}; wants {kind.wants}")
     return value
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from ..core.errors import USER_EXCEPTIONS, BadInput
-from .readers import found_instead, read_safetensors, read_torch, readable, some_of
+from ..core.errors import USER_EXCEPTIONS, BadInput, is_out_of_memory, shortened
+from ..core.reading import opened, readable
+from .readers import ZIP_ERRORS, found_instead, read_safetensors, read_torch, some_of, zip_members
 from .user_code import is_code, named, user_error
 
 if TYPE_CHECKING:
@@ -118,6 +121,7 @@ class Batches:
             raise user_error(self.name, error) from error
 
 
+CHUNK = 1 << 22
 _FORMS = "wants (input, target), {'input': ..., 'target': ...} or a list of them"
 
 
@@ -174,26 +178,61 @@ def _read_batches(spec: str, name: str) -> Any:
 
 
 def _read_npz(path: Path, what: str) -> dict[str, np.ndarray]:
-    import numpy as np
-
-    with path.open("rb") as file:
+    with opened(path, what) as (file, size):
         if file.read(2) != b"PK":
             raise BadInput(f"{what}: is not an .npz file; write it with numpy.savez")
-        file.seek(0)
+        members = zip_members(file, size, what)
+        arrays = {}
         try:
-            with np.load(file, allow_pickle=False) as arrays:
-                return dict(arrays)
-        except ValueError:
-            raise BadInput(f"{what}: holds Python objects, which are pickles; save arrays of numbers only") from None
-        except (zipfile.BadZipFile, EOFError, OSError) as error:
-            raise BadInput(f"{what}: is damaged or cut off ({error}); write or copy it again") from None
+            with zipfile.ZipFile(file) as archive:
+                for name, member in members.items():
+                    if not name.endswith(".npy"):
+                        continue
+                    with archive.open(name) as stream:
+                        arrays[name.removesuffix(".npy")] = _read_npy(stream, member.file_size, what)
+        except ZIP_ERRORS as error:
+            if isinstance(error, BadInput) or is_out_of_memory(error):
+                raise
+            raise BadInput(f"{what}: is damaged or cut off ({shortened(error, 60)}); write or copy it again") from None
+    return arrays
+
+
+def _read_npy(stream: IO[bytes], size: int, what: str) -> np.ndarray:
+    """One array of an .npz file, whose header must declare what the member of `size` bytes holds, no more and no less."""
+    import numpy as np
+    from numpy.lib import format as npy
+
+    version = npy.read_magic(stream)
+    read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+    if read_header is None:
+        raise ValueError(f"version {version} of the .npy format")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the header as a Python literal
+            shape, fortran_order, dtype = read_header(stream)
+    except (SyntaxError, TypeError, RecursionError, MemoryError, OverflowError) as error:
+        raise ValueError(shortened(error, 60)) from None
+    if dtype.hasobject:
+        raise BadInput(f"{what}: holds Python objects, which are pickles; save arrays of numbers only")
+    declared = math.prod(shape) * dtype.itemsize
+    left = size - stream.tell()
+    if declared != left or min(shape, default=1) < 0:
+        raise BadInput(f"{what}: an array of {declared:,} bytes is declared where {left:,} are; write or copy it again")
+    data = np.empty(math.prod(shape), dtype)
+    rest = memoryview(data.view(np.uint8)) if left else memoryview(b"")
+    while len(rest):
+        count = stream.readinto(rest[:CHUNK])  # type: ignore[attr-defined]
+        if not count:
+            raise EOFError("the data ends early")
+        rest = rest[count:]
+    return data.reshape(shape[::-1]).T if fortran_order else data.reshape(shape)
 
 
 def _by_key(content: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     """`input.0`, `target.0`, `input.1`, ... -> a dict for each mini-batch, in order; one where there are no numbers."""
     found: dict[int, dict[str, Any]] = {}
     for key, value in content.items():
-        match = re.fullmatch(r"(input|x|target|y)(?:\.(\d+))?", key)
+        match = re.fullmatch(r"(input|x|target|y)(?:\.(\d{1,9}))?", key)
         if match:
             found.setdefault(int(match[2] or -1), {})[match[1]] = value
     if not found:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..core.errors import USER_EXCEPTIONS, BadInput
-from .readers import found_instead, read_safetensors, read_torch, read_torchscript, readable, some_of
+from ..core.documents import parse_yaml
+from ..core.errors import USER_EXCEPTIONS, BadInput, is_out_of_memory, shortened
+from ..core.reading import readable
+from .readers import found_instead, read_safetensors, read_torch, read_torchscript, some_of
 from .user_code import attribute, check_args, import_named, is_code, offered, user_error
 
 if TYPE_CHECKING:
@@ -110,23 +112,19 @@ def parse_model_args(pairs: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]
     >>> parse_model_args(["classes=4", "widths=[8, 16]", "norm=null", "eps=1e-5"])
     {'classes': 4, 'widths': [8, 16], 'norm': None, 'eps': 1e-05}
     """
-    import yaml
-
     if isinstance(pairs, Mapping):
         return dict(pairs)
     args: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = (part.strip() for part in pair.partition("="))
+        what = f"--model-arg {shortened(pair, 60)}"
         if not equals or not key.isidentifier():
-            raise BadInput(f"--model-arg {pair}: wants name=value, for example --model-arg classes=4")
+            raise BadInput(f"{what}: wants name=value, for example --model-arg classes=4")
         if key in args:
-            raise BadInput(f"--model-arg {pair}: '{key}' is given twice; leave one out")
-        try:
-            # YAML 1.1 takes 1e-5 for a string, as it has no dot.
-            args[key] = float(text) if re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", text) else yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            problem = getattr(error, "problem", None) or "bad value"
-            raise BadInput(f"--model-arg {pair}: the value is not YAML ({problem}); quote it: {key}='...'") from None
+            raise BadInput(f"{what}: '{key}' is given twice; leave one out")
+        # YAML 1.1 takes 1e-5 for a string, as it has no dot.
+        is_number = re.fullmatch(r"[-+]?\d{1,20}[eE][-+]?\d{1,4}", text)
+        args[key] = float(text) if is_number else parse_yaml(text, what)
     return args
 
 
@@ -158,7 +156,12 @@ def load_weights(module: nn.Module, path: str, key: str | None = None) -> None:
     missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
     if not differing:
         # strict=False, because torch's hooks for old files may rename or add names: what is left is held to be strict.
-        result = module.load_state_dict(state, strict=False)
+        try:
+            result = module.load_state_dict(state, strict=False)
+        except Exception as error:  # torch raises nearly anything for what it cannot copy, as a sparse tensor
+            if is_out_of_memory(error):
+                raise
+            raise BadInput(f"{what}: cannot be loaded into the model ({shortened(error, 120)}); save plain tensors") from error  # fmt: skip
         loaded = {_address(tensor) for name, tensor in own.items() if name in state}
         missing = {name for name in result.missing_keys if name not in own or _address(own[name]) not in loaded}
         unexpected = set(result.unexpected_keys)

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import USER_EXCEPTIONS, BadInput, nearest, one_line, user_line
-from .readers import readable
+from ..core.reading import readable
 
 if TYPE_CHECKING:
     pass
