@@ -55,7 +55,8 @@ def profile(network: nn.Module | str, inputs: Any = None, *, other: nn.Module | 
     """
     chosen = PROFILE.read(options)
     report = Report("profile")
-    network, other, model = (str(each) if isinstance(each, Path) else each for each in (network, other, model))
+    network = str(network) if isinstance(network, Path) else network
+    other = str(other) if isinstance(other, Path) else other
     if inputs is None and other is not None:  # both on the input that a slim file records
         inputs = _recorded_input(network) or _recorded_input(other)
         if (

@@ -203,7 +203,9 @@ def _check_scores(path: Any, tensors: dict[str, torch.Tensor], about: dict[str, 
         if pair != name and (pair not in tensors or tensors[pair].shape != t.shape):
             raise BadInput(f"{path} holds {name[-80:]} without {pair[-80:]}; copy it again, or score the model anew")
     if about["criterion"] not in CRITERIA:
-        raise BadInput(f"{path}: unknown criterion {shown(about['criterion'])}{nearest(about['criterion'], CRITERIA)}; score anew")
+        raise BadInput(
+            f"{path}: unknown criterion {shown(about['criterion'])}{nearest(about['criterion'], CRITERIA)}; score anew"
+        )
 
 
 def _check_said(path: Any, about: dict[str, Any]) -> None:

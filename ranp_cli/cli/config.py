@@ -21,11 +21,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.documents import parse_yaml
+from ..core.documents import NotYaml, parse_yaml
 from ..core.errors import BadInput, nearest, shortened
 from ..core.reading import YAML, read_bytes
 
-INPUTS = frozenset({"model", "model2", "dense", "batch", "weights", "scores", "resume", "mask", "loss", "latencies", "fit"})
+INPUTS = frozenset(
+    {"model", "model2", "dense", "batch", "weights", "scores", "resume", "mask", "loss", "latencies", "fit"}
+)
 
 
 def read_config(
@@ -49,7 +51,9 @@ def read_config(
     for key, value in _read_mapping(Path(path).expanduser(), what).items():
         plain = _plain(str(key))
         if plain not in options:
-            raise BadInput(f"{what}: no option '{shortened(key, 60)}'{nearest(plain.replace('_', '-'), _shown(options))}")
+            raise BadInput(
+                f"{what}: no option '{shortened(key, 60)}'{nearest(plain.replace('_', '-'), _shown(options))}"
+            )
         if options[plain] in config:
             raise BadInput(f"{what}: '{key}' is given twice; leave one out")
         if isinstance(value, Mapping):
@@ -86,7 +90,12 @@ def _shown(names: Iterable[str]) -> list[str]:
 
 
 def _read_mapping(path: Path, what: str) -> Mapping[Any, Any]:
-    content = parse_yaml(read_bytes(path, what, YAML), what)
+    try:
+        content = parse_yaml(read_bytes(path, what, YAML), what)
+    except NotYaml as error:
+        if error.line is None:
+            raise BadInput(f"{what}: is not YAML text; give a file of `option: value` lines") from None
+        raise BadInput(f"{what}: is not YAML; line {error.line}: {error.problem}; mend that line") from None
     if content is None:
         return {}
     if not isinstance(content, Mapping):

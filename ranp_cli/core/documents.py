@@ -23,6 +23,14 @@ LARGEST = 2**63  # whole numbers are below it
 MOST_PARTS = 2_000_000  # of a JSON text: lists, objects and commas; each becomes some 50 to 100 bytes
 
 
+class NotYaml(BadInput):
+    """Text that is not YAML: what the problem is and in which line, where that is known."""
+
+    def __init__(self, what: str, problem: str = "", line: int | None = None) -> None:
+        super().__init__(f"{what}: is not YAML ({problem or 'bad value'}); mend it, or quote the value")
+        self.problem, self.line = problem, line
+
+
 # -- text to values
 
 
@@ -30,13 +38,13 @@ def parse_json(text: bytes | str, what: str, advice: str) -> Any:
     """The value of a JSON text: nested at most 100 levels deep, its numbers finite and below 2^63."""
     comma, list_, object_ = (",", "[", "{") if isinstance(text, str) else (b",", b"[", b"{")
     if text.count(comma) + text.count(list_) + text.count(object_) > MOST_PARTS:  # type: ignore[arg-type]
-        raise BadInput(f"{what}: holds more than {MOST_PARTS:,} values; {advice}")
+        raise BadInput(f"{what} holds more than {MOST_PARTS:,} values; {advice}")
     try:
         value = json.loads(text)
     except RecursionError:
-        raise BadInput(f"{what}: is nested more than {MOST_LEVELS} levels deep; {advice}") from None
+        raise BadInput(f"{what} is nested more than {MOST_LEVELS} levels deep; {advice}") from None
     except ValueError as error:  # no JSON, no text, a number of more than 4,300 digits
-        raise BadInput(f"{what}: is not JSON ({shortened(error, 80)}); {advice}") from None
+        raise BadInput(f"{what} is not JSON ({shortened(error, 80)}); {advice}") from None
     check_numbers(value, what, advice)
     return value
 
@@ -44,7 +52,7 @@ def parse_json(text: bytes | str, what: str, advice: str) -> Any:
 def parse_yaml(text: bytes | str, what: str) -> Any:
     """The value of a YAML text. Anchors may be used; what they stand for counts each time.
 
-    Raises: BadInput, with the line where there is one.
+    Raises: NotYaml, or BadInput for what is too large.
     """
     import yaml
 
@@ -62,15 +70,14 @@ def parse_yaml(text: bytes | str, what: str) -> Any:
         return value
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        line = f"line {mark.line + 1}: " if mark and mark.line else ""
-        raise BadInput(f"{what}: is not YAML ({line}{error.problem or error.context}); mend it, or quote the value") from None  # fmt: skip
+        raise NotYaml(what, error.problem or error.context or "", mark.line + 1 if mark else None) from None
     except RecursionError:
         raise BadInput(f"{what}: is nested too deep; give flat values") from None
     except BadInput:
         raise
     # bytes that are no text, and values that are not of the kind they say: !!int x, 2020-99-99, !!bool maybe
-    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-        raise BadInput(f"{what}: is not YAML ({shortened(error, 60) or 'no text'}); mend it, or quote the value") from None  # fmt: skip
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
+        raise NotYaml(what) from None
 
 
 def _check_nodes(root: yaml.Node | None, what: str) -> None:
@@ -97,9 +104,9 @@ def check_numbers(value: Any, what: str, advice: str, finite: bool = True) -> No
 
     def look(leaf: Any) -> None:
         if finite and isinstance(leaf, float) and not math.isfinite(leaf):
-            raise BadInput(f"{what}: holds a number that is not finite ({leaf}); {advice}")
+            raise BadInput(f"{what} holds a number that is not finite ({leaf}); {advice}")
         if isinstance(leaf, int) and not -LARGEST <= leaf < LARGEST:
-            raise BadInput(f"{what}: holds a whole number beyond 64 bits; {advice}")
+            raise BadInput(f"{what} holds a whole number beyond 64 bits; {advice}")
 
     check_tree(value, what, look)
 
@@ -154,8 +161,8 @@ def wanted(form: Form) -> str:
         return " or ".join(wanted(each) for each in form)
     if isinstance(form, frozenset):
         return f"one of {', '.join(sorted(map(str, form)))[:100]}"
-    if isinstance(form, (list, dict)):
-        return "a list" if isinstance(form, list) else "an object"
+    if isinstance(form, (list, dict)) or form in (list, dict):
+        return "a list" if isinstance(form, list) or form is list else "an object"
     names = {int: "a whole number from 0 on", float: "a number", str: "text", bool: "true or false", None: "null"}
     return names[form]
 

@@ -112,7 +112,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def memory_advice(error: BaseException) -> str:
     """The line for an error of memory: how much was wanted, where it is known, and what helps."""
     text = str(error)
-    amount = re.search(r"tried to allocate ([\d.]+) ?(bytes|[KMGT]iB)|Unable to allocate ([\d.]+ [KMGT]?i?B)", text, re.I)
+    amount = re.search(
+        r"tried to allocate ([\d.]+) ?(bytes|[KMGT]iB)|Unable to allocate ([\d.]+ [KMGT]?i?B)", text, re.I
+    )
     wanted = ""
     if amount is not None:
         bytes_ = amount[1] if (amount[2] or "").lower() == "bytes" else None

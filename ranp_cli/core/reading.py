@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -33,25 +34,33 @@ def bound(most: int = TENSORS) -> int:
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str], what: str, most: int = TENSORS) -> Iterator[tuple[BinaryIO, int]]:
+def opened(
+    path: str | os.PathLike[str], what: str, most: int = TENSORS, wanted: str = ""
+) -> Iterator[tuple[BinaryIO, int]]:
     """The open file and its size; BadInput unless it is a regular file of at most `most` bytes.
 
     A FIFO or a device is refused at once: opening one would wait, and reading one may never end.
+
+    Args:
+        wanted: what to give instead, for a message in other words: `cannot read slim.safetensors: No such file or directory`.
     """
     try:
         place = Path(path).expanduser()
         handle = os.open(place, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except FileNotFoundError:
-        raise BadInput(f"{what}: no such file (looked in {place.absolute().parent}); check the path") from None
     except OSError as error:
+        if wanted:
+            raise BadInput(f"cannot read {what}: {error.strerror}; {wanted}") from None
+        if isinstance(error, FileNotFoundError):
+            raise BadInput(f"{what}: no such file (looked in {place.resolve().parent}); check the path") from None
         raise BadInput(f"{what}: cannot be read ({error.strerror}); give a readable file") from None
     except (ValueError, RuntimeError) as error:  # a NUL in the name; the home of a user who is not known
         raise BadInput(f"{what}: is not a path ({error}); check its name") from None
+    about = os.fstat(handle)
+    if not stat.S_ISREG(about.st_mode):
+        os.close(handle)
+        kind = os.strerror(errno.EISDIR) if stat.S_ISDIR(about.st_mode) else "a pipe, a socket or a device"
+        raise BadInput(f"{what}: cannot be read ({kind}); give a readable file")
     with os.fdopen(handle, "rb") as file:
-        about = os.fstat(handle)
-        if not stat.S_ISREG(about.st_mode):
-            kind = "Is a directory" if stat.S_ISDIR(about.st_mode) else "a pipe, a socket or a device"
-            raise BadInput(f"{what}: cannot be read ({kind}); give a readable file")
         allowed = bound(most)
         if about.st_size > allowed:
             advice = f"set {VARIABLE} to read more" if most == TENSORS else "check the path"
@@ -62,15 +71,15 @@ def opened(path: str | os.PathLike[str], what: str, most: int = TENSORS) -> Iter
             raise BadInput(f"{what}: cannot be read ({error.strerror or error}); give a readable file") from None
 
 
-def readable(path: str | os.PathLike[str], what: str, most: int = TENSORS) -> Path:
+def readable(path: str | os.PathLike[str], what: str, wanted: str = "") -> Path:
     """`path` as a file that can be read, or one line that says why not."""
-    with opened(path, what, most):
+    with opened(path, what, wanted=wanted):
         return Path(path).expanduser()
 
 
-def read_bytes(path: str | os.PathLike[str], what: str, most: int = DOCUMENT) -> bytes:
+def read_bytes(path: str | os.PathLike[str], what: str, most: int = DOCUMENT, wanted: str = "") -> bytes:
     """All bytes of a file; one that grows meanwhile is read to the bound."""
-    with opened(path, what, most) as (file, _):
+    with opened(path, what, most, wanted) as (file, _):
         data = file.read(bound(most) + 1)
     if len(data) > bound(most):
         raise BadInput(f"{what}: is longer than {_size(bound(most))}; check the path")

@@ -19,7 +19,9 @@ def check_signature(signature: Any, what: str, advice: str) -> None:
     check_form(signature, {"args": {str: list}, "kwargs": {str: dict}}, what, advice, "model.input")
     for side, kind in (("args", ("list", "tuple")), ("kwargs", ("dict",))):
         if len(signature[side]) != 1 or next(iter(signature[side])) not in kind:
-            raise BadInput(f"{what}: 'model.input.{side}' is {shown(signature[side])}, wants {{'{kind[0]}': ...}}; {advice}")
+            raise BadInput(
+                f"{what}: 'model.input.{side}' is {shown(signature[side])}, wants {{'{kind[0]}': ...}}; {advice}"
+            )
         _check(signature[side], what, advice)
 
 
@@ -30,7 +32,9 @@ def _check(value: Any, what: str, advice: str) -> None:
         check_form(value, {"shape": [int], "dtype": FLOATING | EXACT}, what, advice, "model.input")
         most = MOST_ELEMENTS if value["dtype"] in FLOATING else MOST_EXACT
         if len(value["shape"]) > 16 or math.prod(value["shape"]) > most or 0 in value["shape"]:
-            raise BadInput(f"{what}: 'model.input' has the shape {value['shape'][:8]}, which no network takes; {advice}")
+            raise BadInput(
+                f"{what}: 'model.input' has the shape {value['shape'][:8]}, which no network takes; {advice}"
+            )
         return
     for key, kind in (("list", list), ("tuple", list), ("dict", dict)):
         if key in value:

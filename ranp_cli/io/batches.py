@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import tokenize
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -210,7 +211,7 @@ def _read_npy(stream: IO[bytes], size: int, what: str) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the header as a Python literal
             shape, fortran_order, dtype = read_header(stream)
-    except (SyntaxError, TypeError, RecursionError, MemoryError, OverflowError) as error:
+    except (SyntaxError, TypeError, RecursionError, MemoryError, OverflowError, tokenize.TokenError) as error:
         raise ValueError(shortened(error, 60)) from None
     if dtype.hasobject:
         raise BadInput(f"{what}: holds Python objects, which are pickles; save arrays of numbers only")
@@ -219,7 +220,7 @@ def _read_npy(stream: IO[bytes], size: int, what: str) -> np.ndarray:
     if declared != left or min(shape, default=1) < 0:
         raise BadInput(f"{what}: an array of {declared:,} bytes is declared where {left:,} are; write or copy it again")
     data = np.empty(math.prod(shape), dtype)
-    rest = memoryview(data.view(np.uint8)) if left else memoryview(b"")
+    rest = memoryview(data.view(np.uint8).data) if left else memoryview(b"")
     while len(rest):
         count = stream.readinto(rest[:CHUNK])  # type: ignore[attr-defined]
         if not count:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..core.documents import parse_yaml
+from ..core.documents import NotYaml, parse_yaml
 from ..core.errors import USER_EXCEPTIONS, BadInput, is_out_of_memory, shortened
 from ..core.reading import readable
 from .readers import found_instead, read_safetensors, read_torch, read_torchscript, some_of
@@ -124,7 +124,11 @@ def parse_model_args(pairs: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]
             raise BadInput(f"{what}: '{key}' is given twice; leave one out")
         # YAML 1.1 takes 1e-5 for a string, as it has no dot.
         is_number = re.fullmatch(r"[-+]?\d{1,20}[eE][-+]?\d{1,4}", text)
-        args[key] = float(text) if is_number else parse_yaml(text, what)
+        try:
+            args[key] = float(text) if is_number else parse_yaml(text, what)
+        except NotYaml as error:
+            problem = error.problem or "bad value"
+            raise BadInput(f"{what}: the value is not YAML ({problem}); quote it: {key[:40]}='...'") from None
     return args
 
 

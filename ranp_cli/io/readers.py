@@ -137,7 +137,7 @@ def read_safetensors(path: Path, what: str) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_file(about.path)
     except (SafetensorError, KeyError, ValueError) as error:
-        raise BadInput(f"{what}: is not safetensors that torch can hold ({shortened(error, 80)}); write or copy it again") from None  # fmt: skip
+        raise BadInput(f"{what}: is not safetensors of numbers that torch has ({shortened(error, 80)}); write or copy it again") from None  # fmt: skip
     about.check_digest()
     return tensors
 

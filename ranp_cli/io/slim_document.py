@@ -11,14 +11,23 @@ from ..core.errors import BadInput
 from ..core.signature import check_signature
 
 REWRITE = "copy it again, or write it anew with ranp"
-RECORDED = ("before", "after", "reduction", "memory", "layers", "verified", "uncounted_ops", "not_pruned")  # of a profile
+RECORDED = (
+    "before",
+    "after",
+    "reduction",
+    "memory",
+    "layers",
+    "verified",
+    "uncounted_ops",
+    "not_pruned",
+)  # of a profile
 
 _PLAIN = (None, bool, float, str)
 _COSTS = {"params": int, "params_bytes": int, "macs": int, "flops": int, "activation_bytes": int, "peak_forward_bytes": int,
           "paper?": {"param_mb?": float, "gflops?": float, "memory_mb?": float}, "train_macs?": int, "train_flops?": int}  # fmt: skip
 _MEMORY = {"samples": int, "optimizer": str, "forward_peak_bytes?": int, "forward_peak_at?": str, "train_peak_bytes?": int,
            "train_peak_at?": str, "error?": str, "train_error?": str, "amp?": {"device": str}, "unprunable_bytes?": int,
-           "train_parts?": {name: int for name in ("parameters", "gradients", "optimizer", "saved")},
+           "train_parts?": dict.fromkeys(("parameters", "gradients", "optimizer", "saved"), int),
            "by_module?": [{"module": str, "bytes": int}]}  # fmt: skip
 _LAYER = {"name": str, "op": str, "kernel": [int], "neurons": int, "params": int, "macs": int, "output_elements": int,
           "output_bytes": int, "kept": int, "params_after": int, "macs_after": int, "output_elements_after": int,
@@ -44,7 +53,13 @@ SCORES_FORM = {
     "precision?": str, "loss?": str, "ignore_index?": (int, float, str), "digest?": str,
     "model": {**_MODEL, "input": dict, "weights?": str},
 }  # fmt: skip
-METHOD_FORM = {"name?": str, "criterion?": (None, str), "resource?": str, "lambda?": (None, float), "seed?": (None, int)}
+METHOD_FORM = {
+    "name?": str,
+    "criterion?": (None, str),
+    "resource?": str,
+    "lambda?": (None, float),
+    "seed?": (None, int),
+}
 
 
 def check_slim(document: dict[str, Any], what: str) -> None:

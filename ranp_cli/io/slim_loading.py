@@ -112,12 +112,15 @@ def without_model(path: Any, about: Mapping[str, Any], command: str | None = Non
     spec, args = about["spec"], about.get("args") or {}
     if not spec:
         return f"{path} holds no code and records no model spec (it was made from a model in memory); give the dense model: model="
-    note = f"{path} holds no code, and the model that it records, {shown(spec, 60)}, is a note that nothing runs"
+    note = f"{path} holds no code, and the model that it records, {shown(spec, 60)}, is a note"
     if command is None:
         with_args = f", model_args={shown_args(args)}" if args else ""
         return f"{note}; give the dense model, ranp.load(path, {shown(spec, 60)}{with_args}), or trust=True to run what is recorded"
-    words = [f"--model {shlex.quote(spec)}", *(f"--model-arg {shlex.quote(f'{k}={_yaml(v)}')}" for k, v in args.items())]
-    return f"{note}; if you trust it: {command} {' '.join(words)} (in Python model=, or trust=True)"
+    words = [
+        f"--model {shlex.quote(spec)}",
+        *(f"--model-arg {shlex.quote(f'{k}={_yaml(v)}')}" for k, v in args.items()),
+    ]
+    return f"{note} (in Python give model=, or trust=True); if you trust it, type {command} {' '.join(words)}"
 
 
 def _yaml(value: Any) -> str:

@@ -31,24 +31,33 @@ class TensorFile:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], what: str | None = None) -> TensorFile:
-        """Read and check the header; BadInput for a file that is missing, damaged, cut off or no safetensors."""
+        """Read and check the header; BadInput for a file that is missing, damaged, cut off or no safetensors.
+
+        Args:
+            what: what it is to the user, such as `batch calib.safetensors`; by default a file of ranp's, called by its path.
+        """
         from safetensors import SafetensorError, safe_open
 
+        flaw = (
+            f"{path} is not a safetensors file, or is truncated"
+            if what is None
+            else f"{what}: is not safetensors, or cut off"
+        )
         what = what or os.fspath(path)
-        with opened(path, what) as (file, size):
+        with opened(path, what, wanted=WANTED) as (file, size):
             head = file.read(8)
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
             if length > size - 8:
-                raise BadInput(f"{what}: is not safetensors, or cut off; {WANTED}")
+                raise BadInput(f"{flaw} ({size} bytes); {WANTED}")
             if length > bound(DOCUMENT):
                 raise BadInput(f"{what}: has a header of {length >> 20} MiB, and {bound(DOCUMENT) >> 20} MiB are read; {WANTED}")  # fmt: skip
-            header = parse_json(file.read(length), f"{what}: its header", WANTED)
+            header = parse_json(file.read(length), f"{flaw}: its header", WANTED)
         place = Path(path).expanduser()
         try:
             with safe_open(place, "numpy") as checked:
                 names = list(checked.keys())
         except (SafetensorError, OSError, ValueError) as error:
-            raise BadInput(f"{what}: is not safetensors, or is truncated ({shortened(error, 100)}); {WANTED}") from None
+            raise BadInput(f"{flaw} ({shortened(error, 100)}); {WANTED}") from None
         metadata = header.pop("__metadata__", None) or {}
         assert names.sort() is None
         assert names == sorted(header)  # the library read the same header

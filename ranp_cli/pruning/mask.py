@@ -225,7 +225,7 @@ def to_json(document: dict[str, Any]) -> str:
 
 def _read(path: Path) -> Any:
     what = f"mask {path}"
-    return parse_json(read_bytes(path, what), what, WRITE)
+    return parse_json(read_bytes(path, what, wanted=WRITE), what, WRITE)
 
 
 def _check_layer(name: str, layer: Any) -> None:

@@ -126,7 +126,11 @@ def check_attributes(model: nn.Module, values: dict[str, dict[str, Any]], what: 
             before, after = (v if isinstance(v, (list, tuple)) else [v] for v in (old, value))
             known = all(type(n) is int for n in (*before, *after)) and len(before) == len(after)
             now = tuple(value) if isinstance(value, list) else value
-            if not known or any(not 0 < n <= most for n, most in zip(after, before, strict=True)) or true.get(key, now) != now:
+            if (
+                not known
+                or any(not 0 < n <= most for n, most in zip(after, before, strict=True))
+                or true.get(key, now) != now
+            ):
                 raise BadInput(
                     f"{what}: the attribute '{f'{name}.{key}'[-80:]}' = {shown(value)} is not one that refining sets; "
                     "copy it again, or write it anew with ranp"
