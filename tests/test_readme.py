@@ -145,3 +145,19 @@ def test_the_first_table_has_its_script():
     made = table(measure(seeds=1, steps=2, progress=lambda _: None)).splitlines()
     labels = [[line.split("|")[1].partition(",")[0] for line in lines] for lines in (shown, made)]
     assert labels[0] == labels[1]
+
+
+def test_the_accuracy_table_is_that_of_the_results():
+    """A number of the README's table stands in the results' row of that task and method."""
+    table = TEXT.partition("| task | multiply-adds |")[2].partition("\n\n")[0].splitlines()[2:]
+    shown = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in table]
+    tasks = ("tissue-16", "nnunet-16", "shapes-16", "brains-16", "clips")
+    assert len(shown) == len(tasks)
+    for task, (_, cost, *numbers) in zip(tasks, shown, strict=True):
+        section = RESULTS.partition(f"### {task}\n")[2].partition("\n#")[0]
+        rows = {line.split("|")[1].strip(): line for line in section.splitlines() if line.startswith("|")}
+        assert round(float(rows["RANP-f"].split("|")[2].strip(" -%"))) == float(cost.strip(" -%"))
+        for method, number in zip(("full", "RANP-f", "flat", "random", "layerwise"), numbers, strict=True):
+            mean, _, worst = number.replace("**", "").partition(" (")
+            assert f"| {mean} ± " in rows[method]
+            assert worst.strip(")") in rows[method]

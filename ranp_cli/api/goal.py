@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..core.errors import BadInput, Infeasible
+from ..core.spelling import Word, spelled
 from ..costs.budget import Limit, advised, limits
 from ..costs.memory import STATES
 from ..costs.timing import Benchmark, Timings
@@ -21,6 +22,9 @@ from .costing import Costing
 from .ranking import Ranking
 from .session import Progress, Session
 from .settle import Settled, settle
+
+if TYPE_CHECKING:
+    from ..reporting.report_parts import BudgetRow
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,14 @@ class Goal:
         """BadInput unless just one of them is given, and has a meaning for the method."""
         wanted = limits(budget)
         if (sparsity is None) == (not wanted):
-            raise BadInput("give either --sparsity X in [0, 1), or max, or --budget, such as --budget macs=10%")
+            raise BadInput(
+                f"give either {spelled('sparsity', Word('X'))} in [0, 1), or max, or {spelled('budget')}, such as {spelled('budget', 'macs=10%')}"
+            )
         if sparsity not in (None, "max"):
             sparsity = check(sparsity)
         if sparsity == "max" and method in METHODS and METHODS[method].by_layer:
             raise BadInput(
-                f"--sparsity max has no meaning for --method {method}, which never empties a layer; give a number"
+                f"{spelled('sparsity', 'max')} has no meaning for {spelled('method', method)}, which never empties a layer; give a number"
             )
         return cls(sparsity, wanted)
 
@@ -48,7 +54,7 @@ class Goal:
     def is_timed(self) -> bool:
         return any(limit.kind == "latency" for limit in self.limits)
 
-    def rows(self, before: Mapping[str, float], after: Mapping[str, float]) -> list[dict[str, Any]]:
+    def rows(self, before: Mapping[str, float], after: Mapping[str, float]) -> list[BudgetRow]:
         """The report's part `budget`."""
         return [
             {
@@ -76,10 +82,10 @@ def reach(goal: Goal, session: Session, graph: Graph, ranking: Ranking, scores: 
     except Infeasible as error:
         lowered = [
             name
-            for name, n in (("--round-to", ranking.round_to), ("--min-neurons", ranking.min_neurons))
+            for name, n in ((spelled("round_to"), ranking.round_to), (spelled("min_neurons"), ranking.min_neurons))
             if n not in (1, AUTO)
         ]
-        dropped = [name for name, globs in (("--keep", ranking.keep), ("--only", ranking.only)) if globs]
+        dropped = [name for name, globs in ((spelled("keep"), ranking.keep), (spelled("only"), ranking.only)) if globs]
         raise advised(error, costing.sample.samples, STATES[costing.optimizer] > 0, lowered, dropped) from None
     selection = settled.selection
     return replace(settled, selection=replace(selection, requested=round(float(selection.requested), 6))), race

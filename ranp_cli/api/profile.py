@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BadInput
+from ..core.spelling import spelled
 from ..io.slim_document import RECORDED, check_counts
 from ..io.slim_file import SLIM, document_of, read_document
-from ..io.slim_loading import load, without_model
+from ..io.slim_loading import load, on_command_line, without_model
 from ..io.tensor_file import TensorFile
 from ..reporting.report import LAYER_COSTS, Report, layer_row, merge_rows, uncounted
 from .options import PROFILE, ModelOptions, StepOptions
@@ -67,14 +67,15 @@ def profile(network: nn.Module | str, inputs: Any = None, *, other: nn.Module | 
         ):
             inputs = None  # what the files say is of the same input
     if tree and other is not None:
-        raise BadInput("--tree shows one model: leave the second one out")
+        raise BadInput(f"{spelled('tree', True)} shows one model: leave the second one out")
     step = chosen[StepOptions]
     dense = model if model is not None else next((each for each in (network, other) if is_dense(each)), None)
     counting = Counting(
         report, chosen[ModelOptions], step, tree, autocast_device(step.amp, chosen[ModelOptions].device), dense, trust
     )
     if (model is not None or trust) and not (is_slim(network) or is_slim(other)):
-        raise BadInput("--model names the dense network of a slim file, and none is given; leave it out")
+        named = "--model" if on_command_line() else "model="
+        raise BadInput(f"{named} is the dense network of a slim file, and none is given; leave it out")
     first = counting.parts(network, inputs)
     if other is None:
         report.parts = first
@@ -183,23 +184,27 @@ class Counting:
     def _loaded(self, path: str, about: dict[str, Any]) -> nn.Module:
         """The slim network, of the dense one that the user gave: the file's own spec is built only with `trust`."""
         if self.dense is None and not self.trust:
-            raise BadInput(without_model(path, about, f"ranp profile {shlex.quote(path)}"))
+            raise BadInput(without_model(path, about, "profile"), whole=True)
         return load(path, self.dense, trust=self.trust, model_args=self.model.model_args)
 
     def _onnx(self, path: str, inputs: Any) -> dict[str, Any]:
         from ..io.exchange.onnx_profile import profile_onnx
 
         if self.step.time:
-            raise BadInput(f"--time: {path} is an .onnx file, and what is timed is a torch module; give the model or a slim "
-                           ".safetensors, or leave out --time")  # fmt: skip
+            raise BadInput(f"{path} is an .onnx file, and what is timed is a torch module; give the model or a slim "
+                           f".safetensors, or leave out {spelled('time')}")  # fmt: skip
         if self.step.amp:
             raise BadInput(
-                f"{path}: the training step of an .onnx file is not known; leave out --amp, or give the model itself"
+                f"{path}: the training step of an .onnx file is not known; leave out {spelled('amp')}, or give the model itself"
             )
         if self.tree:
-            raise BadInput(f"{path}: an .onnx file has no modules; leave out --tree, or give the model itself")
+            raise BadInput(
+                f"{path}: an .onnx file has no modules; leave out {spelled('tree')}, or give the model itself"
+            )
         if self.model.model_args or self.model.weights is not None:
-            raise BadInput(f"{path}: an .onnx file holds its weights; leave out --model-arg and --weights")
+            raise BadInput(
+                f"{path}: an .onnx file holds its weights; leave out {spelled('model_args')} and {spelled('weights')}"
+            )
         with self.report.timing("trace"):
             return profile_onnx(path, inputs)
 

@@ -13,10 +13,11 @@ from torch import nn
 from ..core.contexts import labels_on_cpu
 from ..core.errors import BadInput, Infeasible
 from ..core.example import Example
+from ..core.spelling import spelled
 from ..costs.budget import costs_of
 from ..costs.memory import check_optimizer
 from ..costs.timing import Benchmark
-from ..graph.graph import Graph
+from ..graph.graph import Graph, worded
 from ..pruning.init import INITS
 from ..pruning.mask import Mask
 from ..pruning.resources import reweighting
@@ -171,15 +172,17 @@ def check_source(batches: Any, scores: Any, chosen: Chosen) -> None:
     gradients = chosen[GradientOptions]
     gradient_setup(gradients)
     if (batches is None) == (scores is None):
-        raise BadInput("give either a calibration batch (--batch) or scores (--scores)")
+        raise BadInput(f"give either a calibration batch ({spelled('batches')}) or scores ({spelled('scores')})")
     if scores is None:
         return
     if gradients.loss is not None or gradients.ignore_index is not None or gradients.batch_limit is not None:
         raise BadInput(
-            "--loss, --ignore-index and --batches belong to the gradients: they have no effect with --scores; leave them out"
+            f"{spelled('loss')}, {spelled('ignore_index')} and {spelled('batch_limit')} belong to the gradients: they have no effect with {spelled('scores')}; leave them out"
         )
     if gradients.score_init != "keep":
-        raise BadInput("--score-init belongs to the gradients: it has no effect with --scores; give it to ranp score")
+        raise BadInput(
+            f"{spelled('score_init')} belongs to the gradients: it has no effect with {spelled('scores')}; give it to ranp score"
+        )
 
 
 def restore_scores(session: Session, scores: Scores, strict: bool) -> tuple[Graph, Importance]:
@@ -240,8 +243,8 @@ def check_enough(graph: Graph, selection: Selection, mask: Mask, of_weights: boo
     why = not_pruned(graph, selection.keep)
     text = f"only {mask.achieved:.1%} of the neurons could be removed where {float(asked):.1%} was asked"
     if not why:
-        raise Infeasible(f"{text}: every layer is at its floor; give --allow-less to take it")
+        raise Infeasible(f"{text}: every layer is at its floor; give {spelled('allow_less', True)} to take it")
     commonest = Counter(row["reason"] for row in why).most_common(1)[0][0]
     first = next(row["layer"] for row in why if row["reason"] == commonest)
-    raise Infeasible(f"{text}; {len(why)} of {len(graph.layers)} layers cannot be pruned ({first}: {commonest}); "
-                     "give --allow-less to take it")  # fmt: skip
+    raise Infeasible(f"{text}; {len(why)} of {len(graph.layers)} layers cannot be pruned ({first}: {worded(commonest)}); "
+                     f"give {spelled('allow_less', True)} to take it")  # fmt: skip

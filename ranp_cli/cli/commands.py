@@ -13,7 +13,17 @@ import typer
 from .. import __version__
 from ..api.options import COST, COUNT, FAR, FROM, OUT, PROFILE, PRUNE, REFINE, SCORE, SHARE, SIZE, SWITCH, TEXTS, WHAT
 from ..core.atomic import written
-from ..core.errors import GateExceeded, Interrupted, RanpError, Stopped, is_out_of_memory, memory_advice, shortened
+from ..core.errors import (
+    GateExceeded,
+    Interrupted,
+    RanpError,
+    Stopped,
+    is_out_of_memory,
+    memory_advice,
+    one_line,
+    shortened,
+)
+from ..core.spelling import spelling
 from ..costs.budget import gate, limit
 from ..reporting import show
 from .arguments import (
@@ -33,6 +43,7 @@ from .arguments import (
     own,
 )
 from .compare_command import COMPARE_COMMAND
+from .flags import FlagSpelling
 from .invocation import Commands, Run
 from .process import is_main_process, launched, should_report, stopped_by
 
@@ -224,6 +235,12 @@ def profile(given: dict[str, Any]) -> None:
 
 
 def run(argv: Sequence[str]) -> int:
+    """Run one command, whose messages name options as flags; its exit code."""
+    with spelling(FlagSpelling()):
+        return _exit_code_of(argv)
+
+
+def _exit_code_of(argv: Sequence[str]) -> int:
     """Run one command; the only place where errors become messages and exit codes."""
     stdout = sys.stdout
     written.clear()
@@ -248,10 +265,10 @@ def run(argv: Sequence[str]) -> int:
     except Exception as error:
         usage = getattr(error, "format_message", None)
         if usage is not None:
-            return _fail(error, f"{' '.join(usage().split())}; see ranp --help", 2)
+            return _fail(error, f"{shortened(' '.join(usage().split()), 250)}; see ranp --help", 2)
         if is_out_of_memory(error):
             return _fail(error, memory_advice(error), 2)
-        text = f"a bug of ranp: {type(error).__name__}: {error}; RANP_DEBUG=1 shows the traceback, please report it"
+        text = f"a bug of ranp: {one_line(error)}; RANP_DEBUG=1 shows the traceback, please report it"
         return _fail(error, text, 1)
     finally:
         sys.stdout = stdout
@@ -261,5 +278,5 @@ def _fail(error: Exception, message: str, code: int) -> int:
     if should_report(error):
         if os.environ.get("RANP_DEBUG"):
             traceback.print_exc()
-        show.show_error(shortened(message), show.console(stderr=True))
+        show.show_error(message, show.console(stderr=True))
     return code

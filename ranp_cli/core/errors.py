@@ -39,12 +39,16 @@ class RuleFailure(RanpError):
 
 
 class BadInput(RanpError, ValueError):
-    """The user gave something that cannot be used. Of a message that is too long the middle is left out."""
+    """The user gave something that cannot be used. Of a message that is too long the middle is left out.
+
+    Args:
+        whole: leave nothing out, as the message holds a command to type.
+    """
 
     exit_code = 2
 
-    def __init__(self, message: object = "") -> None:
-        super().__init__(shortened(message))
+    def __init__(self, message: object = "", whole: bool = False) -> None:
+        super().__init__(message if whole else shortened(message))
 
 
 class PeerGone(BadInput):

@@ -17,8 +17,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ..core.errors import USER_EXCEPTIONS, BadInput, is_out_of_memory, shortened
 from ..core.reading import opened, readable
+from ..core.spelling import spelled
 from .readers import ZIP_ERRORS, found_instead, read_safetensors, read_torch, some_of, zip_members
-from .user_code import is_code, named, user_error
+from .user_code import is_code, meant, named, own_command_line, user_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,7 +111,9 @@ class Batches:
     def _open(self) -> Iterator[Any]:
         source = self.source
         try:
-            source = source() if callable(source) else source
+            if callable(source):
+                with own_command_line():
+                    source = source()
         except USER_EXCEPTIONS as error:
             raise user_error(self.name, error) from error
         if isinstance(source, (tuple, list, Mapping)):
@@ -149,7 +152,7 @@ def load_batches(source: Any, limit: int | None = None) -> Batches:
     if isinstance(source, Batches):
         return source if limit is None else Batches(source.name, source.source, limit)
     if limit is not None and limit < 1:
-        raise BadInput(f"--batches {limit}: wants at least 1; leave it out to use all")
+        raise BadInput(f"{spelled('batch_limit', limit)}: wants at least 1; leave it out to use all")
     name = "batch"
     if isinstance(source, (str, os.PathLike)):
         name = f"batch {os.fspath(source)}"
@@ -165,9 +168,13 @@ def load_batches(source: Any, limit: int | None = None) -> Batches:
 def _read_batches(spec: str, name: str) -> Any:
     if is_code(spec):
         return named(spec, name)
+    readers: dict[str, Callable[[Path, str], Any]] = {
+        ".pt": read_torch, ".pth": read_torch, ".safetensors": read_safetensors, ".npz": _read_npz
+    }  # fmt: skip
+    reader = readers.get(Path(spec).suffix.lower())
+    if reader is None and not Path(spec).exists() and (better := meant(spec)):
+        raise BadInput(f"{name}: a name stands behind a colon; give {better}")
     path = readable(spec, name)
-    readers = {".pt": read_torch, ".pth": read_torch, ".safetensors": read_safetensors, ".npz": _read_npz}
-    reader = readers.get(path.suffix.lower())
     if reader is None:
         raise BadInput(f"{name}: wants a .pt, .safetensors or .npz file, or file.py:Name")
     content = reader(path, name)

@@ -9,6 +9,7 @@ torch is imported inside the functions, so that `ranp --help` need not wait for 
 
 from __future__ import annotations
 
+import pickletools
 import re
 import struct
 import warnings
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from ..core.errors import BadInput, is_out_of_memory, one_line, shortened
 from ..core.reading import check_tree, check_unfolded, opened
+from ..core.spelling import spelled
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -52,6 +54,7 @@ def zip_members(file: BinaryIO, size: int, what: str) -> dict[str, zipfile.ZipIn
 
 # what zipfile raises for a damaged archive: bad sums, sizes, names, methods; an encrypted member is a RuntimeError
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, LookupError, NotImplementedError, RuntimeError, struct.error)  # fmt: skip
+START = 1 << 20  # bytes of a pickle in which its first name stands
 _UNREADABLE = {
     "plain": "is a plain pickle, which may run code, and is refused; write it with torch.save",
     "truncated": "is empty or cut off in the middle; write or copy it again",
@@ -64,9 +67,18 @@ def read_torchscript(path: Path, what: str) -> nn.Module:
 
     kind = _container(path, what)
     if kind == "pickle":
+        refused = "pickled modules run code when they are read and are refused"
+        if holds := pickled_class(path):
+            target = path.with_name(f"{path.stem}.state.pt")
+            raise BadInput(
+                f"{what}: holds a pickled object ({holds}), not TorchScript; {refused}; where you trust it, run torch.save("
+                f"torch.load({str(path)!r}, weights_only=False).state_dict(), {str(target)!r}) in Python once, then give the "
+                f"source and the state dict: file.py:Name with {spelled('weights', target)}",
+                whole=True,
+            )
         raise BadInput(
-            f"{what}: holds a pickled module or a state dict, not TorchScript; pickled modules run code when they are "
-            f"read and are refused; give the source and the state dict: file.py:Name --weights {path}"
+            f"{what}: holds tensors, not TorchScript; {refused}; give the source and the state dict: file.py:Name with "
+            f"{spelled('weights', path)}"
         )
     if kind != "torchscript":
         raise BadInput(f"{what}: {_UNREADABLE[kind]}")
@@ -80,13 +92,38 @@ def read_torchscript(path: Path, what: str) -> nn.Module:
             raise BadInput(f"{what}: is not readable TorchScript ({one_line(error)}); save it again") from None
 
 
-def read_torch(path: Path, what: str) -> Any:
-    """What `torch.save` wrote, tensors and plain containers only."""
+def pickled_class(path: Path) -> str:
+    """`net.Net`: the class of the object that `torch.save` wrote; nothing for a dict, a list or a tensor. Nothing is run."""
+    try:
+        with opened(path, str(path)) as (file, _):
+            starts = [file.read(START)]
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    names = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+                    starts = [archive.open(name).read(START) for name in names]
+        for start in starts:
+            for op, value, _ in pickletools.genops(start):
+                if op.name == "GLOBAL":
+                    name = str(value).replace(" ", ".")
+                    return "" if name.startswith(("torch._utils.", "collections.")) else shortened(name, 60)
+                if op.name in ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "MARK"):
+                    return ""
+    except ZIP_ERRORS:  # a damaged file, which reading it will tell
+        return ""
+    return ""
+
+
+def read_torch(path: Path, what: str, advice: str | None = None) -> Any:
+    """What `torch.save` wrote, tensors and plain containers only.
+
+    Args:
+        advice: what to do with a file that holds more.
+    """
     import torch
 
     kind = _container(path, what)
     if kind == "torchscript":
-        raise BadInput(f"{what}: is a TorchScript model; give it as MODEL")
+        raise BadInput(f"{what}: is a TorchScript model; give it as the model")
     if kind != "pickle":
         raise BadInput(f"{what}: {_UNREADABLE[kind]}")
     with warnings.catch_warnings():
@@ -99,9 +136,10 @@ def read_torch(path: Path, what: str) -> Any:
             wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
             if not wanted:
                 raise BadInput(f"{what}: is damaged ({type(error).__name__}); write or copy it again") from None
+            advice = advice or "save tensors, dicts and lists only: torch.save((input, target), ...)"
             raise BadInput(
-                f"{what}: is a pickle that wants to run code ({wanted[1]}) and is refused; save tensors, dicts and "
-                f"lists only: torch.save(model.state_dict(), ...) or torch.save((input, target), ...)"
+                f"{what}: is a pickle that wants to run code ({shortened(wanted[1], 60)}) and is refused; {advice}",
+                whole=True,
             ) from None
     _check_tensors(content, path, what)
     return content

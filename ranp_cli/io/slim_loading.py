@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.documents import shown
-from ..core.errors import BadInput
+from ..core.errors import MESSAGE, BadInput
+from ..core.spelling import spelled
 from .readers import read_safetensors, some_of
 from .slim_document import REWRITE
 from .slim_file import SLIM, document_of
@@ -52,7 +53,7 @@ def load(path: str | Path, model: nn.Module | str | None = None, *, trust: bool 
     mask = Mask.of(document["mask"])
     if model is None:
         if not trust:
-            raise BadInput(without_model(path, about))
+            raise BadInput(without_model(path, about), whole=True)
         if not about["spec"]:
             raise BadInput(f"{path} records no model spec: it was made from a model in memory; give the dense model: load(path, model)")  # fmt: skip
         model, model_args = about["spec"], about.get("args")
@@ -103,24 +104,34 @@ def check_tensors(model: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapp
             raise BadInput(f"{what}: {name}.bias has {len(tensors[bias])} numbers for {len(layer['kept'])} neurons; {REWRITE}")  # fmt: skip
 
 
-def without_model(path: Any, about: Mapping[str, Any], command: str | None = None) -> str:
-    """The message where a slim file is not enough: which model it records, and what to type.
+def without_model(path: Any, about: Mapping[str, Any], call: str = "load") -> str:
+    """The message where a slim file is not enough: which model it records, and the command or call to type.
 
     Args:
-        command: what to type, but for the model; None in Python.
+        call: the function that needs the model, `load` or `profile`.
     """
     spec, args = about["spec"], about.get("args") or {}
     if not spec:
         return f"{path} holds no code and records no model spec (it was made from a model in memory); give the dense model: model="
-    note = f"{path} holds no code, and the model that it records, {shown(spec, 60)}, is a note"
-    if command is None:
-        with_args = f", model_args={shown_args(args)}" if args else ""
-        return f"{note}; give the dense model, ranp.load(path, {shown(spec, 60)}{with_args}), or trust=True to run what is recorded"
-    words = [
-        f"--model {shlex.quote(spec)}",
-        *(f"--model-arg {shlex.quote(f'{k}={_yaml(v)}')}" for k, v in args.items()),
-    ]
-    return f"{note} (in Python give model=, or trust=True); if you trust it, type {command} {' '.join(words)}"
+    note = f"{path} holds no code, and the model that it records, {shown(spec, 60)}, is a note; if you trust it"
+    if on_command_line():
+        words = [
+            f"--model {shlex.quote(spec)}",
+            *(f"--model-arg {shlex.quote(f'{k}={_yaml(v)}')}" for k, v in args.items()),
+        ]
+        text = f"{note}, type ranp {call} {shlex.quote(str(path))} {' '.join(words)}"
+        return (
+            text
+            if len(text) <= MESSAGE
+            else f"{note}, name it with --model and --model-arg (its arguments: {shown_args([*args])})"
+        )
+    with_args = f", model_args={shown_args(args)}" if args else ""
+    return f"{note}, call ranp.{call}(path, model={shown(spec, 60)}{with_args}), or give trust=True"
+
+
+def on_command_line() -> bool:
+    """Whether messages spell options as flags."""
+    return spelled("tree", True).startswith("--")
 
 
 def _yaml(value: Any) -> str:

@@ -14,14 +14,14 @@ from ..core.documents import check_form, check_numbers, parse_json, shown
 from ..core.errors import BadInput
 from ..core.reading import read_bytes
 from ..core.signature import check_signature
-from ..graph.graph import Graph
+from ..graph.graph import Graph, worded
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 FORMAT, VERSION = "ranp-mask", 1
-WRITE = "give a mask.json written by ranp prune --mask"
+WRITE = "give a mask.json written by ranp prune"
 INITS = frozenset({"keep", "factory", "glorot", "orthogonal"})
 REST = {  # of a mask, beside its layers: what is read of it, where it is there
     "model": {"spec?": (None, str), "args?": {str: object}, "fingerprint?": str},
@@ -82,7 +82,7 @@ class Mask:
             return cls.of(_read(Path(mask)))
         if not isinstance(mask, dict) or mask.get("format") != FORMAT:
             raise BadInput(
-                f"a mask must be a document of format '{FORMAT}', not {_shown(mask)}; write one with ranp prune --mask"
+                f"a mask must be a document of format '{FORMAT}', not {_shown(mask)}; write one with ranp prune"
             )
         if mask.get("version") != VERSION:
             raise BadInput(
@@ -90,7 +90,7 @@ class Mask:
             )
         layers = mask.get("layers")
         if not isinstance(layers, dict) or not layers:
-            raise BadInput("the mask names no layers; write one with ranp prune --mask")
+            raise BadInput("the mask names no layers; write one with ranp prune")
         for name, layer in layers.items():
             _check_layer(name, layer)
         for key, kind in (("model", dict), ("method", dict), ("sparsity", dict), ("fixed", dict), ("floored", list)):
@@ -103,7 +103,7 @@ class Mask:
         check_form(mask.get("floored") or [], [str], "the mask", WRITE, "floored")
         given = (mask.get("model") or {}).get("input")
         if given is not None:
-            check_signature(given, "the mask", "leave it out, or write it anew with ranp prune --mask")
+            check_signature(given, "the mask", "leave it out, or write it anew with ranp prune")
         sparsity = mask.get("sparsity") or {}
         return cls(layers, mask.get("model") or {}, mask.get("method") or {}, sparsity.get("requested"),
                    list(mask.get("floored") or []), dict(mask.get("fixed") or {}))  # fmt: skip
@@ -174,7 +174,9 @@ class Mask:
                 for layer, units in zip(graph.layers, graph.by_layer(graph.unit), strict=True)
                 if lost[0] in units
             )
-            raise BadInput(f"the mask removes neurons of {at} that may not go ({graph.reasons[lost[0]]}); keep them")
+            raise BadInput(
+                f"the mask removes neurons of {at} that may not go ({worded(graph.reasons[lost[0]])}); keep them"
+            )
         return keep
 
     def transfer(self, graph: Graph) -> tuple[np.ndarray, dict[str, Any]]:
