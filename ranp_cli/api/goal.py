@@ -68,8 +68,16 @@ class Goal:
         ]
 
 
-def reach(goal: Goal, session: Session, graph: Graph, ranking: Ranking, scores: Sequence[np.ndarray], costing: Costing,
-          stand: Benchmark | None, progress: Progress) -> tuple[Settled, Timings | None]:  # fmt: skip
+def reach(
+    goal: Goal,
+    session: Session,
+    graph: Graph,
+    ranking: Ranking,
+    scores: Sequence[np.ndarray],
+    costing: Costing,
+    stand: Benchmark | None,
+    progress: Progress,
+) -> tuple[Settled, Timings | None]:
     """The slim network that meets the goal, and under a limit of time the race that shows it.
 
     Raises: Infeasible, with what could be lowered, when the smallest network does not meet the limits.

@@ -46,5 +46,7 @@ def _fix(graph: Graph, found: HardCoded, stays: np.ndarray) -> None:
     before = graph.fixed_units.sum()
     graph.settle()
     if graph.fixed_units.sum() == before:
-        raise VerificationFailed(f"the slim network does not run ({found.reason}) and no unit could be kept to mend it; "
-                                 "nothing was written. This is a defect of ranp: please report the model")  # fmt: skip
+        raise VerificationFailed(
+            f"the slim network does not run ({found.reason}) and no unit could be kept to mend it; "
+            "nothing was written. This is a defect of ranp: please report the model"
+        )

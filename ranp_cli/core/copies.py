@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import io
-import warnings
 from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .contexts import ignoring
 
 COMPILED = "_orig_mod"  # where torch.compile keeps the module that it was given
 
@@ -33,8 +34,7 @@ def copy_on(model: nn.Module, device: torch.device, own: Container[str] = ()) ->
 def script_copy(model: torch.jit.ScriptModule, device: str | None) -> nn.Module:
     """A copy of a TorchScript module with its tensors on `device` (None: where they are)."""
     file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit as a whole: we know
+    with ignoring((DeprecationWarning, "")):  # of torch.jit as a whole: we know
         torch.jit.save(model, file)
         file.seek(0)
         result: nn.Module = torch.jit.load(file, map_location=device)

@@ -45,7 +45,7 @@ def opened(
         wanted: what to give instead, for a message in other words: `cannot read slim.safetensors: No such file or directory`.
     """
     try:
-        place = Path(path).expanduser()
+        place = Path(os.path.expanduser(path))
         handle = os.open(place, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:
         if wanted:
@@ -74,7 +74,7 @@ def opened(
 def readable(path: str | os.PathLike[str], what: str, wanted: str = "") -> Path:
     """`path` as a file that can be read, or one line that says why not."""
     with opened(path, what, wanted=wanted):
-        return Path(path).expanduser()
+        return Path(os.path.expanduser(path))
 
 
 def read_bytes(path: str | os.PathLike[str], what: str, most: int = DOCUMENT, wanted: str = "") -> bytes:

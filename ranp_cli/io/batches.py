@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
-import tokenize
-import warnings
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from ..core.errors import USER_EXCEPTIONS, BadInput, is_out_of_memory, shortened
-from ..core.reading import opened, readable
+from ..core.errors import USER_EXCEPTIONS, BadInput
+from ..core.reading import readable
 from ..core.spelling import spelled
-from .readers import ZIP_ERRORS, found_instead, read_safetensors, read_torch, some_of, zip_members
+from .batch_keys import Keys
+from .npz import read_npz
+from .readers import found_instead, read_safetensors, read_torch, some_of
 from .user_code import is_code, meant, named, own_command_line, user_error
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
 
@@ -58,6 +55,7 @@ class Batches:
     source: Any  # an iterable of raw mini-batches, or a callable that returns one
     limit: int | None = None
     hold: int = 0
+    keys: Keys = field(default_factory=Keys)
     held: list[Batch] = field(default_factory=list, init=False, repr=False)
     _spent: bool = field(default=False, init=False, repr=False)
 
@@ -103,7 +101,7 @@ class Batches:
                 break
             except USER_EXCEPTIONS as error:
                 raise user_error(where, error) from error
-            yield _batch(raw, where)
+            yield _batch(raw, where, self.keys)
             index += 1
         if index == 0:
             raise BadInput(f"{self.name}: gives no mini-batch at all; wants at least one (input, target)")
@@ -117,7 +115,7 @@ class Batches:
         except USER_EXCEPTIONS as error:
             raise user_error(self.name, error) from error
         if isinstance(source, (tuple, list, Mapping)):
-            source = _split(source, self.name)
+            source = _split(source, self.name, self.keys)
         _check_iterable(source, self.name)
         try:
             return iter(source)
@@ -125,15 +123,14 @@ class Batches:
             raise user_error(self.name, error) from error
 
 
-CHUNK = 1 << 22
 _FORMS = "wants (input, target), {'input': ..., 'target': ...} or a list of them"
 
 
-def load_batches(source: Any, limit: int | None = None) -> Batches:
+def load_batches(source: Any, limit: int | None = None, keys: str | Sequence[str] | None = None) -> Batches:
     """The calibration batch, in whatever form it is given.
 
     One mini-batch is `(input, target)` or `{"input"|"x": ..., "target"|"y": ...}` (further keys are left alone).
-    Several are a list of those. Two tensors are one mini-batch; two pairs, or two such dicts, are two mini-batches.
+    Several are a list of those. Two tensors are one mini-batch; two pairs, or a list of two dicts, are two mini-batches.
 
     An input that is a tuple is passed as positional arguments, a dict as keyword arguments, anything else as the one
     argument. numpy arrays become tensors, and float64 arrays float32 (float64 *tensors* stay as they are). Integer
@@ -145,31 +142,32 @@ def load_batches(source: Any, limit: int | None = None) -> Batches:
             Or `file.py:Name` / `package.module:Name`: a callable without arguments that returns an iterable of
             mini-batches, or an iterable (a DataLoader). Or such a thing itself.
         limit: use the first `limit` mini-batches only.
+        keys: what dicts call input and target instead, such as `image,label` in MONAI, or a pair of names.
 
     Raises:
         BadInput: for what can be seen now; a streamed mini-batch is checked when its turn comes.
     """
     if isinstance(source, Batches):
-        return source if limit is None else Batches(source.name, source.source, limit)
+        return source if limit is None else Batches(source.name, source.source, limit, keys=source.keys)
     if limit is not None and limit < 1:
         raise BadInput(f"{spelled('batch_limit', limit)}: wants at least 1; leave it out to use all")
-    name = "batch"
+    name, names = "batch", Keys.of(keys)
     if isinstance(source, (str, os.PathLike)):
         name = f"batch {os.fspath(source)}"
-        source = _read_batches(os.fspath(source), name)
+        source = _read_batches(os.fspath(source), name, names)
     if isinstance(source, (tuple, list, Mapping, Batch)):  # all there: check all of it now
-        raws = _split(source, name)[:limit]
-        return Batches(name, [_batch(raw, f"{name}, mini-batch {index}") for index, raw in enumerate(raws)])
+        raws = _split(source, name, names)[:limit]
+        return Batches(name, [_batch(raw, f"{name}, mini-batch {index}", names) for index, raw in enumerate(raws)])
     if not callable(source):
         _check_iterable(source, name)
-    return Batches(name, source, limit)
+    return Batches(name, source, limit, keys=names)
 
 
-def _read_batches(spec: str, name: str) -> Any:
+def _read_batches(spec: str, name: str, keys: Keys) -> Any:
     if is_code(spec):
         return named(spec, name)
     readers: dict[str, Callable[[Path, str], Any]] = {
-        ".pt": read_torch, ".pth": read_torch, ".safetensors": read_safetensors, ".npz": _read_npz
+        ".pt": read_torch, ".pth": read_torch, ".safetensors": read_safetensors, ".npz": read_npz
     }  # fmt: skip
     reader = readers.get(Path(spec).suffix.lower())
     if reader is None and not Path(spec).exists() and (better := meant(spec)):
@@ -179,73 +177,26 @@ def _read_batches(spec: str, name: str) -> Any:
         raise BadInput(f"{name}: wants a .pt, .safetensors or .npz file, or file.py:Name")
     content = reader(path, name)
     if reader is not read_torch:
-        return _by_key(content, name)
+        return _by_key(content, name, keys)
     if not isinstance(content, (tuple, list, Mapping)):
         raise BadInput(f"{name}: holds {found_instead(content)}; {_FORMS}")
     return content
 
 
-def _read_npz(path: Path, what: str) -> dict[str, np.ndarray]:
-    with opened(path, what) as (file, size):
-        if file.read(2) != b"PK":
-            raise BadInput(f"{what}: is not an .npz file; write it with numpy.savez")
-        members = zip_members(file, size, what)
-        arrays = {}
-        try:
-            with zipfile.ZipFile(file) as archive:
-                for name, member in members.items():
-                    if not name.endswith(".npy"):
-                        continue
-                    with archive.open(name) as stream:
-                        arrays[name.removesuffix(".npy")] = _read_npy(stream, member.file_size, what)
-        except ZIP_ERRORS as error:
-            if isinstance(error, BadInput) or is_out_of_memory(error):
-                raise
-            raise BadInput(f"{what}: is damaged or cut off ({shortened(error, 60)}); write or copy it again") from None
-    return arrays
-
-
-def _read_npy(stream: IO[bytes], size: int, what: str) -> np.ndarray:
-    """One array of an .npz file, whose header must declare what the member of `size` bytes holds, no more and no less."""
-    import numpy as np
-    from numpy.lib import format as npy
-
-    version = npy.read_magic(stream)
-    read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
-    if read_header is None:
-        raise ValueError(f"version {version} of the .npy format")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the header as a Python literal
-            shape, fortran_order, dtype = read_header(stream)
-    except (SyntaxError, TypeError, RecursionError, MemoryError, OverflowError, tokenize.TokenError) as error:
-        raise ValueError(shortened(error, 60)) from None
-    if dtype.hasobject:
-        raise BadInput(f"{what}: holds Python objects, which are pickles; save arrays of numbers only")
-    declared = math.prod(shape) * dtype.itemsize
-    left = size - stream.tell()
-    if declared != left or min(shape, default=1) < 0:
-        raise BadInput(f"{what}: an array of {declared:,} bytes is declared where {left:,} are; write or copy it again")
-    data = np.empty(math.prod(shape), dtype)
-    rest = memoryview(data.view(np.uint8).data) if left else memoryview(b"")
-    while len(rest):
-        count = stream.readinto(rest[:CHUNK])  # type: ignore[attr-defined]
-        if not count:
-            raise EOFError("the data ends early")
-        rest = rest[count:]
-    return data.reshape(shape[::-1]).T if fortran_order else data.reshape(shape)
-
-
-def _by_key(content: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+def _by_key(content: Mapping[str, Any], name: str, names: Keys) -> list[dict[str, Any]]:
     """`input.0`, `target.0`, `input.1`, ... -> a dict for each mini-batch, in order; one where there are no numbers."""
     found: dict[int, dict[str, Any]] = {}
     for key, value in content.items():
-        match = re.fullmatch(r"(input|x|target|y)(?:\.(\d{1,9}))?", key)
-        if match:
+        match = re.fullmatch(r"(.+?)(?:\.(\d{1,9}))?", key)
+        if match and match[1] in (*names.input, *names.target):
             found.setdefault(int(match[2] or -1), {})[match[1]] = value
     if not found:
         keys = some_of(content, 5) or "none"
-        raise BadInput(f"{name}: wants the keys input and target, or input.0, target.0, input.1, ...; it has {keys}")
+        first, second = names.input[0], names.target[0]
+        raise BadInput(
+            f"{name}: wants the keys {first} and {second}, or {first}.0, {second}.0, {first}.1, ...; it has {keys}; write it so, "
+            f"{names.advice(content)}"
+        )
     if -1 in found and len(found) > 1:
         raise BadInput(f"{name}: has keys with and without numbers; number all: input.0, target.0, input.1, ...")
     return [found[index] for index in sorted(found)]
@@ -261,42 +212,50 @@ def _check_iterable(source: Any, name: str) -> None:
         raise BadInput(f"{name}: is {found_instead(source)}; {_FORMS}, or an iterable of them")
 
 
-def _split(source: Any, name: str) -> list[Any]:
+def _split(source: Any, name: str, keys: Keys) -> list[Any]:
     """The mini-batches in a tuple, list or dict that may itself be one."""
     if isinstance(source, (Mapping, Batch)):
         return [source]
     if not source:
         raise BadInput(f"{name}: is an empty {type(source).__name__}; {_FORMS}")
-    batches = [isinstance(raw, (tuple, list, Batch)) or _keys(raw) for raw in source]
-    if len(source) == 2 and not all(batches):
+    batches = [isinstance(raw, (tuple, list, Batch, Mapping)) for raw in source]
+    if len(source) == 2 and not (all(batches) and not _is_pair_of_dicts(source, keys)):
         return [source]
     if not any(batches):
         raise BadInput(f"{name}: is {found_instead(source)}; {_FORMS}")
     return list(source)
 
 
-def _keys(raw: Any) -> bool:
-    return isinstance(raw, Mapping) and not raw.keys().isdisjoint(("input", "x", "target", "y"))
+def _is_pair_of_dicts(source: Any, keys: Keys) -> bool:
+    """Whether a tuple of two is (keyword arguments, targets by name); a list of two dicts is two mini-batches."""
+    first, second = source
+    both = isinstance(first, Mapping) and isinstance(second, Mapping)
+    return (
+        both
+        and isinstance(source, tuple)
+        and first.keys() != second.keys()
+        and not (keys.are_in(first) and keys.are_in(second))
+    )
 
 
-def _batch(raw: Any, where: str) -> Batch:
+def _batch(raw: Any, where: str, keys: Keys) -> Batch:
     """One mini-batch in any of its forms, checked."""
     if isinstance(raw, Batch):
         return raw
     if isinstance(raw, Mapping):
-        data, target = raw.get("input", raw.get("x")), raw.get("target", raw.get("y"))
-        if raw.keys().isdisjoint(("input", "x")):
+        data, target = keys.found(raw)
+        if raw.keys().isdisjoint(keys.input):
             raise BadInput(
-                f"{where}: is {found_instead(raw)}; wants {{'input': ..., 'target': ...}} or (input, target)"
+                f"{where}: is {found_instead(raw)}; wants {keys.wanted} or (input, target), {keys.advice(raw)}"
             )
     elif isinstance(raw, (tuple, list)) and len(raw) == 2:
         data, target = raw
     elif isinstance(raw, (tuple, list)) and len(raw) == 1:
         data, target = raw[0], None
     else:
-        raise BadInput(f"{where}: is {found_instead(raw)}; wants (input, target) or {{'input': ..., 'target': ...}}")
+        raise BadInput(f"{where}: is {found_instead(raw)}; wants (input, target) or {keys.wanted}")
     if target is None:
-        raise BadInput(f"{where}: has no target; wants (input, target) or {{'input': ..., 'target': ...}}")
+        raise BadInput(f"{where}: has no target; wants (input, target) or {keys.wanted}")
     data = _map(lambda leaf: _tensor(leaf, f"{where}: the input"), data)
     target = _map(lambda leaf: _target(leaf, f"{where}: the target"), target)
     _check_input(data, where)
@@ -328,10 +287,18 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _tensor(leaf: Any, where: str) -> Any:
-    """A numpy array as a tensor (float64 as float32; foreign byte order, views and read-only arrays too)."""
+    """A numpy array as a tensor (float64 as float32; foreign byte order, views and read-only arrays too).
+
+    A tensor that carries more with it, such as MONAI's MetaTensor, becomes a plain one.
+    """
     import numpy as np
     import torch
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+    is_more = isinstance(leaf, torch.Tensor) and type(leaf) not in (torch.Tensor, torch.nn.Parameter)
+    if is_more and not is_traceable_wrapper_subclass(leaf):
+        with torch._C.DisableTorchFunctionSubclass():
+            return leaf.as_subclass(torch.Tensor)
     if not isinstance(leaf, (np.ndarray, np.generic)):
         return leaf
     if leaf.dtype.kind not in "biufc":
@@ -377,6 +344,7 @@ def _check_sizes(inputs: list[Tensor], target: Any, where: str) -> None:
     from torch import Tensor
 
     sizes = {tensor.shape[0] for tensor in inputs if tensor.ndim}
-    if isinstance(target, Tensor) and target.ndim and sizes and target.shape[0] not in sizes:
-        size = next(tensor.shape[0] for tensor in inputs if tensor.ndim)
-        raise BadInput(f"{where}: {size} samples in the input, {target.shape[0]} in the target; make axis 0 agree")
+    for one in target if isinstance(target, (tuple, list)) else [target]:
+        if isinstance(one, Tensor) and one.ndim and sizes and one.shape[0] not in sizes:
+            size = next(tensor.shape[0] for tensor in inputs if tensor.ndim)
+            raise BadInput(f"{where}: {size} samples in the input, {one.shape[0]} in the target; make axis 0 agree")

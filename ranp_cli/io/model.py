@@ -120,10 +120,12 @@ def built(factory: Any, args: dict[str, Any], what: str, code_in_args: bool = Tr
     return uncompiled(network)
 
 
-def parse_model_args(pairs: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
-    """The `--model-arg key=value` of a command line as keyword arguments; each value is read as YAML.
+def parse_args(pairs: Iterable[str] | Mapping[str, Any], option: str = "model_args") -> dict[str, Any]:
+    """The `--model-arg key=value` of a command line, or those of another option, as keyword arguments.
 
-    >>> parse_model_args(["classes=4", "widths=[8, 16]", "norm=null", "eps=1e-5"])
+    Each value is read as YAML.
+
+    >>> parse_args(["classes=4", "widths=[8, 16]", "norm=null", "eps=1e-5"])
     {'classes': 4, 'widths': [8, 16], 'norm': None, 'eps': 1e-05}
     """
     if isinstance(pairs, Mapping):
@@ -131,9 +133,9 @@ def parse_model_args(pairs: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]
     args: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = (part.strip() for part in pair.partition("="))
-        what = spelled("model_args", shortened(pair, 60))
+        what = spelled(option, shortened(pair, 60))
         if not equals or not key.isidentifier():
-            raise BadInput(f"{what}: wants name=value, for example {spelled('model_args', {'classes': 4})}")
+            raise BadInput(f"{what}: wants name=value, for example {spelled(option, {'classes': 4})}")
         if key in args:
             raise BadInput(f"{what}: '{key}' is given twice; leave one out")
         # YAML 1.1 takes 1e-5 for a string, as it has no dot.
@@ -200,8 +202,7 @@ def _state_advice(path: Path) -> str:
     pick = ".state_dict()" if holds else '["state_dict"]'
     target = path.with_name(f"{path.stem}.state.pt")
     command = f"torch.save(torch.load({str(path)!r}, weights_only=False){pick}, {str(target)!r})"
-    return (f"{'it is a whole module, of which' if holds else 'of which'} ranp takes the state dict: where you trust the file, run "
-            f"{command} in Python once and give {spelled('weights', target)}")  # fmt: skip
+    return f"{'of a whole module, ' * bool(holds)}where you trust it, run {command} in Python once and give {spelled('weights', target)}"
 
 
 def _address(tensor: Any) -> tuple[Any, ...]:

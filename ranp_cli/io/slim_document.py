@@ -39,7 +39,7 @@ _MODEL = {"spec": (None, str), "args?": {str: object}, "fingerprint": str, "inpu
 SLIM_FORM = {
     "model": {**_MODEL, "parameters": {str: [int]}},
     "attributes": {str: {str: (int, [int])}},
-    "mask": {"method": dict, "sparsity": dict, "neurons": {"total": int, "kept": int}, "layers": dict,
+    "mask": {"method": dict, "sparsity": dict, "neurons": {"total": int, "kept": int}, "layers": {str: {"neurons": int, "kept": [int]}},
              "floored": [str], "fixed": {str: str}},
     "aliases": {str: str},
     "buffers_outside_state?": [str],

@@ -52,7 +52,7 @@ class TensorFile:
             if length > bound(DOCUMENT):
                 raise BadInput(f"{what}: has a header of {length >> 20} MiB, and {bound(DOCUMENT) >> 20} MiB are read; {WANTED}")  # fmt: skip
             header = parse_json(file.read(length), f"{flaw}: its header", WANTED)
-        place = Path(path).expanduser()
+        place = Path(os.path.expanduser(path))
         try:
             with safe_open(place, "numpy") as checked:
                 names = list(checked.keys())

@@ -12,7 +12,8 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -89,6 +90,7 @@ class _Import:
 
 
 _imports: dict[Path, _Import] = {}
+_importing = threading.RLock()
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
@@ -269,11 +271,12 @@ def import_named(spec: str, what: str) -> tuple[ModuleType, str]:
     """The module and the name that `spec` speaks of; the name is empty when `spec` is a bare file.
 
     The global generator is as before, so that what is drawn next does not depend on whether the import was the first.
+    One thread imports at a time: the import path and the loaded modules are those of the process.
     """
-    import torch
+    from ..core.random_state import undisturbed
 
     target, name = (spec, "") if spec.endswith(".py") else spec.rsplit(":", 1)
-    with torch.random.fork_rng(devices=[]):
+    with _importing, undisturbed():
         module = _import_file(Path(target), what) if target.endswith(".py") else _import_package(target, what)
     return module, name
 
@@ -315,6 +318,18 @@ def named(spec: str, what: str) -> Any:
     return attribute(module, name, what, offered(module))
 
 
+def check_names(factory: Callable[..., Any], args: Mapping[str, Any], what: str) -> None:
+    """BadInput for an argument that a function or class does not take."""
+    parameters = inspect.signature(factory).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    for name in args:
+        if name not in known:
+            tail = nearest(name, known) if known else "; it takes none"
+            raise BadInput(f"{what}: takes no argument '{name}'{tail}")
+
+
 def check_args(factory: Callable[..., Any], args: dict[str, Any], what: str, option: str | None = "model_args") -> None:
     """Hold the given arguments against the factory's signature, where it has one; `option` is what gives them."""
     try:
@@ -322,11 +337,7 @@ def check_args(factory: Callable[..., Any], args: dict[str, Any], what: str, opt
     except ValueError:
         return
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    for given in args:
-        if not open_ended and given not in {p.name for p in named}:
-            tail = nearest(given, [p.name for p in named]) if named else "; it takes none"
-            raise BadInput(f"{what}: takes no argument '{given}'{tail}")
+    check_names(factory, args, what)
     missing = [p.name for p in named if p.default is p.empty and p.name not in args]
     if missing:
         way = "name a function that calls it with them"

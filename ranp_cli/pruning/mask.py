@@ -105,8 +105,14 @@ class Mask:
         if given is not None:
             check_signature(given, "the mask", "leave it out, or write it anew with ranp prune")
         sparsity = mask.get("sparsity") or {}
-        return cls(layers, mask.get("model") or {}, mask.get("method") or {}, sparsity.get("requested"),
-                   list(mask.get("floored") or []), dict(mask.get("fixed") or {}))  # fmt: skip
+        return cls(
+            layers,
+            mask.get("model") or {},
+            mask.get("method") or {},
+            sparsity.get("requested"),
+            list(mask.get("floored") or []),
+            dict(mask.get("fixed") or {}),
+        )
 
     @classmethod
     def from_units(cls, graph: Graph, keep: np.ndarray, **about: Any) -> Mask:
@@ -137,8 +143,11 @@ class Mask:
         missing = [name for name in names if name not in self.layers]
         unknown = [name for name in self.layers if name not in names]
         if missing or unknown:
-            parts = [f"{what} {', '.join(some[:3])}{', ...' * (len(some) > 3)}"
-                     for what, some in (("the mask lacks", missing), ("the model lacks", unknown)) if some]  # fmt: skip
+            parts = [
+                f"{what} {', '.join(some[:3])}{', ...' * (len(some) > 3)}"
+                for what, some in (("the mask lacks", missing), ("the model lacks", unknown))
+                if some
+            ]
             raise BadInput(
                 f"the mask is of another network: {'; '.join(parts)}; give the mask that was made for this model"
             )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Container
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..core.aten import op_name
 from ..core.contexts import NoDropout, each, seeded
 from ..core.copies import replicate
+from ..core.default_dtype import default_dtype
 from ..core.errors import USER_EXCEPTIONS, RuleFailure, VerificationFailed
 from ..core.example import Example
 from ..core.tensors import map_tensors, tensors_in
@@ -131,8 +132,15 @@ def verify(model: nn.Module, slim: nn.Module, graph: Graph, stays: np.ndarray) -
     return report
 
 
-def _compare(masked: nn.Module, slim: nn.Module, example: Example, run: Callable[..., list[Tensor]], limit: float,
-             training: bool, exact: list[Tensor] | None) -> tuple[Comparison, list[Tensor]]:  # fmt: skip
+def _compare(
+    masked: nn.Module,
+    slim: nn.Module,
+    example: Example,
+    run: Callable[..., list[Tensor]],
+    limit: float,
+    training: bool,
+    exact: list[Tensor] | None,
+) -> tuple[Comparison, list[Tensor]]:
     """The comparison of two networks, and the output of the first. More samples where a batch norm sees too few."""
     for samples in (2, 16) if training else (1,):
         given = noise(example.with_batch(samples))
@@ -224,7 +232,7 @@ def _outputs(
     with (
         seeded(seed),
         torch.no_grad(),
-        _default_dtype(dtype),
+        default_dtype(dtype),
         NoDropout(),
         WithoutStatistics() if without else nullcontext(),
     ):
@@ -246,17 +254,8 @@ def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _distance(a: list[Tensor], b: list[Tensor]) -> float:
     if [t.shape for t in a] != [t.shape for t in b]:
-        raise VerificationFailed(f"the slim network returns shapes {[tuple(t.shape) for t in b]}, the dense one "
-                                 f"{[tuple(t.shape) for t in a]}")  # fmt: skip
+        raise VerificationFailed(
+            f"the slim network returns shapes {[tuple(t.shape) for t in b]}, the dense one "
+            f"{[tuple(t.shape) for t in a]}"
+        )
     return max((float((x - y).abs().max()) for x, y in zip(a, b, strict=True) if x.numel()), default=0.0)
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Constants that the model's code makes are of `dtype` inside."""
-    old = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(old)

@@ -37,8 +37,13 @@ def _object(kind: type, parts: dict[str, Any]) -> dict[str, Any]:
     required = [key for key, hint in hints.items() if total and _required(hint)[1]]
     text = inspect.cleandoc(kind.__doc__ or "")
     said = {"description": text} if text and not text.startswith("dict(") else {}
-    return {**said, "type": "object", "properties": properties, **({"required": required} if required else {}),
-            "additionalProperties": False}  # fmt: skip
+    return {
+        **said,
+        "type": "object",
+        "properties": properties,
+        **({"required": required} if required else {}),
+        "additionalProperties": False,
+    }
 
 
 def _required(hint: Any) -> tuple[Any, bool]:

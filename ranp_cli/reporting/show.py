@@ -35,9 +35,16 @@ MOST_SAVED = 4  # modules that are named
 # -- the four public functions ---------------------------------------------------------------------------------------
 
 
+class Page(Console):
+    """A console that tells when nobody reads it any more, where rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console(stderr: bool = False, width: int | None = None) -> Console:
     """A console on stdout or stderr; without colour under NO_COLOR, plain and 100 columns wide in a pipe."""
-    page = Console(
+    page = Page(
         file=sys.stderr if stderr else sys.stdout,
         color_system=None if os.environ.get("NO_COLOR") else "auto",
         markup=False,

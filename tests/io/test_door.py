@@ -14,7 +14,7 @@ from torch import nn
 
 import ranp_cli as ranp
 from ranp_cli.core.errors import BadInput
-from ranp_cli.io.model import load_model, load_weights, parse_model_args
+from ranp_cli.io.model import load_model, load_weights, parse_args
 
 NET = "class Net(nn.Sequential):\n    def __init__(s, width=8): super().__init__(nn.Conv3d(1, width, 3), nn.Conv3d(width, 2, 1))\n"
 
@@ -181,9 +181,9 @@ AS_CODE = [
 @pytest.mark.parametrize(("factory", "pairs"), AS_CODE)
 def test_classes_as_arguments(folder: Path, factory: str, pairs: list[str]) -> None:
     write(folder, {"net.py": MAKERS})
-    loaded = load_model(f"net.py:{factory}", parse_model_args(pairs))
+    loaded = load_model(f"net.py:{factory}", parse_args(pairs))
     assert isinstance(loaded.module[0], nn.Conv3d)
-    assert loaded.args == parse_model_args(pairs)  # what is recorded is what was given
+    assert loaded.args == parse_args(pairs)  # what is recorded is what was given
 
 
 def test_classes_given_in_python_are_recorded_by_name(folder: Path) -> None:
@@ -207,7 +207,7 @@ NOT_CODE = [
 @pytest.mark.parametrize(("factory", "pairs", "says"), NOT_CODE)
 def test_arguments_that_name_no_code(folder: Path, factory: str, pairs: list[str], says: str) -> None:
     write(folder, {"net.py": MAKERS})
-    assert says in said(f"net.py:{factory}", parse_model_args(pairs))
+    assert says in said(f"net.py:{factory}", parse_args(pairs))
 
 
 def test_arguments_of_a_data_file_name_no_code(folder: Path) -> None:

@@ -54,9 +54,11 @@ def profile_onnx(path: str | Path, input_shapes: Any = None) -> dict[str, Any]:
         1290240
     """
     model = read_onnx(Path(path))
+    import onnx
+
     try:
         return _counted(model, path, input_shapes)
-    except _UNSOUND as error:
+    except (*_UNSOUND, onnx.checker.ValidationError) as error:
         if isinstance(error, BadInput):
             raise
         raise BadInput(f"{path} is no sound ONNX model ({one_line(error, 80)}); write it anew") from error
