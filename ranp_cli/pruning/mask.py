@@ -71,7 +71,11 @@ class Mask:
 
     def save(self, path: str | Path) -> None:
         """Write mask.json; an existing file is replaced by a whole one. One line a layer, the same bytes each time."""
-        write_atomic(path, to_json(self.to_dict()).encode())
+        write_atomic(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes."""
+        return to_json(self.to_dict()).encode()
 
     @classmethod
     def of(cls, mask: Mask | dict[str, Any] | str | Path) -> Mask:
