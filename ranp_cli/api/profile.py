@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BadInput
 from ..core.spelling import spelled
+from ..io.pairs import pair_note
 from ..io.slim_document import RECORDED, check_counts
 from ..io.slim_file import SLIM, document_of, read_document
 from ..io.slim_loading import load, on_command_line, without_model
@@ -95,6 +96,7 @@ def profile(network: nn.Module | str, inputs: Any = None, *, other: nn.Module | 
         },
         "layers": merge_rows(first["layers"], [_after(row) for row in second["layers"]]),
         "uncounted_ops": first.get("uncounted_ops", []) + second.get("uncounted_ops", []),
+        "notes": first.get("notes", []) + second.get("notes", []),
     }
     if step.time:
         macs = [side.get("after", side["before"])["macs"] for side in (first, second)]  # of what was run
@@ -179,7 +181,7 @@ class Counting:
                 side: {k: v for k, v in parts.items() if not k.startswith("timeline")}
                 for side, parts in profile["memory"].items()
             }
-        return {"model": about, **recorded, **profile}
+        return {"model": about, **recorded, **profile, "notes": pair_note(path, mask)}
 
     def _loaded(self, path: str, about: dict[str, Any]) -> nn.Module:
         """The slim network, of the dense one that the user gave: the file's own spec is built only with `trust`."""
