@@ -34,20 +34,21 @@ def select(
     """Keep the best units until kappa = int(n * (1 - sparsity)) neurons stay.
 
     Ties at the threshold stay. Fixed units stay in any case. Where layers have no scores, n and kappa are of the others:
-    what cannot be ranked neither takes their places nor costs them theirs. `floor`: a number of neurons that every layer keeps, beyond
+    what cannot be ranked neither takes their places nor costs them theirs. What `--keep` and `--only` leave out is not ranked
+    either: the share that is asked for is taken from the rest. `floor`: a number of neurons that every layer keeps, beyond
     kappa (the paper's rule), or `auto` (see `floors`), which counts within kappa. `sparsity` "max": the largest at which no
     layer needs its floor. The method `layerwise` keeps the best share of every layer, `flat` the same number of neurons in
     every layer; of these `auto` raises none.
     """
     unranked = graph.unranked_units
-    value = np.where(unranked, math.inf, unit_values(graph, scores))
+    value = np.where(unranked | graph.left_out_units, math.inf, unit_values(graph, scores))
     if sparsity == "max":
         keep = value >= _lowest_needed(graph, value, floors(graph, floor, graph.n))
         return Selection(keep | graph.fixed_units, [], sparsity)
     outside = int(unranked[graph.unit].sum())
     kappa = outside + int((graph.n - outside) * (1 - check(sparsity)))
     if method in ("layerwise", "flat"):
-        keep = _layerwise(graph, value, check(sparsity)) if method == "layerwise" else _flat(graph, value, kappa)
+        keep = _layerwise(graph, value, _rate(graph, check(sparsity))) if method == "layerwise" else _flat(graph, value, kappa)
         keep, floor = keep | graph.fixed_units, 1 if floor == AUTO else floor
     else:
         keep = _best(graph, value, kappa) | graph.fixed_units
@@ -96,6 +97,12 @@ def check(sparsity: float | str) -> float:
     if not 0 <= value < 1:
         raise BadInput(f"sparsity {sparsity}: give a number in [0, 1), the fraction of neurons to remove, or 'max'")
     return value
+
+
+def _rate(graph: Graph, sparsity: float) -> float:
+    """The share that each layer loses where `sparsity` of all neurons is taken from what may be pruned."""
+    may_go = graph.n - int(graph.left_out_units[graph.unit].sum())
+    return min(1.0, sparsity * graph.n / may_go) if may_go else sparsity
 
 
 def _layerwise(graph: Graph, value: np.ndarray, sparsity: float) -> np.ndarray:
