@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..core.aten import op_name
 from ..core.contexts import NoDropout, each, seeded
 from ..core.copies import replicate
-from ..core.errors import USER_EXCEPTIONS, RuleFailure, VerificationFailed
+from ..core.errors import USER_EXCEPTIONS, RuleFailure, VerificationFailed, in_words
 from ..core.example import Example
 from ..core.tensors import map_tensors, tensors_in
 from ..graph.analyse import new_tracer, trace_once
@@ -93,7 +93,7 @@ def verify(model: nn.Module, slim: nn.Module, graph: Graph, stays: np.ndarray) -
     changed = graph.ties.changed_statistics(~stays)
     binding = all(r.what in NORMS for r in changed)  # a mean over a weight cannot be left out: shapes are all there is
     example = verification_example(graph, slim)
-    report: dict[str, Any] = {"against": "masked", "input": str(example.with_batch(1))}
+    report: dict[str, Any] = {"against": "masked", "input": str(example.with_batch(graph.eval_run.samples))}
     apart = sorted({str(r) for r in changed})
     known: list[Tensor] | None = None
     exact: list[Tensor] | None = None  # the masked network's output in fp64: what fp32 loses by rounding is no fault
@@ -103,7 +103,8 @@ def verify(model: nn.Module, slim: nn.Module, graph: Graph, stays: np.ndarray) -
         run = partial(_outputs, dtype=dtype, without=any(r.what in NORMS for r in changed))
         for training in (False, True) if dtype is torch.float64 else (False,):
             try:
-                found, want = _compare(*pair, example, run, LIMITS[dtype], training, exact)
+                inputs = _inputs(graph, example, training)
+                found, want = _compare(*pair, inputs, partial(run, training=training), LIMITS[dtype], exact)
             except (RuntimeError, TypeError) as failure:
                 text = " ".join(str(failure).split())[:200]
                 if dtype is torch.float32:
@@ -126,17 +127,23 @@ def verify(model: nn.Module, slim: nn.Module, graph: Graph, stays: np.ndarray) -
                 report["max_abs_error"] = found.absolute
                 known = want
         exact = known
+    check_training_step(*pair, _inputs(graph, example, training=True))
     if apart:
         report["not_comparable"] = apart
     return report
 
 
-def _compare(masked: nn.Module, slim: nn.Module, example: Example, run: Callable[..., list[Tensor]], limit: float,
-             training: bool, exact: list[Tensor] | None) -> tuple[Comparison, list[Tensor]]:  # fmt: skip
-    """The comparison of two networks, and the output of the first. More samples where a batch norm sees too few."""
-    for samples in (2, 16) if training else (1,):
-        given = noise(example.with_batch(samples))
-        want, got = (run(m, given, training=training) for m in (masked, slim))
+def _inputs(graph: Graph, example: Example, training: bool) -> list[Example]:
+    """Noise to compare two networks on; in training mode again with more samples, where a batch norm sees too few."""
+    samples = (graph.train_run if training else graph.eval_run).samples
+    return [noise(example.with_batch(n)) for n in ((2, 16) if training and samples == 2 else (samples,))]
+
+
+def _compare(masked: nn.Module, slim: nn.Module, inputs: list[Example], run: Callable[..., list[Tensor]], limit: float,
+             exact: list[Tensor] | None) -> tuple[Comparison, list[Tensor]]:  # fmt: skip
+    """The comparison of two networks, and the output of the first, on the first of the inputs on which it holds."""
+    for given in inputs:
+        want, got = (run(m, given) for m in (masked, slim))
         scale = max((float(t.abs().max()) for t in want if t.numel()), default=0.0)
         error = _distance(want, got)
         found = Comparison(error, error / scale if scale else math.inf if error else 0.0, limit)
@@ -145,8 +152,8 @@ def _compare(masked: nn.Module, slim: nn.Module, example: Example, run: Callable
         if found.holds or not scale:
             return found, want
     shaken = Example(*map_tensors((given.args, given.kwargs), _nudged))
-    moved = 10 * _distance(want, run(masked, shaken, training=training)) / scale
-    if _distance(want, run(masked, given, training=training, seed=1)) / scale > found.allowed:
+    moved = 10 * _distance(want, run(masked, shaken)) / scale
+    if _distance(want, run(masked, given, seed=1)) / scale > found.allowed:
         found.reason = "the forward draws random numbers"
     elif moved > HOPELESS:
         found.reason = f"one rounding of the input moves the output by {moved / 10:.0e} of its scale"
@@ -154,9 +161,42 @@ def _compare(masked: nn.Module, slim: nn.Module, example: Example, run: Callable
     return found, want
 
 
+def check_training_step(dense: nn.Module, slim: nn.Module, inputs: list[Example]) -> None:
+    """Raise VerificationFailed where a forward and backward pass in training mode fails in the slim network alone.
+
+    The gradients have to reach the same parameters in both. The networks are copies of our own, in fp32.
+    """
+    for given in inputs:
+        try:
+            wanted = _trained(dense, given)
+        except USER_EXCEPTIONS:  # what the dense network cannot do is not asked of the slim one
+            continue
+        try:
+            reached = _trained(slim, given)
+        except USER_EXCEPTIONS as failure:
+            raise VerificationFailed(
+                "the slim network fails in a training step, where the dense one does not: "
+                f"{in_words(failure, 200)}; nothing was written. This is a defect of ranp: please report the model"
+            ) from failure
+        if lost := sorted(wanted ^ reached):
+            raise VerificationFailed(
+                f"in a training step gradients reach {'no ' if lost[0] in wanted else ''}{lost[0]} in the slim network, other "
+                "than in the dense one; nothing was written. This is a defect of ranp: please report the model"
+            )
+        return
+
+
+def _trained(model: nn.Module, given: Example) -> set[str]:
+    """A forward and a backward pass in training mode; the names of the parameters that have gradients then."""
+    outputs = _outputs(model, given, torch.float32, without=False, training=True, gradients=True)
+    if losses := [t.abs().sum() for t in outputs if t.requires_grad]:
+        torch.stack(losses).sum().backward()
+    return {name for name, p in model.named_parameters() if p.grad is not None}
+
+
 def verification_example(graph: Graph, slim: nn.Module) -> Example:
     """A sample of the smallest spatial size that takes the network through the same ops, one step above where cheap."""
-    full = graph.example.with_batch(1)
+    full = graph.example.with_batch(graph.eval_run.samples)
     macs = max(1, sum(op.flops for op in graph.eval_run.tracer.ops) // 2 // graph.eval_run.samples)
     way = _way(graph.eval_run.tracer)
     chosen = full
@@ -169,8 +209,8 @@ def verification_example(graph: Graph, slim: nn.Module) -> Example:
             break
         tracers = [new_tracer(Ties()) for _ in range(2)]
         try:
-            for tracer, training in zip(tracers, (False, True), strict=True):
-                trace_once(tracer, slim, small.with_batch(2 if training else 1), {}, training, graph.eval_run.real)
+            for tracer, known in zip(tracers, (graph.eval_run, graph.train_run), strict=True):
+                trace_once(tracer, slim, small.with_batch(known.samples), {}, known is graph.train_run, known.real)
         except RuleFailure:
             raise
         except USER_EXCEPTIONS:  # too small for the network's strides
@@ -212,9 +252,19 @@ def shrink(example: Example, factor: int) -> Example | None:
 
 
 def _outputs(
-    model: nn.Module, example: Example, dtype: torch.dtype, without: bool, training: bool, seed: int = 0
+    model: nn.Module,
+    example: Example,
+    dtype: torch.dtype,
+    without: bool,
+    training: bool,
+    seed: int = 0,
+    gradients: bool = False,
 ) -> list[Tensor]:
-    """All tensors that the model returns, on the CPU; dropout off."""
+    """All tensors that the model returns, in fp64 on the CPU; dropout off. In training mode gradients are on, as in a step.
+
+    With `gradients` they can be taken; without, no parameter needs them meanwhile, so nothing is kept for a backward pass.
+    """
+    learning = [] if gradients else [p for p in model.parameters() if p.requires_grad]
     model.train(training)
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
@@ -223,13 +273,26 @@ def _outputs(
     args, kwargs = map_tensors((example.args, example.kwargs), lambda t: _cast(t, dtype).to(device))
     with (
         seeded(seed),
-        torch.no_grad(),
+        torch.set_grad_enabled(training),
         _default_dtype(dtype),
         NoDropout(),
         WithoutStatistics() if without else nullcontext(),
+        without_gradients(learning),
     ):
         out = model(*args, **kwargs)
     return [t.double().cpu() for t in tensors_in(out)]
+
+
+@contextmanager
+def without_gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """These parameters need no gradients inside."""
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
 
 
 def _nudged(t: Tensor) -> Tensor:

@@ -94,6 +94,19 @@ class Ties:
 
     # -- saying
 
+    def mark(self) -> tuple[int, ...]:
+        """Where we are, for `take_back`."""
+        return tuple(len(said) for said in self._said)
+
+    def take_back(self, mark: tuple[int, ...]) -> None:
+        """Forget what was said since `mark`; labels made since stay, and mean nothing."""
+        for said, n in zip(self._said, mark, strict=True):
+            del said[n:]
+
+    @property
+    def _said(self) -> list[list[Any]]:
+        return [self._edges, self._fixed, self._splits, self._consumed, self._statistics, self.uses, self.scales]
+
     def new(self, n: int) -> Tensor:
         """n fresh labels."""
         ids = torch.arange(self.size, self.size + n)
