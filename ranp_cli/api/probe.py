@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..core.contexts import NoDropout, in_checkpoints, labels_on_cpu, seeded
 from ..core.copies import replicate, uncompiled
 from ..core.errors import BadInput
-from ..core.tensors import map_tensors
+from ..core.tensors import in_precision_of, map_tensors
 from ..costs.memory import check_optimizer
 from ..io.batches import Batch, Batches, load_batches
 from ..io.losses import load_loss
@@ -189,6 +189,7 @@ def run_probe(dense: nn.Module, slim: nn.Module, held: Sequence[Batch], loss: Lo
         name: Trainee(net, loss, plan, device, ignore_index, seed) for name, net in (("dense", dense), ("slim", slim))
     }
     moved = [batch.to(device) for batch in held]
+    moved = [Batch(*in_precision_of(dense, (batch.args, batch.kwargs)), batch.target) for batch in moved]
     with reproducible(), progress("probing", plan.steps) as advance:
         for side in sides.values():
             side.first, _ = side.evaluate(moved)

@@ -19,6 +19,7 @@ from ..core.copies import replicate, uncompiled
 from ..core.errors import BadInput, nearest
 from ..core.example import Example
 from ..core.fingerprint import fingerprint
+from ..core.tensors import in_precision_of
 from ..graph.analyse import analyse
 from ..graph.graph import Graph
 from ..io.batches import Batches, load_batches
@@ -90,7 +91,8 @@ class Session:
                 initialise(self.model, init, [layer.slot for layer in graph.layers])
 
     def analyse(self, example: Example, strict: bool = False) -> Graph:
-        """Trace the network on an input; with `strict` an op without a rule is BadInput."""
+        """Trace the network on an input, in its own precision; with `strict` an op without a rule is BadInput."""
+        example = Example(*in_precision_of(self.model, (example.args, example.kwargs)))
         with self.report.timing("start"):  # torch's own start-up of meta tensors, once a process
             import_module("torch.fx.experimental.symbolic_shapes")
         with self.report.timing("trace"):

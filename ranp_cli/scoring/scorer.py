@@ -16,7 +16,7 @@ from ..core.copies import copy_on
 from ..core.errors import BadInput
 from ..core.example import Example
 from ..core.numbers import shown
-from ..core.tensors import map_tensors
+from ..core.tensors import in_precision_of, map_tensors
 from ..graph.analyse import named_tensors
 from ..graph.graph import Graph
 from .activation_gradients import ActivationGradientCollector
@@ -218,6 +218,7 @@ class Scorer:
 
     def _pass(self, index: int, batch: Any) -> None:
         args, kwargs, target = map_tensors((batch.args, batch.kwargs, batch.target), self._send)
+        args, kwargs = in_precision_of(self.twin, (args, kwargs))
         args, kwargs, target = cast_batch((args, kwargs, target), self.precision)
         plan = self.plan
         again = None if plan is None or plan.most is None else Recompute(plan.most, self.twin.buffers(), plan.row)
