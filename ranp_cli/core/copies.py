@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import warnings
 from collections.abc import Callable, Container, Iterator
@@ -10,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .closures import copy_model
 
 COMPILED = "_orig_mod"  # where torch.compile keeps the module that it was given
 
@@ -66,7 +67,7 @@ def replicate(model: nn.Module, make: Callable[[str, Tensor], Tensor]) -> nn.Mod
                 if new is own and not is_parameter:
                     new = own.clone()
                 memo[id(t)] = nn.Parameter(new, requires_grad=t.requires_grad) if is_parameter else new
-    return copy.deepcopy(model, memo)
+    return copy_model(model, memo)
 
 
 def _replicate_script(

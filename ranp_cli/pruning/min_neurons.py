@@ -50,8 +50,8 @@ def floors(graph: Graph, floor: Floor, kappa: int) -> np.ndarray:
     left_out = np.array([int(stay[units].sum()) for units in graph.by_layer(graph.unit)])
     free = sizes - left_out
     share = np.ceil(np.minimum(level(free, max(0, kappa - int(left_out.sum()))), free) * SHARE - 1e-9).astype(int)
-    least = np.maximum(np.clip(share, 1, MOST), left_out)
-    return least
+    most: np.ndarray = np.maximum(np.clip(share, 1, MOST), left_out)
+    return most
 
 
 def level(sizes: np.ndarray, kappa: int) -> float:
