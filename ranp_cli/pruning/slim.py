@@ -85,7 +85,7 @@ def module_attributes(module: nn.Module, entering: tuple[int, ...] | None) -> di
     channels = len(weight) if isinstance(weight, Tensor) and weight.ndim else None
     if channels is None and entering is not None and len(entering) > 1:
         channels = entering[1]
-    if isinstance(module, nn.LayerNorm):
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         rank = len(module.normalized_shape)
         shape = weight.shape if weight is not None else (entering or ())[-rank:]
         return {"normalized_shape": tuple(shape)} if len(shape) == rank else {}

@@ -15,7 +15,7 @@ from ..graph.analyse import named_tensors, new_tracer, trace_once
 from ..graph.graph import Graph, LabelledParameter, Layer, TraceResult
 from ..graph.layers import find_layers, make_slot
 from ..graph.trace import Op, Tracer, locate
-from ..rules.labels import Reason, Ties
+from ..rules.labels import Reason, Ties, axes_of
 from .slim import kept_shape
 
 # -- does the slim network run?
@@ -86,13 +86,18 @@ def check_runs(slim: nn.Module, graph: Graph, stays: np.ndarray) -> SlimRun | Ha
 
 
 def first_difference(dense: list[Op], slim: list[Op], stays: np.ndarray) -> int | None:
-    """Number of the first op whose result has another shape than the labels say; None also where the ops differ."""
+    """Number of the first op whose result has another size along a labelled axis than the labels say.
+
+    None also where the ops differ. An axis without labels (a constant, or one that was expanded) is the code's own affair.
+    """
     for i, (a, b) in enumerate(zip(dense, slim, strict=False)):
         if a.name != b.name or len(a.outs) != len(b.outs):
             return None
         for x, y in zip(a.outs, b.outs, strict=True):
             sure = all((p > 0).all() for p in x.planes)
-            if sure and x.planes and kept_shape(x.shape, x.planes, stays) != y.shape:
+            labelled = {axis for p in x.planes for axis in axes_of(p)}
+            wanted = kept_shape(x.shape, x.planes, stays)
+            if len(x.shape) == len(y.shape) and sure and any(wanted[axis] != y.shape[axis] for axis in labelled):
                 return i
     return None
 
