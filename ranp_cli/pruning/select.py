@@ -48,7 +48,11 @@ def select(
     outside = int(unranked[graph.unit].sum())
     kappa = outside + int((graph.n - outside) * (1 - check(sparsity)))
     if method in ("layerwise", "flat"):
-        keep = _layerwise(graph, value, _rate(graph, check(sparsity))) if method == "layerwise" else _flat(graph, value, kappa)
+        keep = (
+            _layerwise(graph, value, _rate(graph, check(sparsity)))
+            if method == "layerwise"
+            else _flat(graph, value, kappa)
+        )
         keep, floor = keep | graph.fixed_units, 1 if floor == AUTO else floor
     else:
         keep = _best(graph, value, kappa) | graph.fixed_units

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterator
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -49,7 +50,15 @@ def masked_model(model: nn.Module, graph: Graph, stays: np.ndarray, dtype: torch
 
 
 class WithoutStatistics(TorchDispatchMode):
-    """Group and layer norms as their affine part alone: what remains is the wiring, which can be compared."""
+    """Norms as their affine part alone, and other statistics as ones: what remains is the wiring, which can be compared.
+
+    Group and layer norms are known by their op; `calls` names the others: {op: which of its calls in a forward pass}.
+    """
+
+    def __init__(self, calls: Mapping[str, set[int]] | None = None) -> None:
+        super().__init__()
+        self.calls = calls or {}
+        self.seen: Counter[str] = Counter()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -58,6 +67,10 @@ class WithoutStatistics(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = op_name(func)
+        self.seen[name] += 1
+        if self.seen[name] - 1 in self.calls.get(name, ()):
+            whole = isinstance(out, tuple) and out[0].shape == args[0].shape  # a norm: its input stands for its output
+            return (args[0].clone(), *out[1:]) if whole else map_tensors(out, torch.ones_like)
         if name in ("aten.native_group_norm", "aten.native_layer_norm"):
             x, weight, bias = (
                 (args[0], args[1], args[2]) if name == "aten.native_group_norm" else (args[0], args[2], args[3])
@@ -67,6 +80,19 @@ class WithoutStatistics(TorchDispatchMode):
             y = y.clone() if bias is None else y + (bias.view(shape) if shape else bias)
             return (y, *out[1:])
         return out
+
+
+def statistic_calls(graph: Graph, training: bool, gone: np.ndarray) -> dict[str, set[int]]:
+    """{op: which of its calls in a forward pass take a statistic over channels of which some are gone}."""
+    tracer = (graph.train_run if training else graph.eval_run).tracer
+    steps = graph.ties.changed_steps(gone, id(tracer))
+    calls: dict[str, set[int]] = {}
+    seen: Counter[str] = Counter()
+    for number, op in enumerate(tracer.ops):
+        if number in steps:
+            calls.setdefault(op.name, set()).add(seen[op.name])
+        seen[op.name] += 1
+    return {name: of for name, of in calls.items() if name not in ("aten.native_group_norm", "aten.native_layer_norm")}
 
 
 @dataclass
@@ -87,11 +113,14 @@ def verify(model: nn.Module, slim: nn.Module, graph: Graph, stays: np.ndarray) -
     """Compare slim(x) with masked(x) on noise: in fp64 in eval and in training mode, in fp32 in eval mode.
 
     Returns the `verified` part of the report. Raises VerificationFailed beyond the bounds of law 1. What cannot be
-    compared is named: statistics over pruned channels (group and layer norm), whose wiring alone is compared; a forward
+    compared is named: statistics over pruned channels (as of group and layer norms), whose wiring alone is compared; a forward
     that draws random numbers; one in which a single rounding of the input shows beyond any bound.
     """
     changed = graph.ties.changed_statistics(~stays)
-    binding = all(r.what in NORMS for r in changed)  # a mean over a weight cannot be left out: shapes are all there is
+    binding = all(
+        r.what in NORMS for r in changed
+    )  # others are left out call by call, which may fail: then shapes are all
+    left_out = {training: statistic_calls(graph, training, ~stays) for training in (False, True)} if changed else {}
     example = verification_example(graph, slim)
     report: dict[str, Any] = {"against": "masked", "input": str(example.with_batch(graph.eval_run.samples))}
     apart = sorted({str(r) for r in changed})
@@ -100,11 +129,11 @@ def verify(model: nn.Module, slim: nn.Module, graph: Graph, stays: np.ndarray) -
     for dtype in LIMITS:
         bits = torch.finfo(dtype).bits
         pair = masked_model(model, graph, stays, dtype), _cast_model(slim, dtype, graph.written)
-        run = partial(_outputs, dtype=dtype, without=any(r.what in NORMS for r in changed))
         for training in (False, True) if dtype is torch.float64 else (False,):
             try:
                 inputs = _inputs(graph, example, training)
-                found, want = _compare(*pair, inputs, partial(run, training=training), LIMITS[dtype], exact)
+                run = partial(_outputs, dtype=dtype, training=training, without=left_out.get(training))
+                found, want = _compare(*pair, inputs, run, LIMITS[dtype], exact)
             except (RuntimeError, TypeError) as failure:
                 text = " ".join(str(failure).split())[:200]
                 if dtype is torch.float32:
@@ -120,7 +149,7 @@ def verify(model: nn.Module, slim: nn.Module, graph: Graph, stays: np.ndarray) -
             if found.reason:
                 apart.append(f"{'training' if training else 'eval'} mode: {found.reason}")
                 continue
-            if not binding:  # the numbers differ by nature: shapes are all that was compared
+            if not found.holds:  # the numbers differ by nature: shapes are all that was compared
                 continue
             report[f"max_rel_error_fp{bits}"] = max(found.relative, report.get(f"max_rel_error_fp{bits}", 0.0))
             if not training:
@@ -188,7 +217,7 @@ def check_training_step(dense: nn.Module, slim: nn.Module, inputs: list[Example]
 
 def _trained(model: nn.Module, given: Example) -> set[str]:
     """A forward and a backward pass in training mode; the names of the parameters that have gradients then."""
-    outputs = _outputs(model, given, torch.float32, without=False, training=True, gradients=True)
+    outputs = _outputs(model, given, torch.float32, without=None, training=True, gradients=True)
     if losses := [t.abs().sum() for t in outputs if t.requires_grad]:
         torch.stack(losses).sum().backward()
     return {name for name, p in model.named_parameters() if p.grad is not None}
@@ -255,7 +284,7 @@ def _outputs(
     model: nn.Module,
     example: Example,
     dtype: torch.dtype,
-    without: bool,
+    without: Mapping[str, set[int]] | None,
     training: bool,
     seed: int = 0,
     gradients: bool = False,
@@ -276,7 +305,7 @@ def _outputs(
         torch.set_grad_enabled(training),
         _default_dtype(dtype),
         NoDropout(),
-        WithoutStatistics() if without else nullcontext(),
+        nullcontext() if without is None else WithoutStatistics(without),
         without_gradients(learning),
     ):
         out = model(*args, **kwargs)

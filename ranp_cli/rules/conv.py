@@ -45,7 +45,9 @@ def convolution(ties, x, weight, bias, stride, padding, dilation, transposed, ou
         elif n_in == groups:  # depthwise, with a multiplier
             if x_in is not None and neurons is not None:
                 ties.tie(x_in[:, None], neurons.view(groups, -1))
-            elif x_in is not None and not weight.is_data:  # one window for all channels, expanded to as many as there are
+            elif (
+                x_in is not None and not weight.is_data
+            ):  # one window for all channels, expanded to as many as there are
                 ties.suspect(x_in)
                 neurons = x_in.repeat_interleave(n_out // groups)
         else:

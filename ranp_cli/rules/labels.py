@@ -85,7 +85,7 @@ class Ties:
         self._fixed: list[tuple[np.ndarray, Reason]] = [(np.array([FIXED]), Reason("network input"))]
         self._splits: list[Tensor] = []
         self._consumed: list[np.ndarray] = []
-        self._statistics: list[tuple[np.ndarray, Reason]] = []
+        self._statistics: list[tuple[np.ndarray, Reason, tuple[int, int]]] = []
         self.uses: list[LayerUse] = []
         self.scales: list[Labels] = []
         self.step: tuple[int, int] = (0, 0)  # the trace at work and the number of its op, set by it
@@ -144,7 +144,7 @@ class Ties:
     def statistics(self, ids: Tensor | None, what: str) -> None:
         """A statistic is taken over the indices with these labels: it changes when some of them go."""
         if ids is not None and ids.numel():
-            self._statistics.append((np.unique(ids.numpy()), Reason(what, self.locate())))
+            self._statistics.append((np.unique(ids.numpy()), Reason(what, self.locate()), self.step))
 
     def suspect(self, ids: Tensor) -> None:
         """These labels met indices without labels (a constant): should the op fail once they are gone, they must stay."""
@@ -315,7 +315,11 @@ class Ties:
 
     def changed_statistics(self, gone: np.ndarray) -> list[Reason]:
         """The statistics that see some of the labels flagged in `gone`."""
-        return list(dict.fromkeys(reason for ids, reason in self._statistics if gone[ids].any()))
+        return list(dict.fromkeys(reason for ids, reason, _ in self._statistics if gone[ids].any()))
+
+    def changed_steps(self, gone: np.ndarray, trace: int) -> set[int]:
+        """The numbers of the ops of a trace that take these statistics."""
+        return {step for ids, _, (of, step) in self._statistics if of == trace and gone[ids].any()}
 
     def _components(self) -> np.ndarray:
         """Connected components by hooking to the smaller root and pointer jumping.
