@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .closures import copy_model
+from .tensors import has_fractions
 
 COMPILED = "_orig_mod"  # where torch.compile keeps the module that it was given
 
@@ -20,7 +21,7 @@ def meta_copy(model: nn.Module, real: bool = False) -> nn.Module:
     if isinstance(model, torch.jit.ScriptModule):
         return script_copy(model, "cpu" if real else "meta")
     return replicate(
-        model, lambda name, t: t.clone() if real or not t.is_floating_point() else torch.empty_like(t, device="meta")
+        model, lambda name, t: t.clone() if real or not has_fractions(t) else torch.empty_like(t, device="meta")
     )
 
 

@@ -84,7 +84,9 @@ def split_by_owner(
     parts = []
     for k in (k for k in dict.fromkeys(by.tolist()) if k >= 0):
         (slot, axis), mine = places[k], ids[by == k]
-        by_group = use.how.get("transposed") and use.how.get("groups", 1) > 1  # an index of the weight is several neurons
+        by_group = (
+            use.how.get("transposed") and use.how.get("groups", 1) > 1
+        )  # an index of the weight is several neurons
         parts.append((slot, axis, mine if by_group else slots[slot].ids[axis].numpy(), len(mine)))
     return parts
 

@@ -20,7 +20,7 @@ from ..core.contexts import NoDropout, each, seeded
 from ..core.copies import replicate
 from ..core.errors import USER_EXCEPTIONS, RuleFailure, VerificationFailed, in_words
 from ..core.example import Example
-from ..core.tensors import map_tensors, tensors_in
+from ..core.tensors import has_fractions, in_dtype, map_tensors, tensors_in
 from ..graph.analyse import new_tracer, trace_once
 from ..graph.graph import Graph
 from ..graph.trace import Tracer
@@ -38,7 +38,7 @@ def masked_model(model: nn.Module, graph: Graph, stays: np.ndarray, dtype: torch
     def mask(name: str, t: Tensor) -> Tensor:
         given = t
         t = t.clone() if name in graph.written else t
-        t = t.to(dtype) if dtype is not None and t.is_floating_point() else t
+        t = t if dtype is None else in_dtype(t, dtype)
         for axis, ids in enumerate(graph.slots[name].ids if name in graph.slots else ()):
             if ids is not None:
                 gone = torch.from_numpy(np.flatnonzero(consumed[ids.numpy()] & ~stays[ids.numpy()])).to(t.device)
@@ -257,11 +257,12 @@ def _way(tracer: Tracer) -> tuple[list[str], set[str]]:
 
 
 def noise(example: Example) -> Example:
-    """Seeded Gaussian noise in fp64 in the place of every floating-point tensor."""
+    """Seeded Gaussian noise in fp64, or complex of that precision, in the place of every tensor of floating point."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(t: Tensor) -> Tensor:
-        return torch.randn(t.shape, generator=generator, dtype=torch.float64) if t.is_floating_point() else t.cpu()
+        dtype = torch.complex128 if t.is_complex() else torch.float64
+        return torch.randn(t.shape, generator=generator, dtype=dtype) if has_fractions(t) else t.cpu()
 
     return Example(*map_tensors((example.args, example.kwargs), draw))
 
@@ -299,7 +300,7 @@ def _outputs(
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.eval()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    args, kwargs = map_tensors((example.args, example.kwargs), lambda t: _cast(t, dtype).to(device))
+    args, kwargs = map_tensors((example.args, example.kwargs), lambda t: in_dtype(t, dtype).to(device))
     with (
         seeded(seed),
         torch.set_grad_enabled(training),
@@ -309,7 +310,7 @@ def _outputs(
         without_gradients(learning),
     ):
         out = model(*args, **kwargs)
-    return [t.double().cpu() for t in tensors_in(out)]
+    return [(torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).double().cpu() for t in tensors_in(out)]
 
 
 @contextmanager
@@ -325,15 +326,11 @@ def without_gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 
 def _nudged(t: Tensor) -> Tensor:
-    return t * (1 + torch.finfo(t.dtype).eps * torch.sign(t)) if t.is_floating_point() else t
+    return t * (1 + torch.finfo(t.dtype).eps * torch.sgn(t)) if has_fractions(t) else t
 
 
 def _cast_model(model: nn.Module, dtype: torch.dtype, own: Container[str]) -> nn.Module:
-    return replicate(model, lambda name, t: _cast(t.clone() if name in own else t, dtype))
-
-
-def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
-    return t.to(dtype) if t.is_floating_point() else t
+    return replicate(model, lambda name, t: in_dtype(t.clone() if name in own else t, dtype))
 
 
 def _distance(a: list[Tensor], b: list[Tensor]) -> float:

@@ -67,6 +67,19 @@ def view(ties, x, *shape, out, **options):
     return tuple(p for p in x.planes if p.shape[-1] == 1)
 
 
+@rule("aten.view_as_real", "aten.view_as_real_copy")
+def view_as_real(ties, x, *, out):
+    """A new last axis, of the real and the imaginary part, without labels."""
+    return apply_to_planes(x, lambda p: p.unsqueeze(-1))
+
+
+@rule("aten.view_as_complex", "aten.view_as_complex_copy")
+def view_as_complex(ties, x, *, out):
+    """The last axis, of the real and the imaginary part, goes; if it has labels, they are fixed."""
+    ties.fix(ties.along(x, [-1]), "read as complex numbers")
+    return apply_to_planes(ties.collapse(x, [-1]), lambda p: p.squeeze(-1))
+
+
 @rule("aten.permute", "aten.permute_copy")
 def permute(ties, x, dims, *, out):
     """Planes are permuted."""

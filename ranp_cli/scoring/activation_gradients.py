@@ -62,7 +62,7 @@ class ActivationGradientCollector(GradientCollector):
     def take(self) -> None:
         """What the masks of the mini-batch at hand have got."""
         for k, masks in enumerate(self.masks):
-            grads = [(mask.grad.double() / self.scale, n) for mask, n in masks if mask.grad is not None]
+            grads = [(mask.grad.real.double() / self.scale, n) for mask, n in masks if mask.grad is not None]
             for c in self.criteria if grads else ():
                 if c.reduce == "batch":
                     self.put(c, k, torch.stack([g.sum(0) for g, _ in grads]).sum(0).abs())
