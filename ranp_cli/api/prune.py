@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from ..costs.budget import costs_of
 from ..costs.memory import check_optimizer
 from ..costs.timing import Benchmark
 from ..graph.graph import Graph
+from ..pruning.held_back import held_back, in_words
 from ..pruning.init import INITS
 from ..pruning.mask import Mask
 from ..pruning.resources import reweighting
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .keywords import PruneKeywords
     from .options import Chosen
 
+NOTICED = 0.01  # of the neurons: what is missing beyond this is explained
 MUCH_LESS = 0.5  # a pruning that reaches less than this share of the sparsity asked for is an error
 
 
@@ -144,8 +145,9 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
 
     mask = Mask.from_units(graph, settled.selection.keep, model=session.model_info, requested=settled.selection.requested,
                            floored=settled.selection.floored, method=method_info(ranking, init, importance, score_init, chosen, latencies, goal))  # fmt: skip
+    causes = held_back(graph, settled.selection)
     if not allow_less and not goal.limits:
-        check_enough(graph, settled.selection, mask, ranking.method == "snip")
+        check_enough(settled.selection, mask, ranking.method == "snip", causes)
     pruned = build_pruned(session, graph, mask, settled, init, costing)
     report = session.report
     add_memory(session, settled.model, costing)
@@ -157,7 +159,8 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
             )
     if goal.limits:
         report.parts["budget"] = goal.rows(costs_of(report.parts, "before"), costs_of(report.parts, "after"))
-    report.parts["not_pruned"] = not_pruned(graph, settled.selection.keep)
+    report.parts |= {"not_pruned": not_pruned(graph, settled.selection.keep), "held_back": causes}
+    session.note(*less_than_asked(settled.selection, mask, causes))
     report.parts |= trainability(session, graph, settled.selection, costing)
     pruned.rankings = ranking.steps(graph, importance.scores)
     add_ranking(report, graph, ranking, importance)
@@ -232,16 +235,21 @@ def add_ranking(report: Report, graph: Graph, ranking: Ranking, importance: Impo
             row["tau"], row["reweighting"] = float(layer_tau[k]), float(reweighting(layer_tau, ranking.lam)[k])
 
 
-def check_enough(graph: Graph, selection: Selection, mask: Mask, of_weights: bool) -> None:
+def check_enough(selection: Selection, mask: Mask, of_weights: bool, causes: list[dict[str, Any]]) -> None:
     """Raise Infeasible when much less went than was asked for; of a share of weights (SNIP), when nothing did."""
     asked = selection.requested
     if asked == "max" or mask.achieved >= MUCH_LESS * float(asked) or (of_weights and mask.achieved > 0):
         return
-    why = not_pruned(graph, selection.keep)
     text = f"only {mask.achieved:.1%} of the neurons could be removed where {float(asked):.1%} was asked"
-    if not why:
-        raise Infeasible(f"{text}: every layer is at its floor; give --allow-less to take it")
-    commonest = Counter(row["reason"] for row in why).most_common(1)[0][0]
-    first = next(row["layer"] for row in why if row["reason"] == commonest)
-    raise Infeasible(f"{text}; {len(why)} of {len(graph.layers)} layers cannot be pruned ({first}: {commonest}); "
-                     "give --allow-less to take it")  # fmt: skip
+    why = f"; what stays against the ranking: {in_words(causes)}" if causes else ""
+    raise Infeasible(f"{text}{why}; give --allow-less to take it")
+
+
+def less_than_asked(selection: Selection, mask: Mask, causes: list[dict[str, Any]]) -> list[str]:
+    """A note where a share of the neurons was asked for and noticeably less went; nothing of a share of weights (SNIP)."""
+    asked = selection.requested
+    if not isinstance(asked, float) or selection.wanted is None or mask.achieved >= asked - NOTICED or not causes:
+        return []
+    return [
+        f"{mask.achieved:.1%} of the neurons went where {asked:.1%} was asked; what stays against the ranking: {in_words(causes)}"
+    ]

@@ -21,7 +21,9 @@ from ..graph.graph import Graph
 from .slim import set_attribute
 from .slim_trace import HardCoded, SlimRun
 
-Path = tuple[str | int, ...]  # an attribute ("hidden", or "config.hidden" of an object), then indices into lists and tuples
+Path = tuple[
+    str | int, ...
+]  # an attribute ("hidden", or "config.hidden" of an object), then indices into lists and tuples
 Setting = dict[tuple[str, Path], int]  # (module, path) -> value
 MOST_TRIES = 24  # at one place of the code
 DEEP = 3  # lists in lists in lists
@@ -36,7 +38,12 @@ class Followed:
 
 
 def follow_counts(
-    slim: nn.Module, graph: Graph, stays: np.ndarray, found: HardCoded, check: Callable[[], SlimRun | HardCoded], followed: Followed
+    slim: nn.Module,
+    graph: Graph,
+    stays: np.ndarray,
+    found: HardCoded,
+    check: Callable[[], SlimRun | HardCoded],
+    followed: Followed,
 ) -> SlimRun | HardCoded:
     """Correct attributes of `slim`, in place, until it runs or nothing helps any more; the place where it then fails."""
     modules = dict(slim.named_modules())
@@ -96,7 +103,9 @@ def integers(module: nn.Module) -> Iterator[tuple[Path, int]]:
     for key in sorted(own - set(vars(nn.Module()))):
         value = vars(module)[key]
         yield from _integers((key,), value)
-        if isinstance(fields := getattr(value, "__dict__", None), dict) and not isinstance(value, (nn.Module, Tensor, type)):
+        if isinstance(fields := getattr(value, "__dict__", None), dict) and not isinstance(
+            value, (nn.Module, Tensor, type)
+        ):
             for name in fields:
                 yield from _integers((f"{key}.{name}",), fields[name])
 

@@ -19,13 +19,16 @@ from .rounding import _fill, _layer_units, lacking, raise_to
 class Selection:
     """One flag per unit, the layers that the floor raised, and the sparsity that was asked for.
 
-    `by_score`: the flags with a floor of one neuron, where the floor raised a layer.
+    `by_score`: the flags with a floor of one neuron, where the floor raised a layer. `wanted`: those that the ranking alone
+    would keep, no more than were asked for. `rounded`: what stayed before the layers were rounded.
     """
 
     keep: np.ndarray
     floored: list[str]
     requested: float | str
     by_score: np.ndarray | None = None
+    wanted: np.ndarray | None = None
+    rounded: np.ndarray | None = None
 
 
 def select(
@@ -53,19 +56,21 @@ def select(
             if method == "layerwise"
             else _flat(graph, value, kappa)
         )
+        wanted = keep & ~graph.fixed_units
         keep, floor = keep | graph.fixed_units, 1 if floor == AUTO else floor
     else:
+        wanted = _first(graph, value, kappa)
         keep = _best(graph, value, kappa) | graph.fixed_units
     least = floors(graph, floor, kappa)
     floored = lacking(graph, keep, least)
     if not floored:
-        return Selection(keep, [], sparsity)
+        return Selection(keep, [], sparsity, wanted=wanted)
     by_score = raise_to(graph, value, keep, floors(graph, 1, kappa))
     if floor == AUTO:
         raised = _fill_up_to(graph, value, raise_to(graph, value, graph.fixed_units, least), kappa)
     else:
         raised = raise_to(graph, value, keep, least)
-    return Selection(raised, floored, sparsity, by_score)
+    return Selection(raised, floored, sparsity, by_score, wanted)
 
 
 def _best(graph: Graph, value: np.ndarray, kappa: int) -> np.ndarray:
@@ -76,6 +81,15 @@ def _best(graph: Graph, value: np.ndarray, kappa: int) -> np.ndarray:
     total = np.cumsum(np.bincount(graph.unit, minlength=len(value))[order])
     last = min(int(np.searchsorted(total, kappa)), len(value) - 1)
     result: np.ndarray = value >= value[order[last]]
+    return result
+
+
+def _first(graph: Graph, value: np.ndarray, kappa: int) -> np.ndarray:
+    """The best units that have no more than `kappa` neurons in all."""
+    order = np.lexsort((np.arange(len(value)), -value))
+    total = np.cumsum(np.bincount(graph.unit, minlength=len(value))[order])
+    result = np.zeros(len(value), dtype=bool)
+    result[order[total <= kappa]] = True
     return result
 
 

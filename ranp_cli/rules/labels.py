@@ -89,7 +89,9 @@ class Ties:
     def __init__(self) -> None:
         self.size = FIXED + 1
         self._edges: list[np.ndarray] = []
-        self._lanes: list[tuple[str, np.ndarray]] = []  # ties that a slice suggests, by its line, and that may be undone
+        self._lanes: list[
+            tuple[str, np.ndarray]
+        ] = []  # ties that a slice suggests, by its line, and that may be undone
         self._fixed: list[tuple[np.ndarray, Reason]] = [(np.array([FIXED]), Reason("network input"))]
         self._splits: list[Tensor] = []
         self._consumed: list[np.ndarray] = []

@@ -59,7 +59,11 @@ CASES = {  # name: network, layers that must stay whole, word of the reason
         {"gru.weight_hh", "gru.weight_ih"},
         "in the code",
     ),
-    "slice with a step": (lambda: Net(sliced, a=conv(2, 8), b=conv(8, 12), c=conv(5, 8), d=conv(8, 3)), {"b"}, "a step"),
+    "slice with a step": (
+        lambda: Net(sliced, a=conv(2, 8), b=conv(8, 12), c=conv(5, 8), d=conv(8, 3)),
+        {"b"},
+        "a step",
+    ),
     "reduction": (
         lambda: Net(reduced, a=conv(2, 8), b=conv(8, 12), c=conv(12, 8), d=conv(8, 3)),
         {"b"},
