@@ -16,7 +16,7 @@ from ..costs.budget import costs_of
 from ..costs.memory import check_optimizer
 from ..costs.timing import Benchmark
 from ..graph.graph import Graph
-from ..pruning.held_back import held_back, in_words
+from ..pruning.held_back import held_back, in_words, is_short
 from ..pruning.init import INITS
 from ..pruning.mask import Mask
 from ..pruning.resources import reweighting
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from .keywords import PruneKeywords
     from .options import Chosen
 
-NOTICED = 0.01  # of the neurons: what is missing beyond this is explained
 MUCH_LESS = 0.5  # a pruning that reaches less than this share of the sparsity asked for is an error
 
 
@@ -248,8 +247,8 @@ def check_enough(selection: Selection, mask: Mask, of_weights: bool, causes: lis
 def less_than_asked(selection: Selection, mask: Mask, causes: list[dict[str, Any]]) -> list[str]:
     """A note where a share of the neurons was asked for and noticeably less went; nothing of a share of weights (SNIP)."""
     asked = selection.requested
-    if not isinstance(asked, float) or selection.wanted is None or mask.achieved >= asked - NOTICED or not causes:
+    if selection.wanted is None or not causes or not is_short(asked, mask.achieved, mask.total):
         return []
     return [
-        f"{mask.achieved:.1%} of the neurons went where {asked:.1%} was asked; what stays against the ranking: {in_words(causes)}"
+        f"{mask.achieved:.1%} of the neurons went where {float(asked):.1%} was asked; what stays against the ranking: {in_words(causes)}"
     ]

@@ -8,6 +8,7 @@ from typing import Any
 from ..graph.graph import Graph
 from .select import Selection
 
+SHORT = 0.02  # of the neurons: what is missing beyond that from what was asked, and is more than two, is explained
 FLOOR = "kept by the floor (--min-neurons)"
 ROUNDING = "kept by rounding (--round-to)"
 EQUAL = "as good as the last one that stays, or tied to neurons of a layer at its floor"
@@ -19,6 +20,10 @@ def held_back(graph: Graph, chosen: Selection) -> list[dict[str, Any]]:
         return []
     by_reason: dict[str, dict[str, int]] = {}
     against = chosen.keep & ~chosen.wanted
+    if is_short(chosen.requested, float(1 - chosen.keep[graph.unit].mean()), graph.n):
+        against |= chosen.keep & (
+            graph.unranked_units | graph.left_out_units
+        )  # they took their places before any other
     for layer, units in zip(graph.layers, graph.by_layer(graph.unit), strict=True):
         for unit in units[against[units]]:
             if graph.reasons[unit] is not None:
@@ -33,6 +38,11 @@ def held_back(graph: Graph, chosen: Selection) -> list[dict[str, Any]]:
             layers[layer.name] = layers.get(layer.name, 0) + 1
     rows = [{"reason": why, "neurons": sum(of.values()), "layers": list(of)} for why, of in by_reason.items()]
     return sorted(rows, key=lambda row: -row["neurons"])
+
+
+def is_short(asked: float | str, achieved: float, neurons: int) -> bool:
+    """Is noticeably less gone than the share that was asked for?"""
+    return isinstance(asked, float) and asked - achieved > max(SHORT, 2 / neurons)
 
 
 def in_words(rows: Sequence[dict[str, Any]], most: int = 4) -> str:

@@ -18,6 +18,10 @@ from ..graph.trace import Op, Tracer, locate
 from ..rules.labels import Reason, Ties, axes_of
 from .slim import kept_shape
 
+WHOLE = [
+    {"aten.slice", "aten.alias"},
+    {"aten.constant_pad_nd", "aten.clone"},
+]  # what torch runs where there is nothing to do
 AHEAD = 20  # how many ops behind a failed check of sizes are looked at for what it was about
 
 # -- does the slim network run?
@@ -110,11 +114,11 @@ def distinct_labels(some: list[Tensor]) -> np.ndarray:
 def first_difference(dense: list[Op], slim: list[Op], stays: np.ndarray) -> tuple[int, np.ndarray] | None:
     """Number of the first op whose result has another size along a labelled axis than the labels say, and those labels.
 
-    None also where the ops differ; one alone may (a slice that takes all is an alias). An axis without labels (a constant,
+    None also where the ops differ, but for a slice or a padding of nothing. An axis without labels (a constant,
     or one that was expanded) is the code's own affair.
     """
     for i, (a, b) in enumerate(zip(dense, slim, strict=False)):
-        if a.name != b.name and [op.name for op in dense[i + 1 : i + 2]] != [op.name for op in slim[i + 1 : i + 2]]:
+        if a.name != b.name and {a.name, b.name} not in WHOLE:
             return None
         if len(a.outs) != len(b.outs):
             return i, distinct_labels([t.ids() for t in a.ins])

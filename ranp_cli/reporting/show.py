@@ -340,5 +340,8 @@ def _verdict(verified: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     if errors:
         against = verified.get("against", "masked")
         yield "verified", "green", f"against the {against} network: max error {', '.join(errors)}"
+    if rounding := verified.get("rounding_fp32"):
+        text = f"in fp32 rounding alone moves the dense network's output by {rounding:.1g} of its scale: the proof is that in fp64"
+        yield "note:", "bold", text
     if other := verified.get("not_comparable"):
         yield "not comparable:", "yellow", ", ".join(other)
