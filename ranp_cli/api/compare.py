@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.contexts import labels_on_cpu
 from ..core.errors import BadInput
+from ..core.spelling import spelled
 from ..io.losses import loss_name
 from ..pruning.init import INITS
 from ..reporting.report import Report, layer_row
@@ -95,7 +96,9 @@ def compare(model: nn.Module | str | Callable[..., nn.Module], batches: Any, *, 
     check_fit(is_trained, of_fit, distributed, subject)
     probing = Probing.of(chosen[ProbeOptions], None, None, chosen[GradientOptions])
     if probing is not None and is_trained:
-        raise BadInput("--probe: --fit trains every row in full, which says more; leave one of them out")
+        raise BadInput(
+            f"{spelled('probe')}: {spelled('fit')} trains every row in full, which says more; leave one of them out"
+        )
     function = Fit.of(fit, metric) if is_trained else None
 
     report = Report("compare")
@@ -125,28 +128,27 @@ def compare(model: nn.Module | str | Callable[..., nn.Module], batches: Any, *, 
 
 def check_fit(trained: bool, alone: dict[str, Any], distributed: bool, subject: Subject) -> None:
     """BadInput for options of a fit without one, and for those that do not go together."""
-    given = [f"--{OPTION.get(name, name)}" for name, value in alone.items() if value is not None]
+    given = [spelled(name) for name, value in alone.items() if value is not None]
     if not trained:
         if given:
-            raise BadInput(f"{given[0]} has no effect without --fit; give --fit file.py:fit, or leave it out")
+            raise BadInput(
+                f"{given[0]} has no effect without {spelled('fit')}; give {spelled('fit', 'file.py:fit')}, or leave it out"
+            )
         return
     check_choices(init=(alone["init"] or "keep", INITS))
     if alone["seeds"] is not None and not 1 <= alone["seeds"] <= 10_000:
-        raise BadInput(f"seeds {alone['seeds']}: give 1 or more; each row is trained once a seed")
+        raise BadInput(f"{spelled('seeds', alone['seeds'])}: give 1 or more; each row is trained once a seed")
     if alone["cells"] is not None and alone["resume"] is not None:
-        raise BadInput("--resume goes on in the file that it names; leave out -o")
+        raise BadInput(f"{spelled('resume')} goes on in the file that it names; leave out {spelled('cells')}")
     if distributed and alone["cells"] is None and alone["resume"] is None:
-        raise BadInput("processes share a file of cells: give cells=, a path that all of them see")
+        raise BadInput(f"processes share a file of cells: give {spelled('cells')}, a path that all of them see")
     if (
         subject.width_arg is not None
         and subject.options[ModelOptions].weights is not None
         and alone["init"] in (None, "keep")
     ):
-        raise BadInput("--weights do not fit a narrower network, so 'width' would start from others than the rest; give "
-                       "--init factory, glorot or orthogonal, or leave out width")  # fmt: skip
-
-
-OPTION = {"cells": "output"}
+        raise BadInput(f"{spelled('weights')} do not fit a narrower network, so 'width' would start from others than the rest; give "
+                       f"{spelled('init')} factory, glorot or orthogonal, or leave out width")  # fmt: skip
 
 
 def header(bench: Bench, fit: str, init: str) -> dict[str, Any]:

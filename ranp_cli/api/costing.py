@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..core.example import Example, as_example
+from ..core.spelling import spelled
 from ..costs.budget import Limit, costs_for
 from ..costs.memory import Grounds, memory_of
 from ..graph.analyse import TracedCosts, cost_of, trace_costs
@@ -82,4 +83,9 @@ class Costing:
         """What a network costs of each kind that is limited, times aside."""
         memory = {"before": self.memory(network)} if any(limit.kind.endswith("-mem") for limit in limits) else {}
         counted = [limit for limit in limits if limit.kind != "latency"]
-        return costs_for(counted, {"before": self.counts(network, trace), "memory": memory}, "before", "--budget ")
+        return costs_for(
+            counted,
+            {"before": self.counts(network, trace), "memory": memory},
+            "before",
+            lambda kind: f"{spelled('budget')} {kind}",
+        )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import BadInput, Infeasible
+from ..core.spelling import Word, spelled
 from ..costs.budget import Limit, advised, limits
 from ..costs.memory import STATES
 from ..costs.timing import Benchmark, Timings
@@ -35,12 +36,14 @@ class Goal:
         """BadInput unless just one of them is given, and has a meaning for the method."""
         wanted = limits(budget)
         if (sparsity is None) == (not wanted):
-            raise BadInput("give either --sparsity X in [0, 1), or max, or --budget, such as --budget macs=10%")
+            raise BadInput(
+                f"give either {spelled('sparsity', Word('X'))} in [0, 1), or max, or {spelled('budget')}, such as {spelled('budget', 'macs=10%')}"
+            )
         if sparsity not in (None, "max"):
             sparsity = check(sparsity)
         if sparsity == "max" and method in METHODS and METHODS[method].by_layer:
             raise BadInput(
-                f"--sparsity max has no meaning for --method {method}, which never empties a layer; give a number"
+                f"{spelled('sparsity', 'max')} has no meaning for {spelled('method', method)}, which never empties a layer; give a number"
             )
         return cls(sparsity, wanted)
 
@@ -76,10 +79,10 @@ def reach(goal: Goal, session: Session, graph: Graph, ranking: Ranking, scores: 
     except Infeasible as error:
         lowered = [
             name
-            for name, n in (("--round-to", ranking.round_to), ("--min-neurons", ranking.min_neurons))
+            for name, n in ((spelled("round_to"), ranking.round_to), (spelled("min_neurons"), ranking.min_neurons))
             if n not in (1, AUTO)
         ]
-        dropped = [name for name, globs in (("--keep", ranking.keep), ("--only", ranking.only)) if globs]
+        dropped = [name for name, globs in ((spelled("keep"), ranking.keep), (spelled("only"), ranking.only)) if globs]
         raise advised(error, costing.sample.samples, STATES[costing.optimizer] > 0, lowered, dropped) from None
     selection = settled.selection
     return replace(settled, selection=replace(selection, requested=round(float(selection.requested), 6))), race

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..core.errors import BadInput
+from ..core.spelling import spelled
 from ..costs.budget import limit
 from ..graph.graph import Graph
 from ..io.batches import Batches
@@ -31,7 +32,7 @@ def gradient_setup(options: GradientOptions) -> GradientSetup:
         limited = options.memory_limit
         size = None if limited is None else int(limit("train-mem", limited, relative=False).value)
     except (BadInput, OverflowError):
-        raise BadInput(f"memory-limit {options.memory_limit}: give a size such as 6GiB or 800MiB") from None
+        raise BadInput(f"{spelled('memory_limit', options.memory_limit)}: give a size such as 6GiB or 800MiB") from None
     return GradientSetup(
         precision=options.precision, low_memory=options.low_memory or size is not None, memory_limit=size
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.errors import BadInput
+from ..core.spelling import spelled
 from ..costs.timing import place, time_layers, use_latencies
 from ..graph.graph import Graph
 from ..pruning.mask import Mask
@@ -17,11 +18,15 @@ def read_latencies(given: Any, ranking: Ranking) -> dict[str, Any] | None:
     if given is None:
         return None
     if ranking.resource != "latency":
-        raise BadInput("--latencies goes with --resource latency of --method ranp; leave it out")
+        raise BadInput(
+            f"{spelled('latencies')} goes with {spelled('resource', 'latency')} of {spelled('method', 'ranp')}; leave it out"
+        )
     plain = isinstance(given, dict) and "format" not in given
     known = {"seconds": given} if plain else Mask.of(given).method.get("latency")
     if not isinstance(known, dict) or not isinstance(known.get("seconds"), dict):
-        raise BadInput("--latencies: the mask records no times; give one made with --resource latency")
+        raise BadInput(
+            f"{spelled('latencies')}: the mask records no times; give one made with {spelled('resource', 'latency')}"
+        )
     return known
 
 

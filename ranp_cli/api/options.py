@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
 
 from ..core.errors import BadInput, nearest
+from ..core.spelling import spelled
 
 WHAT, FROM, RANK, FAR, COST, OUT = (
     "The network", "Where the scores come from", "How neurons are ranked", "How much goes", "What it costs", "Output",
@@ -112,7 +113,7 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise BadInput(f"seed {self.seed}: give a whole number from 0 to 2^63 - 1")
+            raise BadInput(f"{spelled('seed', self.seed)}: give a whole number from 0 to 2^63 - 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +191,7 @@ class StepOptions:
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
-            raise BadInput(f"batch-size {self.batch_size}: give 1 or more samples")
+            raise BadInput(f"{spelled('batch_size', self.batch_size)}: give 1 or more samples")
 
 
 @dataclass(frozen=True, kw_only=True)

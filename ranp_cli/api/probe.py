@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..core.contexts import NoDropout, in_checkpoints, labels_on_cpu, seeded
 from ..core.copies import replicate, uncompiled
 from ..core.errors import BadInput
+from ..core.spelling import spelled
 from ..core.tensors import in_precision_of, map_tensors
 from ..costs.memory import check_optimizer
 from ..io.batches import Batch, Batches, load_batches
@@ -51,10 +52,12 @@ class Plan:
         name = OPTIMIZER if optimizer is None else optimizer
         check_optimizer(name)
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise BadInput(f"probe {steps}: give the number of training steps, 1 or more, such as --probe 200")
+            raise BadInput(
+                f"{spelled('probe', steps)}: give the number of training steps, 1 or more, such as {spelled('probe', 200)}"
+            )
         rate = RATES[name] if lr is None else lr
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < float("inf"):
-            raise BadInput(f"probe-lr {lr}: give a learning rate above 0, such as {RATES[name]}")
+            raise BadInput(f"{spelled('probe_lr', lr)}: give a learning rate above 0, such as {RATES[name]}")
         return cls(steps, name, float(rate))
 
     @property
@@ -66,7 +69,7 @@ class Plan:
         trained = [p for p in net.parameters() if p.requires_grad]
         if not trained:
             raise BadInput("no parameter of the model requires a gradient, so nothing can be trained; "
-                           "call requires_grad_(True) on it, or leave out --probe")  # fmt: skip
+                           f"call requires_grad_(True) on it, or leave out {spelled('probe')}")  # fmt: skip
         makers: dict[str, Callable[..., torch.optim.Optimizer]] = {
             "sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW,
         }  # fmt: skip
@@ -79,11 +82,13 @@ def plan_of(steps: int | None, optimizer: str | None, lr: float | None, scores: 
     """The plan that the options ask for; None without --probe. BadInput for options that do not go together."""
     if steps is None:
         if lr is not None:
-            raise BadInput(f"--probe-lr {lr} has no effect without --probe; give --probe 200 too, or leave it out")
+            raise BadInput(
+                f"{spelled('probe_lr', lr)} has no effect without {spelled('probe')}; give {spelled('probe', 200)} too, or leave it out"
+            )
         return None
     if scores is not None:
         raise BadInput(
-            "--probe trains on calibration batches, and --scores holds none; give --batch instead of --scores"
+            f"{spelled('probe')} trains on calibration batches, and {spelled('scores')} holds none; give {spelled('batches')} instead of {spelled('scores')}"
         )
     return Plan.of(steps, optimizer, lr)
 
@@ -182,6 +187,12 @@ class Probing:
         session.note(*notes_of(part))
 
 
+def own_precision(model: nn.Module, batch: Batch) -> Batch:
+    """The mini-batch with its inputs in the model's precision."""
+    args, kwargs = in_precision_of(model, (batch.args, batch.kwargs))
+    return Batch(args, kwargs, batch.target)
+
+
 def run_probe(dense: nn.Module, slim: nn.Module, held: Sequence[Batch], loss: Loss, plan: Plan, device: torch.device,
               ignore_index: int | None, seed: int, progress: Progress) -> dict[str, Any]:  # fmt: skip
     """`probe`, of mini-batches and a loss that are there already."""
@@ -189,7 +200,7 @@ def run_probe(dense: nn.Module, slim: nn.Module, held: Sequence[Batch], loss: Lo
         name: Trainee(net, loss, plan, device, ignore_index, seed) for name, net in (("dense", dense), ("slim", slim))
     }
     moved = [batch.to(device) for batch in held]
-    moved = [Batch(*in_precision_of(dense, (batch.args, batch.kwargs)), batch.target) for batch in moved]
+    moved = [own_precision(dense, batch) for batch in moved]
     with reproducible(), progress("probing", plan.steps) as advance:
         for side in sides.values():
             side.first, _ = side.evaluate(moved)
@@ -248,8 +259,8 @@ class Trainee:
             if not np.isfinite(number):
                 self.diverged = index
             elif not value.requires_grad:
-                raise BadInput("the loss has no gradient, so nothing can be trained; leave out --probe, or give a model "
-                               "and --loss that are differentiable")  # fmt: skip
+                raise BadInput(f"the loss has no gradient, so nothing can be trained; leave out {spelled('probe')}, or give a model "
+                               f"and {spelled('loss')} that are differentiable")  # fmt: skip
             else:
                 self.curve.append(number)
                 run_backward(value, index)
@@ -297,5 +308,5 @@ class Trainee:
             except torch.OutOfMemoryError as error:
                 raise BadInput(
                     f"the device has too little memory for a training step ({str(error).splitlines()[0]}); "
-                    "give smaller mini-batches, or leave out --probe"
+                    f"give smaller mini-batches, or leave out {spelled('probe')}"
                 ) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BadInput
+from ..core.spelling import spelled
 from ..io.slim_file import SLIM, load, read_document
 from ..reporting.report import LAYER_COSTS, Report, layer_row, merge_rows, uncounted
 from .options import PROFILE, ModelOptions, StepOptions
@@ -60,7 +61,7 @@ def profile(model: nn.Module | str, inputs: Any = None, *, other: nn.Module | st
         ):
             inputs = None  # what the files say is of the same input
     if tree and other is not None:
-        raise BadInput("--tree shows one model: leave the second one out")
+        raise BadInput(f"{spelled('tree', True)} shows one model: leave the second one out")
     step = chosen[StepOptions]
     counting = Counting(
         report, chosen[ModelOptions], step, tree, autocast_device(step.amp, chosen[ModelOptions].device)
@@ -162,16 +163,20 @@ class Counting:
         from ..io.exchange.onnx_profile import profile_onnx
 
         if self.step.time:
-            raise BadInput(f"--time: {path} is an .onnx file, and what is timed is a torch module; give the model or a slim "
-                           ".safetensors, or leave out --time")  # fmt: skip
+            raise BadInput(f"{path} is an .onnx file, and what is timed is a torch module; give the model or a slim "
+                           f".safetensors, or leave out {spelled('time')}")  # fmt: skip
         if self.step.amp:
             raise BadInput(
-                f"{path}: the training step of an .onnx file is not known; leave out --amp, or give the model itself"
+                f"{path}: the training step of an .onnx file is not known; leave out {spelled('amp')}, or give the model itself"
             )
         if self.tree:
-            raise BadInput(f"{path}: an .onnx file has no modules; leave out --tree, or give the model itself")
+            raise BadInput(
+                f"{path}: an .onnx file has no modules; leave out {spelled('tree')}, or give the model itself"
+            )
         if self.model.model_args or self.model.weights is not None:
-            raise BadInput(f"{path}: an .onnx file holds its weights; leave out --model-arg and --weights")
+            raise BadInput(
+                f"{path}: an .onnx file holds its weights; leave out {spelled('model_args')} and {spelled('weights')}"
+            )
         with self.report.timing("trace"):
             return profile_onnx(path, inputs)
 

@@ -12,6 +12,7 @@ from torch import nn
 from ..core.contexts import labels_on_cpu
 from ..core.errors import BadInput, Infeasible
 from ..core.example import Example
+from ..core.spelling import spelled
 from ..costs.budget import costs_of
 from ..costs.memory import check_optimizer
 from ..costs.timing import Benchmark
@@ -173,15 +174,17 @@ def check_source(batches: Any, scores: Any, chosen: Chosen) -> None:
     gradients = chosen[GradientOptions]
     gradient_setup(gradients)
     if (batches is None) == (scores is None):
-        raise BadInput("give either a calibration batch (--batch) or scores (--scores)")
+        raise BadInput(f"give either a calibration batch ({spelled('batches')}) or scores ({spelled('scores')})")
     if scores is None:
         return
     if gradients.loss is not None or gradients.ignore_index is not None or gradients.batch_limit is not None:
         raise BadInput(
-            "--loss, --ignore-index and --batches belong to the gradients: they have no effect with --scores; leave them out"
+            f"{spelled('loss')}, {spelled('ignore_index')} and {spelled('batch_limit')} belong to the gradients: they have no effect with {spelled('scores')}; leave them out"
         )
     if gradients.score_init != "keep":
-        raise BadInput("--score-init belongs to the gradients: it has no effect with --scores; give it to ranp score")
+        raise BadInput(
+            f"{spelled('score_init')} belongs to the gradients: it has no effect with {spelled('scores')}; give it to ranp score"
+        )
 
 
 def restore_scores(session: Session, scores: Scores, strict: bool) -> tuple[Graph, Importance]:
@@ -241,7 +244,7 @@ def check_enough(selection: Selection, mask: Mask, of_weights: bool, causes: lis
         return
     text = f"only {mask.achieved:.1%} of the neurons could be removed where {float(asked):.1%} was asked"
     why = f"; what stays against the ranking: {in_words(causes)}" if causes else ""
-    raise Infeasible(f"{text}{why}; give --allow-less to take it")
+    raise Infeasible(f"{text}{why}; give {spelled('allow_less', True)} to take it")
 
 
 def less_than_asked(selection: Selection, mask: Mask, causes: list[dict[str, Any]]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import BadInput
+from ..core.spelling import spelled
 from ..graph.graph import Graph
 from ..pruning.methods import METHODS, unit_values, weigh
 from ..pruning.min_neurons import AUTO, Floor, check_floor, floors
@@ -48,17 +49,19 @@ class Ranking:
         name = criterion_name or known.criterion
         if known.criteria and name not in known.criteria:
             raise BadInput(
-                f"--method {method} goes by {' or '.join(known.criteria)}, not by '{name}'; leave out --criterion"
+                f"{spelled('method', method)} goes by {' or '.join(known.criteria)}, not by '{name}'; leave out {spelled('criterion')}"
             )
         if name == "snip" and method != "snip":
             raise BadInput(
-                f"criterion 'snip' scores weights, not neurons: it goes with --method snip, not with {method}"
+                f"criterion 'snip' scores weights, not neurons: it goes with {spelled('method', 'snip')}, not with {method}"
             )
         min_neurons, round_to, lam = check_floor(layers.min_neurons), method_options.round_to, layers.lambda_
         if round_to < 1:
-            raise BadInput(f"round-to {round_to}: give 1 or more; each layer then keeps a multiple of so many neurons")
+            raise BadInput(
+                f"{spelled('round_to', round_to)}: give 1 or more; each layer then keeps a multiple of so many neurons"
+            )
         if not 0 <= lam < math.inf:
-            raise BadInput(f"lambda {lam}: give 0 or more; it is the weight of the resource term")
+            raise BadInput(f"{spelled('lambda_', lam)}: give 0 or more; it is the weight of the resource term")
         name = None if method == "random" else name
         resource = resource if known.resource else "none"
         return cls(method, name, resource, lam, min_neurons, seed, round_to, layers.keep, layers.only)

@@ -10,6 +10,7 @@ from torch import nn
 from ..core.contexts import labels_on_cpu
 from ..core.errors import BadInput
 from ..core.example import Example, as_example
+from ..core.spelling import spelled
 from ..graph.guess import guess_example
 from ..pruning.init import INITS
 from ..pruning.mask import Mask
@@ -68,7 +69,7 @@ def refine(model: nn.Module | str, mask: Mask | dict[str, Any] | str | Path, *, 
     if wanted and wanted != session.model_info["fingerprint"] and not transfer:
         raise BadInput(
             f"the mask is of another network: {mask.difference(session.model)}; give the mask that was made for this model, "
-            "or --transfer for the same architecture with other input channels or classes"
+            f"or {spelled('transfer', True)} for the same architecture with other input channels or classes"
         )
     inputs, is_guessed = chosen[InputOptions].inputs, False
     if inputs is not None:

@@ -15,6 +15,7 @@ from torch import nn
 from ..core.atomic import write_atomic
 from ..core.errors import BadInput
 from ..core.example import Example
+from ..core.spelling import spelled
 from ..graph.graph import Graph
 from ..io.slim_file import SCORES, SLIM, VERSION, read_document, read_tensors, slim_tensors, to_bytes
 from ..pruning.mask import Mask
@@ -52,7 +53,7 @@ class Scores:
         from ..reporting.plots import importance
 
         if self.about["criterion"] == "snip":
-            raise BadInput("--plot: criterion 'snip' scores weights, not neurons; take another --criterion")
+            raise BadInput(f"criterion 'snip' scores weights, not neurons; take another {spelled('criterion')}")
         values, rows = list(self.layers.values()), self.report.parts["layers"]
         rankings = {"vanilla": values, "weighted": weigh(values, "weighted", None, 0.0, 0)}
         kept = [row["kept"] for row in rows] if "kept" in rows[0] else None
@@ -95,29 +96,31 @@ class Scores:
         self.check_network(session, how["criterion"])
         taken = {"precision": "model", **self.about}  # which was not written down, once
         if taken["precision"] == "auto":
-            raise BadInput("--resume: these scores were taken with --precision auto, which decides once, on the first "
+            raise BadInput(f"{spelled('resume')}: these scores were taken with {spelled('precision', 'auto')}, which decides once, on the first "
                            "mini-batch; score anew with bf16 or fp32 to go on from that")  # fmt: skip
         for key, value in how.items():
             if taken.get(key) not in (None, value):  # None: not written down by the ranp that wrote the file
                 then, now = (_given(key, each) for each in (taken[key], value))
-                raise BadInput(f"--resume: these scores were taken {then}, not {now}; go on {then}, or score anew")
+                raise BadInput(
+                    f"{spelled('resume')}: these scores were taken {then}, not {now}; go on {then}, or score anew"
+                )
         if most is not None and most < taken["batches"]:
-            raise BadInput(f"--resume: these are the scores of {taken['batches']} mini-batches, and --batch gives {most}; "
-                           "give the same --batch, and --batches of more than there are, or none")  # fmt: skip
+            raise BadInput(f"{spelled('resume')}: these are the scores of {taken['batches']} mini-batches, and {spelled('batches')} gives {most}; "
+                           f"give the same {spelled('batches')}, and {spelled('batch_limit')} of more than there are, or none")  # fmt: skip
         values = self.in_order(graph, session)
         zeros = find_zeros(session.model, graph).facts(graph)
         if differing := [names[0] for key, names in zeros.items() if self.about.get(key) != names]:
-            raise BadInput(f"--resume: these scores were taken with the zeros of {differing[0]}, by an older ranp, which "
+            raise BadInput(f"{spelled('resume')}: these scores were taken with the zeros of {differing[0]}, by an older ranp, which "
                            "no gradient passes; score anew")  # fmt: skip
         if not self.sums:
-            raise BadInput("--resume: this file holds scores, but not their sums; score anew")
+            raise BadInput(f"{spelled('resume')}: this file holds scores, but not their sums; score anew")
         return Importance(values, self.about["batches"], [self.sums.get(layer.name) for layer in graph.layers])
 
     def in_order(self, graph: Graph, session: Session) -> list[np.ndarray]:
         """Scores by layer of `graph`; BadInput when they are of other weights or another network."""
         if self.about["model"].get("weights") not in (None, session.weights_digest()):
             raise BadInput(
-                "the scores are of other weights than the model now has; give the same --seed and --weights as to ranp score"
+                f"the scores are of other weights than the model now has; give the same {spelled('seed')} and {spelled('weights')} as to ranp score"
             )
         for layer in graph.layers:
             values = self.layers.get(layer.name)
@@ -149,7 +152,7 @@ class Pruned:
         from ..reporting.plots import importance
 
         if not self.rankings:
-            raise BadInput("--plot: this method ranks no neurons by importance; take another --method")
+            raise BadInput(f"this method ranks no neurons by importance; take another {spelled('method')}")
         kept = [len(layer["kept"]) for layer in self.mask.layers.values()]
         importance(path, list(self.mask.layers), self.rankings, kept, self.about["model"]["spec"] or "")
 
@@ -202,8 +205,7 @@ def _check_said(path: Any, about: dict[str, Any]) -> None:
 
 def _given(key: str, value: Any) -> str:
     """An option as it was given: `with --precision bf16`."""
-    option = f"--{key.replace('_', '-')}"
-    return f"without {option}" if value == UNSAID else f"with {option} {value}"
+    return f"without {spelled(key)}" if value == UNSAID else f"with {spelled(key, value)}"
 
 
 def _write(path: str | Path, data: bytes, report: Report) -> None:

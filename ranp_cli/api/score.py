@@ -10,6 +10,7 @@ from torch import nn
 
 from ..core.contexts import labels_on_cpu
 from ..core.errors import BadInput, Interrupted
+from ..core.spelling import spelled
 from ..io.losses import loss_name
 from ..reporting.report import Report
 from ..scoring.distributed import join_process_group
@@ -71,10 +72,10 @@ def score(model: nn.Module | str, batches: Any, *, criterion: str = "mpmg-sum", 
     way = replace(gradient_setup(gradients), keep_partial=True)
     if (distributed or resume is not None) and gradients.precision == "auto":
         raise BadInput(
-            "--precision auto decides on one process' first mini-batch: give bf16 or fp32 with --resume or torchrun"
+            f"{spelled('precision', 'auto')} decides on one process' first mini-batch: give bf16 or fp32 with {spelled('resume')} or torchrun"
         )
     if sparsity is not None and criterion == "snip":
-        raise BadInput("criterion 'snip' scores weights: leave out --sparsity, which is a share of neurons")
+        raise BadInput(f"criterion 'snip' scores weights: leave out {spelled('sparsity')}, which is a share of neurons")
 
     session = Session.open(Report("score"), model, chosen[ModelOptions])
     source, example = first_batch(batches, gradients.batch_limit, session.seed)

@@ -19,6 +19,7 @@ from ..core.copies import replicate, uncompiled
 from ..core.errors import BadInput, nearest
 from ..core.example import Example
 from ..core.fingerprint import fingerprint
+from ..core.spelling import spelled
 from ..core.tensors import in_precision_of
 from ..graph.analyse import analyse
 from ..graph.graph import Graph
@@ -100,8 +101,8 @@ class Session:
         self.model_info["input"] = example.signature
         for op, module, where in (*graph.eval_run.tracer.unruled, *graph.train_run.tracer.unruled) if strict else ():
             raise BadInput(
-                f"--strict: {op} in {module or 'the model'} ({where or 'no source line'}) has no rule; "
-                "register one with ranp_cli.rules.rule, or drop --strict to keep what it touches"
+                f"{spelled('strict', True)}: {op} in {module or 'the model'} ({where or 'no source line'}) has no rule; "
+                f"register one with ranp_cli.rules.rule, or drop {spelled('strict')} to keep what it touches"
             )
         return graph
 

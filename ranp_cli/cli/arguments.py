@@ -35,7 +35,9 @@ HTML = own("the report as one page: no scripts, nothing from elsewhere", OUT, "-
 JSON = own("write the report as JSON; - for stdout", OUT, "--json", metavar="PATH|-")
 QUIET = own("print nothing but errors", OUT, "-q", "--quiet", kind=SWITCH)
 CONFIG = own("YAML with the same keys; an option beats it", OUT, "--config", metavar="FILE")
-BATCH = own(".pt, .safetensors, .npz of (input, target), or file.py:Name", FROM, "--batch", metavar="B")
+BATCH = replace(
+    own(".pt, .safetensors, .npz of (input, target), or file.py:Name", FROM, "--batch", metavar="B"), keyword="batches"
+)
 INPUT = replace(
     next(o for o in PRUNE.options if o.keyword == "inputs"), help="shape of an input, as 1x4x128x128x128 (repeatable)"
 )

@@ -14,6 +14,7 @@ from .. import __version__
 from ..api.options import COST, COUNT, FAR, FROM, OUT, PROFILE, PRUNE, REFINE, SCORE, SHARE, SIZE, SWITCH, TEXTS, WHAT
 from ..core.atomic import written
 from ..core.errors import GateExceeded, Interrupted, RanpError, Stopped
+from ..core.spelling import spelling
 from ..costs.budget import gate, limit
 from ..reporting import show
 from .arguments import (
@@ -33,6 +34,7 @@ from .arguments import (
     own,
 )
 from .compare_command import COMPARE_COMMAND
+from .flags import FlagSpelling
 from .invocation import Commands, Run
 from .process import is_main_process, launched, should_report, stopped_by
 
@@ -221,6 +223,12 @@ def profile(given: dict[str, Any]) -> None:
 
 
 def run(argv: Sequence[str]) -> int:
+    """Run one command, whose messages name options as flags; its exit code."""
+    with spelling(FlagSpelling()):
+        return _exit_code_of(argv)
+
+
+def _exit_code_of(argv: Sequence[str]) -> int:
     """Run one command; the only place where errors become messages and exit codes."""
     stdout = sys.stdout
     written.clear()

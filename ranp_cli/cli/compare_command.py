@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ COMPARE_COMMAND = Command(
         own("full, snip, random, layerwise, vanilla, weighted, ranp-mem, ranp-flops (these by default), flat, ranp-params, "
             "ranp-latency, taylor, magnitude; vanilla:mnmg-sum for another criterion; shuffle:METHOD, its counts with other "
             "neurons; width, see --width-arg", RANK, "--methods", kind=TEXTS, metavar="M,...", default=()),
-        own("where trained cells are kept as they end: .jsonl", OUT, "-o", "--output", kind=TEXTS, metavar="FILE", default=(),
-            says="MODEL's name with .cells.jsonl"),
+        replace(own("where trained cells are kept as they end: .jsonl", OUT, "-o", "--output", kind=TEXTS, metavar="FILE",
+                    default=(), says="MODEL's name with .cells.jsonl"), keyword="cells"),
         own("write the rows as CSV; - for stdout", OUT, "--csv", metavar="PATH|-"),
         own("write the rows as Markdown; - for stdout", OUT, "--markdown", metavar="PATH|-"),
         PLOT, CONFIG, JSON, QUIET,

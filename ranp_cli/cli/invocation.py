@@ -15,9 +15,11 @@ from typer.core import TyperGroup
 from ..api.options import SHAPES, TEXT, TEXTS, Kind
 from ..core.atomic import check_output, strict, write_atomic, written
 from ..core.errors import BadInput, Stopped
+from ..core.spelling import respell
 from ..reporting import show
 from .arguments import Command, name_of
 from .config import INPUTS, merge, read_config
+from .flags import FlagSpelling
 from .process import is_main_process, launched, stopped_by
 
 
@@ -49,6 +51,8 @@ class Run:
         config = read_config(path, known, inputs=INPUTS - outputs) if path else {}
         kinds = {name_of(option): option.kind for option in command.options}
         config = {key: typed(f"config {path}", key, value, kinds.get(key, TEXT)) for key, value in config.items()}
+        of_file = [key.rstrip("_") for key in config if known[key] in (None, [], ())]
+        respell(FlagSpelling(command.options, of_file, path))
         lists: dict[str, Any] = {name: [] for name, kind in kinds.items() if kind.repeatable}
         self.values = merge(known, config, {**lists, "quiet": False})
         self.to_stderr = "-" in [self[name] for name in TEXT_OUTPUTS]

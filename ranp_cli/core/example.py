@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import BadInput
+from .spelling import spelled
 from .tensors import rebatch, tensors_in
 
 
@@ -73,7 +74,9 @@ def as_example(inputs: Any) -> Example:
         return Example((_as_tensor(inputs),))
     if isinstance(inputs, (tuple, list)) and inputs:
         return Example(tuple(_as_tensor(v) for v in inputs))
-    raise BadInput(f"inputs {inputs!r}: give a shape such as (1, 1, 64, 64, 64), a tensor, or a tuple of them")
+    raise BadInput(
+        f"{spelled('inputs', inputs)}: give a shape such as (1, 1, 64, 64, 64), a tensor, or a tuple of them"
+    )
 
 
 def _is_shape(value: Any) -> bool:

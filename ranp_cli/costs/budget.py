@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import BadInput, GateExceeded, Infeasible, nearest
 from ..core.numbers import KINDS, TIMES, shown
+from ..core.spelling import spelled
 
 POWERS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
@@ -28,7 +29,7 @@ class Limit:
 
 def limit(kind: str, text: Any, relative: bool = True, given: str = "") -> Limit:
     """A Limit from `40G`, `8GiB`, `300 MiB`, `1e9` or (with `relative`) `10%`; BadInput, naming what was `given`, else."""
-    given = given or f"{kind}={text}"
+    given = given or spelled("budget", f"{kind}={text}")
     if kind not in KINDS:
         raise BadInput(f"no budget '{kind}'{nearest(kind, KINDS)}")
     if KINDS[kind] == "s":
@@ -79,20 +80,22 @@ def costs_of(report: Mapping[str, Any], side: str) -> dict[str, float]:
     return found
 
 
-def costs_for(limits: Iterable[Limit], report: Mapping[str, Any], side: str, option: str) -> dict[str, float]:
-    """`costs_of`, where all that `limits` are on must be known; else BadInput names the option and says why it is not."""
+def costs_for(
+    limits: Iterable[Limit], report: Mapping[str, Any], side: str, option: Callable[[str], str]
+) -> dict[str, float]:
+    """`costs_of`, where all that `limits` are on must be known; else BadInput says why it is not, and names the `option` of the kind."""
     costs, memory = costs_of(report, side), report.get("memory", {}).get(side, {})
     for each in limits:
         if each.kind not in costs:
             error = "train_error" if each.kind == "train-mem" else "error"
-            raise BadInput(f"{option}{each.kind}: {memory.get(error, 'not known of this file; give the model itself')}")
+            raise BadInput(f"{option(each.kind)}: {memory.get(error, 'not known of this file; give the model itself')}")
     return costs
 
 
 def gate(report: Mapping[str, Any], gates: Iterable[Limit]) -> None:
     """Raise GateExceeded, a line for each limit that the network of a profile exceeds, by how much."""
     gates, side = list(gates), "after" if "after" in report else "before"
-    costs, lines = costs_for(gates, report, side, "--max-"), []
+    costs, lines = costs_for(gates, report, side, lambda kind: spelled(f"max_{kind.replace('-', '_')}")), []
     for each in gates:
         over = costs[each.kind] - each.value
         if over > 0:
@@ -140,6 +143,6 @@ def advised(
         *(f"lower {option}" for option in lowered),
         *(f"leave out {option}" for option in dropped),
     ]
-    ways += ["lower --batch-size"] * bool(samples > 1 and of_batch)
-    ways += ["give --optimizer sgd"] * bool(stateful and "train-mem" in of_batch)
+    ways += [f"lower {spelled('batch_size')}"] * bool(samples > 1 and of_batch)
+    ways += [f"give {spelled('optimizer', 'sgd')}"] * bool(stateful and "train-mem" in of_batch)
     return Infeasible(f"{error}; {', '.join(ways[:-1])}{', or ' * (len(ways) > 1)}{ways[-1]}", error.kinds)

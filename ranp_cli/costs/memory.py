@@ -21,6 +21,7 @@ from ..core.contexts import labels_on_cpu, seeded
 from ..core.copies import meta_copy
 from ..core.errors import USER_EXCEPTIONS, BadInput, in_words, nearest
 from ..core.example import Example
+from ..core.spelling import spelled
 from ..core.tensors import tensors_in, to_meta
 from ..graph.analyse import named_tensors
 from .fake_autocast import DTYPE, Autocast
@@ -185,7 +186,7 @@ def not_estimated(error: BaseException, training: bool, example: Example) -> Bad
     return BadInput(
         f"the memory of {'a training step' if training else 'a forward pass'} cannot be estimated on {example}: "
         f"{in_words(error)}"
-        + ("; a batch norm needs more samples: give --batch-size 2" if ONE_VALUE in str(error) else "")
+        + (f"; a batch norm needs more samples: give {spelled('batch_size', 2)}" if ONE_VALUE in str(error) else "")
     )
 
 

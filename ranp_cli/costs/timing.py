@@ -20,6 +20,7 @@ from ..core.contexts import labels_on_cpu, seeded
 from ..core.copies import copy_on
 from ..core.errors import USER_EXCEPTIONS, BadInput, in_words
 from ..core.example import Example
+from ..core.spelling import spelled
 from ..core.tensors import map_tensors
 from ..graph.graph import Layer
 from .memory import plain_loss
@@ -109,7 +110,7 @@ def time_layers(layers: Sequence[Layer], device: torch.device, progress: Progres
                     text = " ".join(str(error).split())[:200]
                     raise BadInput(
                         f"layer {op.name} cannot be timed on {device}: {type(error).__name__}: {text}; "
-                        "give another --resource, or --latencies of a machine that runs it"
+                        f"give another {spelled('resource')}, or {spelled('latencies')} of a machine that runs it"
                     ) from error
                 advance()
     for layer in layers:
@@ -132,8 +133,8 @@ def use_latencies(layers: Sequence[Layer], given: Mapping[str, Any]) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
             have = "it is missing" if value is None else f"it is {value!r}"
             raise BadInput(
-                f"--latencies: layer {layer.name} wants the seconds that it takes, {have}; give what "
-                "ranp prune --resource latency --mask wrote for this network"
+                f"{spelled('latencies')}: layer {layer.name} wants the seconds that it takes, {have}; give what a mask of "
+                f"{spelled('resource', 'latency')} recorded for this network"
             )
         layer.seconds = float(value)
 
@@ -197,7 +198,7 @@ def race(works: Sequence[Work], device: torch.device, sure: bool = True) -> Timi
             raise BadInput(
                 f"the time of {'a training step' if isinstance(works[0], Step) else 'a forward pass'} on {works[0].example} "
                 f"cannot be measured on {device}: {in_words(error)}; "
-                "give a --batch-size or --input that it can run, or another --device"
+                f"give {spelled('batch_size')} or {spelled('inputs')} that it can run, or another {spelled('device')}"
             ) from error
     return Timings(tuple(statistics.median(seen) for seen in times), len(times[0]))
 

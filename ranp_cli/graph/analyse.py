@@ -13,6 +13,7 @@ from ..core.contexts import labels_on_cpu, seeded
 from ..core.copies import meta_copy
 from ..core.errors import USER_EXCEPTIONS, BadInput, RuleFailure, in_words
 from ..core.example import Example
+from ..core.spelling import spelled
 from ..core.tensors import map_tensors, tensors_in, to_meta, to_real
 from ..rules.labels import Labels, Ties
 from .counting import PaperCounting, costs
@@ -87,7 +88,7 @@ def run(
     except USER_EXCEPTIONS as error:
         raise BadInput(
             f"the model fails in {'training' if training else 'eval'} mode on an input of shape {example}: "
-            f"{in_words(error, 300)}; give a --batch or --input of the shape and dtype that it takes"
+            f"{in_words(error, 300)}; give {spelled('batches')} or {spelled('inputs')} of the shape and dtype that it takes"
         ) from error
 
 

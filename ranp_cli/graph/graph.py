@@ -13,9 +13,17 @@ from torch import Tensor
 
 from ..core.errors import BadInput
 from ..core.example import Example
+from ..core.spelling import spelled
 from ..rules.labels import Labels, Reason, Ties
 from .counting import PaperCounting
 from .trace import Tracer
+
+KEPT, NOT_NAMED = "kept by --keep", "not named by --only"  # as masks record them, from whatever door the call came
+
+
+def worded(reason: object) -> str:
+    """A reason why a unit is fixed, with options as the caller spells them."""
+    return str(reason).replace("--keep", spelled("keep")).replace("--only", spelled("only"))
 
 
 @dataclass(frozen=True)
@@ -176,9 +184,9 @@ class Graph:
         left_out = set()
         for layer in self.layers:
             if any(fnmatchcase(layer.name, g) for g in keep):
-                self.ties.fix(layer.neurons, "kept by --keep")
+                self.ties.fix(layer.neurons, KEPT)
             elif only and not any(fnmatchcase(layer.name, g) for g in only):
-                self.ties.fix(layer.neurons, "not named by --only")
+                self.ties.fix(layer.neurons, NOT_NAMED)
             else:
                 continue
             left_out.add(layer.name)

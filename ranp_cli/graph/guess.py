@@ -7,6 +7,7 @@ from torch import nn
 
 from ..core.errors import USER_EXCEPTIONS, BadInput, RuleFailure
 from ..core.example import Example
+from ..core.spelling import spelled
 from ..rules.labels import Ties
 from .analyse import named_tensors, new_tracer, trace_once
 from .layers import make_slot, owner_of
@@ -33,5 +34,5 @@ def guess_example(model: nn.Module) -> Example:
             return example
         break
     raise BadInput(
-        "the shape of the model's input is not known and could not be guessed; give --input, as in --input 1x1x64x64x64"
+        f"the shape of the model's input is not known and could not be guessed; give {spelled('inputs')}, as in {spelled('inputs', (1, 1, 64, 64, 64))}"
     )

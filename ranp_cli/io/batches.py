@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import USER_EXCEPTIONS, BadInput
+from ..core.spelling import spelled
 from .readers import found_instead, read_safetensors, read_torch, readable, some_of
 from .user_code import is_code, named, user_error
 
@@ -144,7 +145,7 @@ def load_batches(source: Any, limit: int | None = None) -> Batches:
     if isinstance(source, Batches):
         return source if limit is None else Batches(source.name, source.source, limit)
     if limit is not None and limit < 1:
-        raise BadInput(f"--batches {limit}: wants at least 1; leave it out to use all")
+        raise BadInput(f"{spelled('batch_limit', limit)}: wants at least 1; leave it out to use all")
     name = "batch"
     if isinstance(source, (str, os.PathLike)):
         name = f"batch {os.fspath(source)}"

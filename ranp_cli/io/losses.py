@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import USER_EXCEPTIONS, BadInput, nearest
+from ..core.spelling import spelled
 from .readers import found_instead
 from .user_code import check_args, is_code, named, user_error
 
@@ -41,13 +42,15 @@ def load_loss(
     if spec is None or (isinstance(spec, str) and spec in _LOSSES):
         return _NamedLoss(spec, ignore_index)
     if isinstance(spec, str) and not is_code(spec):
-        raise BadInput(f"--loss {spec}: no such loss{nearest(spec, [*_LOSSES, 'file.py:Name'])}")
-    what = f"--loss {spec if isinstance(spec, str) else getattr(spec, '__name__', type(spec).__name__)}"
+        raise BadInput(f"{spelled('loss', spec)}: no such loss{nearest(spec, [*_LOSSES, 'file.py:Name'])}")
+    what = spelled("loss", spec)
     if ignore_index is not None:
-        raise BadInput(f"{what}: --ignore-index is for the named losses; leave it out, and ignore inside the loss")
+        raise BadInput(
+            f"{what}: {spelled('ignore_index')} is for the named losses; leave it out, and ignore inside the loss"
+        )
     function = named(spec, what) if isinstance(spec, str) else spec
     if isinstance(function, type):
-        check_args(function, {}, what)
+        check_args(function, {}, what, option=None)
         try:
             function = function()
         except USER_EXCEPTIONS as error:
@@ -95,17 +98,19 @@ class _NamedLoss:
         outputs = list(_outputs(output))
         if not outputs:
             raise BadInput(
-                f"the model returned {found_instead(output)}; wants a tensor, or a loss of your own: --loss file.py:Name"
+                f"the model returned {found_instead(output)}; wants a tensor, or a loss of your own: {spelled('loss', 'file.py:Name')}"
             )
         if not isinstance(target, Tensor):
             raise BadInput(
-                f"the target is {found_instead(target)}; wants a tensor, or a loss of your own: --loss file.py:Name"
+                f"the target is {found_instead(target)}; wants a tensor, or a loss of your own: {spelled('loss', 'file.py:Name')}"
             )
         name = self.name
         if name is None:
             if target.is_floating_point() or target.is_complex():
                 choices = ", ".join(_LOSSES)
-                raise BadInput(f"a {target.dtype} target has no default loss; give --loss: {choices} or file.py:Name")
+                raise BadInput(
+                    f"a {target.dtype} target has no default loss; give {spelled('loss')}: {choices} or file.py:Name"
+                )
             name = DEFAULT
         task = _Task(self.ignore_index, resize=len(outputs) > 1)
         terms = [_LOSSES[name](one, target, task) for one in outputs]
@@ -123,7 +128,7 @@ def _outputs(output: Any) -> Iterator[Tensor]:
         tensors = [value for value in output.values() if isinstance(value, Tensor)]
         if main is None and len(tensors) > 1:
             raise BadInput(
-                f"the model returned {found_instead(output)}; name one of them 'out', or give --loss file.py:Name"
+                f"the model returned {found_instead(output)}; name one of them 'out', or give {spelled('loss', 'file.py:Name')}"
             )
         yield from _outputs(tensors if main is None else main)
     elif isinstance(output, (tuple, list)):
@@ -152,7 +157,7 @@ def _fit(target: Tensor, output: Tensor, shape: tuple[int, ...], task: _Task) ->
     if tuple(fitted.shape) != shape:
         raise BadInput(
             f"a target of shape {tuple(target.shape)} does not fit an output of shape {tuple(output.shape)}; "
-            f"wants {shape}, so mend the batch, or give --loss file.py:Name"
+            f"wants {shape}, so mend the batch, or give {spelled('loss', 'file.py:Name')}"
         )
     return fitted
 
@@ -180,13 +185,13 @@ def _classes(target: Tensor, classes: int, ignore_index: int | None) -> Tensor:
     if ignore_index is None and classes <= IGNORE_TOO:
         ignored = ignored | (target == IGNORE_TOO)
     if ignored.all():
-        raise BadInput("every place of the target is ignored; check the labels and --ignore-index")
+        raise BadInput(f"every place of the target is ignored; check the labels and {spelled('ignore_index')}")
     outside = target[~ignored & ((target < 0) | (target >= classes))]
     if outside.numel():
         value = int(outside[0])
         raise BadInput(
             f"the target has class {value}, but there are {classes} classes, 0 to {classes - 1}; "
-            f"mend the labels or the model, or give --ignore-index {value}"
+            f"mend the labels or the model, or give {spelled('ignore_index', value)}"
         )
     return target.masked_fill(ignored, IGNORE)
 
@@ -203,7 +208,7 @@ def _cross_entropy(output: Tensor, target: Tensor, task: _Task) -> Tensor:
     if output.ndim < 2 or output.shape[1] == 1:
         shape = tuple(output.shape)
         raise BadInput(
-            f"cross_entropy wants two or more channels, and the output's shape is {shape}; give --loss bce or dice"
+            f"cross_entropy wants two or more channels, and the output's shape is {shape}; give {spelled('loss')} bce or dice"
         )
     if _is_dense(output, target):
         return functional.cross_entropy(output, _fit(target, output, tuple(output.shape), task).to(output.dtype))
@@ -220,7 +225,7 @@ def _pointwise(output: Tensor, target: Tensor, task: _Task, function: Callable[[
         return function(output, target.to(output.dtype))
     keep = target != task.ignore_index
     if not keep.any() and not task.resize:
-        raise BadInput("every place of the target is ignored; check the labels and --ignore-index")
+        raise BadInput(f"every place of the target is ignored; check the labels and {spelled('ignore_index')}")
     return function(output[keep], target[keep].to(output.dtype)) if keep.any() else output.sum() * 0
 
 
@@ -248,7 +253,9 @@ def _bce(output: Tensor, target: Tensor, task: _Task) -> Tensor:
     if not target.is_floating_point():
         target, task = _classes(target, 2, task.ignore_index), _Task(IGNORE, task.resize)
     elif task.ignore_index is None and bool(((target < 0) | (target > 1)).any()):
-        raise BadInput("bce wants targets in [0, 1], and this one has others; scale it, or give --loss mse")
+        raise BadInput(
+            f"bce wants targets in [0, 1], and this one has others; scale it, or give {spelled('loss', 'mse')}"
+        )
     return _pointwise(output, target, task, functional.binary_cross_entropy_with_logits)
 
 
@@ -256,7 +263,9 @@ def _dice(output: Tensor, target: Tensor, task: _Task) -> Tensor:
     from torch.nn import functional
 
     if output.ndim < 2:
-        raise BadInput(f"dice wants an output of shape (N, C, ...), not {tuple(output.shape)}; give another --loss")
+        raise BadInput(
+            f"dice wants an output of shape (N, C, ...), not {tuple(output.shape)}; give another {spelled('loss')}"
+        )
     channels = output.shape[1]
     guess = output.sigmoid() if channels == 1 else output.softmax(1)
     if _is_dense(output, target):

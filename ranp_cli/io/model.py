@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import USER_EXCEPTIONS, BadInput
+from ..core.spelling import spelled
 from .readers import found_instead, read_safetensors, read_torch, read_torchscript, readable, some_of
 from .user_code import attribute, check_args, import_named, is_code, offered, user_error
 
@@ -51,12 +52,12 @@ def load_model(spec: str, args: dict[str, Any] | None = None) -> LoadedModel:
     suffix = Path(spec).suffix.lower()
     if suffix in TORCHSCRIPT:
         if args:
-            raise BadInput(f"{what}: a TorchScript file takes no arguments; leave out --model-arg")
+            raise BadInput(f"{what}: a TorchScript file takes no arguments; leave out {spelled('model_args')}")
         return LoadedModel(read_torchscript(readable(spec, what), what), spec, args, "torchscript")
     if suffix in (".safetensors", ".onnx"):
         raise BadInput(
             f"{what}: a {suffix} file can only be profiled; here give the source, file.py:Name"
-            + (f" --weights {spec}" if suffix == ".safetensors" else "")
+            + (f" with {spelled('weights', spec)}" if suffix == ".safetensors" else "")
         )
     if suffix == ".pt2":
         raise BadInput(
@@ -90,7 +91,9 @@ def built(factory: Any, args: dict[str, Any], what: str) -> nn.Module:
 
     if isinstance(factory, nn.Module):
         if args:
-            raise BadInput(f"{what}: is a ready module and takes no arguments; name its class to use --model-arg")
+            raise BadInput(
+                f"{what}: is a ready module and takes no arguments; name its class to use {spelled('model_args')}"
+            )
         return uncompiled(factory)
     if not callable(factory):
         raise BadInput(f"{what}: is {found_instead(factory)}; wants a class or function that returns an nn.Module")
@@ -118,15 +121,19 @@ def parse_model_args(pairs: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]
     for pair in pairs:
         key, equals, text = (part.strip() for part in pair.partition("="))
         if not equals or not key.isidentifier():
-            raise BadInput(f"--model-arg {pair}: wants name=value, for example --model-arg classes=4")
+            raise BadInput(
+                f"{spelled('model_args', pair)}: wants name=value, for example {spelled('model_args', {'classes': 4})}"
+            )
         if key in args:
-            raise BadInput(f"--model-arg {pair}: '{key}' is given twice; leave one out")
+            raise BadInput(f"{spelled('model_args', pair)}: '{key}' is given twice; leave one out")
         try:
             # YAML 1.1 takes 1e-5 for a string, as it has no dot.
             args[key] = float(text) if re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", text) else yaml.safe_load(text)
         except yaml.YAMLError as error:
             problem = getattr(error, "problem", None) or "bad value"
-            raise BadInput(f"--model-arg {pair}: the value is not YAML ({problem}); quote it: {key}='...'") from None
+            raise BadInput(
+                f"{spelled('model_args', pair)}: the value is not YAML ({problem}); quote it: {key}='...'"
+            ) from None
     return args
 
 
@@ -165,7 +172,9 @@ def load_weights(module: nn.Module, path: str, key: str | None = None) -> None:
     lists = {"missing": missing, "unexpected": unexpected, "of another shape": differing}
     problems = [f"{len(names)} {label}: {some_of(names)}" for label, names in lists.items() if names]
     if problems:
-        raise BadInput(f"{what}: does not fit the model; {'; '.join(problems)}; check --model-arg and --weights-key")
+        raise BadInput(
+            f"{what}: does not fit the model; {'; '.join(problems)}; check {spelled('model_args')} and {spelled('weights_key')}"
+        )
 
 
 def _address(tensor: Any) -> tuple[Any, ...]:
@@ -207,11 +216,11 @@ def _pick(tree: Any, key: str | None, own: Mapping[str, Any], what: str) -> Mapp
     states = [(path, state) for path, state in _states(tree) if path]
     fitting = [path for path, state in states if _bare(state, own).keys() == own.keys()]
     if fitting:
-        advice = f"give --weights-key {fitting[0]}"
+        advice = f"give {spelled('weights_key', fitting[0])}"
     elif states:
-        advice = f"it holds state dicts under {some_of([path for path, _ in states], 5)}, give one as --weights-key"
+        advice = f"it holds state dicts under {some_of([path for path, _ in states], 5)}, give one as {spelled('weights_key')}"
     elif key and _is_state(tree):
-        advice = "the file is a state dict itself, leave out --weights-key"
+        advice = f"the file is a state dict itself, leave out {spelled('weights_key')}"
     else:
         advice = "save model.state_dict() in it"
     problem = f"nothing that is a state dict under '{key}'" if key else f"holds {found_instead(tree)}, not a state dict"

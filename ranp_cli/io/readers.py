@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import BadInput, one_line
+from ..core.spelling import spelled
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -62,7 +63,7 @@ def read_torchscript(path: Path, what: str) -> nn.Module:
     if kind == "pickle":
         raise BadInput(
             f"{what}: holds a pickled module or a state dict, not TorchScript; pickled modules run code when they are "
-            f"read and are refused; give the source and the state dict: file.py:Name --weights {path}"
+            f"read and are refused; give the source and the state dict: file.py:Name with {spelled('weights', str(path))}"
         )
     if kind != "torchscript":
         raise BadInput(f"{what}: {_UNREADABLE[kind]}")
@@ -80,7 +81,7 @@ def read_torch(path: Path, what: str) -> Any:
 
     kind = _container(path)
     if kind == "torchscript":
-        raise BadInput(f"{what}: is a TorchScript model; give it as MODEL")
+        raise BadInput(f"{what}: is a TorchScript model; give it as the model")
     if kind != "pickle":
         raise BadInput(f"{what}: {_UNREADABLE[kind]}")
     with warnings.catch_warnings():

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import USER_EXCEPTIONS, BadInput, nearest, one_line, user_line
+from ..core.spelling import Word, spelled
 from .readers import readable
 
 if TYPE_CHECKING:
@@ -188,8 +189,8 @@ def named(spec: str, what: str) -> Any:
     return attribute(module, name, what, offered(module))
 
 
-def check_args(factory: Callable[..., Any], args: dict[str, Any], what: str) -> None:
-    """Hold the given arguments against the factory's signature, where it has one."""
+def check_args(factory: Callable[..., Any], args: dict[str, Any], what: str, option: str | None = "model_args") -> None:
+    """Hold the given arguments against the factory's signature, where it has one; `option` is what gives them."""
     try:
         parameters = inspect.signature(factory).parameters.values()
     except ValueError:
@@ -202,7 +203,9 @@ def check_args(factory: Callable[..., Any], args: dict[str, Any], what: str) -> 
             raise BadInput(f"{what}: takes no argument '{given}'{tail}")
     missing = [p.name for p in named if p.default is p.empty and p.name not in args]
     if missing:
-        flags = " ".join(f"--model-arg {name}=VALUE" for name in missing)
-        raise BadInput(f"{what}: needs the argument{'s' * (len(missing) > 1)} {', '.join(missing)}; give {flags}")
+        way = "name a function that calls it with them"
+        if option is not None:
+            way = f"give {spelled(option, dict.fromkeys(missing, Word('VALUE')))}"
+        raise BadInput(f"{what}: needs the argument{'s' * (len(missing) > 1)} {', '.join(missing)}; {way}")
     if any(p.kind is p.POSITIONAL_ONLY and p.default is p.empty for p in parameters):
         raise BadInput(f"{what}: needs an argument that cannot be given by name; wrap it in a function without it")

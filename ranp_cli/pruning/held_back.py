@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..graph.graph import Graph
+from ..graph.graph import Graph, worded
 from .select import Selection
 
 SHORT = 0.02  # of the neurons: what is missing beyond that from what was asked, and is more than two, is explained
-FLOOR = "kept by the floor (--min-neurons)"
-ROUNDING = "kept by rounding (--round-to)"
+FLOOR = "kept by the floor"
+ROUNDING = "kept by rounding"
 EQUAL = "as good as the last one that stays, or tied to neurons of a layer at its floor"
 
 
@@ -50,7 +50,7 @@ def in_words(rows: Sequence[dict[str, Any]], most: int = 4) -> str:
     told = []
     for row in rows[:most]:
         names = ", ".join(row["layers"][:2]) + (f" and {len(row['layers']) - 2} more" if len(row["layers"]) > 2 else "")
-        told.append(f"{row['neurons']} neuron{'s' * (row['neurons'] != 1)} of {names}: {row['reason']}")
+        told.append(f"{row['neurons']} neuron{'s' * (row['neurons'] != 1)} of {names}: {worded(row['reason'])}")
     if rows[most:]:
         told.append(f"{sum(row['neurons'] for row in rows[most:])} for {len(rows) - most} other reasons")
     return "; ".join(told)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..core.atomic import write_atomic
 from ..core.errors import BadInput
-from ..graph.graph import Graph
+from ..graph.graph import Graph, worded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,7 +70,7 @@ class Mask:
             return cls.of(_read(Path(mask)))
         if not isinstance(mask, dict) or mask.get("format") != FORMAT:
             raise BadInput(
-                f"a mask must be a document of format '{FORMAT}', not {_shown(mask)}; write one with ranp prune --mask"
+                f"a mask must be a document of format '{FORMAT}', not {_shown(mask)}; write one with ranp prune"
             )
         if mask.get("version") != VERSION:
             raise BadInput(
@@ -78,7 +78,7 @@ class Mask:
             )
         layers = mask.get("layers")
         if not isinstance(layers, dict) or not layers:
-            raise BadInput("the mask names no layers; write one with ranp prune --mask")
+            raise BadInput("the mask names no layers; write one with ranp prune")
         for name, layer in layers.items():
             _check_layer(name, layer)
         for key, kind in (("model", dict), ("method", dict), ("sparsity", dict), ("fixed", dict), ("floored", list)):
@@ -161,7 +161,9 @@ class Mask:
                 for layer, units in zip(graph.layers, graph.by_layer(graph.unit), strict=True)
                 if lost[0] in units
             )
-            raise BadInput(f"the mask removes neurons of {at} that may not go ({graph.reasons[lost[0]]}); keep them")
+            raise BadInput(
+                f"the mask removes neurons of {at} that may not go ({worded(graph.reasons[lost[0]])}); keep them"
+            )
         return keep
 
     def transfer(self, graph: Graph) -> tuple[np.ndarray, dict[str, Any]]:
@@ -214,11 +216,9 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise BadInput(
-            f"cannot read mask {path}: {error.strerror}; give a mask.json written by ranp prune --mask"
-        ) from error
+        raise BadInput(f"cannot read mask {path}: {error.strerror}; give a mask.json written by ranp prune") from error
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"mask {path} is not JSON ({error}); give a mask.json written by ranp prune --mask") from error
+        raise BadInput(f"mask {path} is not JSON ({error}); give a mask.json written by ranp prune") from error
 
 
 def _check_layer(name: str, layer: Any) -> None:

@@ -13,6 +13,7 @@ import math
 import numpy as np
 
 from ..core.errors import BadInput
+from ..core.spelling import spelled
 from ..graph.graph import Graph
 
 AUTO = "auto"
@@ -32,7 +33,7 @@ def check_floor(given: object) -> Floor:
         number = 0
     if isinstance(given, (bool, float)) or number < 1:
         raise BadInput(
-            f"min-neurons {given}: give 1 or more, or auto; a layer without neurons is no network, and 1 is the paper's rule"
+            f"{spelled('min_neurons', given)}: give 1 or more, or auto; a layer without neurons is no network, and 1 is the paper's rule"
         )
     return number
 

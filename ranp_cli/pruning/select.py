@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.errors import BadInput
+from ..core.spelling import spelled
 from ..graph.graph import Graph
 from .methods import unit_values
 from .min_neurons import AUTO, Floor, floors
@@ -113,7 +114,9 @@ def check(sparsity: float | str) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not 0 <= value < 1:
-        raise BadInput(f"sparsity {sparsity}: give a number in [0, 1), the fraction of neurons to remove, or 'max'")
+        raise BadInput(
+            f"{spelled('sparsity', sparsity)}: give a number in [0, 1), the fraction of neurons to remove, or 'max'"
+        )
     return value
 
 

@@ -32,7 +32,7 @@ def accuracy(path: str | Path, rows: Sequence[Row], title: str = "") -> None:
     """
     shown = [row for row in rows if math.isfinite(row["accuracy"]["mean"])]
     if not shown:
-        raise BadInput("--plot: no row has an accuracy that is a number; there is nothing to draw")
+        raise BadInput("no row has an accuracy that is a number; there is nothing to draw")
     methods = list(dict.fromkeys(row["method"] for row in shown if row["method"] != "full"))
     full = next((row for row in shown if row["method"] == "full"), None)
     lines = -(-(len(methods) + 1) // 6)  # of the legend

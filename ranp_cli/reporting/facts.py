@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..core.spelling import spelled
+
 
 def adding_up(values: Sequence[int | None], quantum: int, unchanged: Sequence[bool]) -> list[int | None]:
     """Values, the last of them their total, in quanta that add up.
@@ -33,7 +35,7 @@ def counted_on(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     shapes = ["x".join(map(str, shape)) for shape in _shapes(about.get("profiled_input") or about.get("input"))]
     if not shapes:
         return []
-    guessed = ", guessed: give --input for another" if about.get("input_guessed") else ""
+    guessed = f", guessed: give {spelled('inputs')} for another" if about.get("input_guessed") else ""
     samples = max((side.get("samples", 1) for side in report.get("memory", {}).values()), default=1)
     which = "multiply-adds and activations" if samples > 1 or "rows" in report else "all"
     batch = f", peaks of a batch of {samples}" if samples > 1 else ""

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..core.atomic import write_atomic
 from ..core.errors import BadInput
+from ..core.spelling import spelled
 
 SUFFIXES = (".png", ".svg", ".pdf")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -27,7 +28,7 @@ SHADE, DOT = "#F0F0F0", 4
 def check_plot(path: str | Path) -> None:
     """BadInput, before the long work, when the picture could not be made."""
     if Path(path).suffix.lower() not in SUFFIXES:
-        raise BadInput(f"--plot {path}: pictures are written as {', '.join(SUFFIXES)}; give a file of such a name")
+        raise BadInput(f"{path}: pictures are written as {', '.join(SUFFIXES)}; give a file of such a name")
     _figure(1, 1)
 
 
@@ -87,7 +88,7 @@ def sweep(path: str | Path, rows: Sequence[Mapping[str, Any]], title: str = "") 
     panels = {"macs": "multiply-adds", "activation_bytes": "memory (activations)", "params": "parameters"}
     methods = [name for name in dict.fromkeys(row["method"] for row in rows) if name != "full"]
     if not methods:
-        raise BadInput("--plot: the full network alone makes no picture; give other --methods as well")
+        raise BadInput(f"the full network alone makes no picture; give other {spelled('methods')} as well")
     lines = any(sum(row["method"] == name for row in rows) > 1 for name in methods)
     figure = _figure(10.5, 3.9 if lines else 1.6 + 0.32 * len(methods))
     axes = figure.subplots(1, 3, sharey=True)
@@ -132,7 +133,7 @@ def _figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise BadInput(f"--plot needs matplotlib ({error}); install it with pip install 'ranp-cli[plot]'") from error
+        raise BadInput(f"a picture needs matplotlib ({error}); install it with pip install 'ranp-cli[plot]'") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
+from ..core.spelling import spelled
+
 # Measured with adam at 3e-3 on 16 slim 3D-UNets of 7% of the multiply-adds on brain tissue, each trained for 400 steps, 5
 # of which failed (a Dice score below 0.8; the others had 0.84 to 0.93). After 200 steps of the probe a lag above a third
 # named the 5 and no other, an unlearned class 4 of the 5 and no other; of 7 networks on another task (parts of shapes) the
@@ -14,8 +16,14 @@ from typing import Any
 SURE = 200  # steps
 LAGS, LAGS_EARLY = 1 / 3, 1 / 2  # of the way down that a slim network may lack unwarned: from SURE steps on, before
 UNLEARNED, LEARNED = 0.02, 0.1  # of the places of a class: right in fewer, the class is not learned; in more, it is
-TRY = "try a lower --sparsity (or a larger --budget), a higher --min-neurons, or --method flat"
 SIDES = ("dense", "slim")
+
+
+def remedy() -> str:
+    return (
+        f"try a lower {spelled('sparsity')} (or a larger {spelled('budget')}), a higher {spelled('min_neurons')}, "
+        f"or {spelled('method', 'flat')}"
+    )
 
 
 def notes_of(probe: Mapping[str, Any]) -> list[str]:
@@ -25,23 +33,23 @@ def notes_of(probe: Mapping[str, Any]) -> list[str]:
     dense, slim, steps = probe["dense"], probe["slim"], probe["steps"]
     if "diverged" in dense:
         return [f"the loss of the dense network was not finite after {dense['diverged']} steps of the probe, which so says "
-                f"nothing; give a --probe-lr below {probe['lr']:g}"]  # fmt: skip
+                f"nothing; give {spelled('probe_lr')} below {probe['lr']:g}"]  # fmt: skip
     if "diverged" in slim:
         return [f"the loss of the slim network was not finite after {slim['diverged']} steps of the probe, that of the dense one "
-                f"was; {TRY}"]  # fmt: skip
+                f"was; {remedy()}"]  # fmt: skip
     notes = []
     if probe["lag"] is None:
-        notes.append(f"no loss fell in the {steps} steps of the probe, which so says nothing; give it more steps, or another "
-                     f"--probe-lr than {probe['lr']:g}")  # fmt: skip
+        notes.append(f"no loss fell in the {steps} steps of the probe, which so says nothing; give it more steps, or "
+                     f"{spelled('probe_lr')} other than {probe['lr']:g}")  # fmt: skip
     elif not keeps_up(probe):
-        sure = "" if steps >= SURE else f"; --probe {SURE} would say it more surely"
+        sure = "" if steps >= SURE else f"; {spelled('probe', SURE)} would say it more surely"
         notes.append(f"the slim network learns more slowly than the dense one: after {steps} steps its loss still has "
-                     f"{probe['lag']:.0%} of the way to go (a warning above {most_lag(steps):.0%}); {TRY}{sure}")  # fmt: skip
+                     f"{probe['lag']:.0%} of the way to go (a warning above {most_lag(steps):.0%}); {remedy()}{sure}")  # fmt: skip
     if "worst_class" in dense and "worst_class" in slim and steps >= SURE:
         good, bad = dense["worst_class"], slim["worst_class"]
         if bad["right"] < UNLEARNED and good["right"] > LEARNED:
             notes.append(f"the slim network has not begun to learn class {bad['class']}: after {steps} steps {bad['right']:.0%} of its "
-                         f"places are labelled right, of the dense network's worst class {good['right']:.0%}; {TRY}")  # fmt: skip
+                         f"places are labelled right, of the dense network's worst class {good['right']:.0%}; {remedy()}")  # fmt: skip
     return notes
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..core.numbers import human
+from ..core.spelling import spelled
 
 MOST = 6  # layers that are named
 
@@ -29,5 +30,5 @@ def floor_sentences(report: dict[str, Any], floored: list[str]) -> Iterator[tupl
             "yellow",
             f"output {cut['output']} has {cut['output_channels']} channels, and all that it knows comes through "
             f"{cut['channels']} of {layers} ({cut['dense_channels']} in the dense network): what does not fit is not learnt; "
-            "a lower --sparsity or a higher --min-neurons widens it",
+            f"a lower {spelled('sparsity')} or a higher {spelled('min_neurons')} widens it",
         )

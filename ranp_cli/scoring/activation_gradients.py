@@ -20,6 +20,7 @@ from ..core.contexts import NoDropout, each, seeded
 from ..core.copies import meta_copy
 from ..core.errors import BadInput
 from ..core.example import Example
+from ..core.spelling import spelled
 from ..core.tensors import map_tensors, to_meta, to_real
 from ..graph.analyse import named_tensors
 from ..graph.graph import Graph
@@ -131,7 +132,7 @@ class ActivationMaskMode(TorchFunctionMode):
             if is_checkpointed():
                 raise BadInput(
                     "the criterion multiplies activations by masks, and the model checkpoints them; "
-                    "use an mpmg or mnmg criterion, or turn the model's checkpointing off (--low-memory does the same for it)"
+                    f"use an mpmg or mnmg criterion, or turn the model's checkpointing off ({spelled('low_memory', True)} does the same for it)"
                 )
             size = out.shape[0], out.shape[axis]
             mask = torch.ones(size, dtype=out.dtype, device=out.device, requires_grad=True)

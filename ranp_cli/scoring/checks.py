@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..core.contexts import each
 from ..core.errors import USER_EXCEPTIONS, BadInput, in_words
 from ..core.paths import is_ours
+from ..core.spelling import spelled
 from ..graph.graph import Layer
 
 
@@ -54,12 +55,12 @@ def check_finite(loss: Tensor, index: int, layers: Sequence[Layer], weights: dic
             else f"all weights from layer {layers[0].name} on are finite"
         )
         raise BadInput(
-            f"the loss of mini-batch {index} is {loss.item()} ({where}); give a batch and --loss that make it finite"
+            f"the loss of mini-batch {index} is {loss.item()} ({where}); give a batch and {spelled('loss')} that make it finite"
         )
     if not loss.requires_grad:
         raise BadInput(
             f"the loss of mini-batch {index} has no gradient: it depends on no layer (the first is {layers[0].name}); "
-            "give a --loss that is differentiable in the model's output"
+            f"give a {spelled('loss')} that is differentiable in the model's output"
         )
 
 
@@ -67,7 +68,7 @@ def check_scores(scores: Sequence[np.ndarray], layers: Sequence[Layer]) -> None:
     for s, layer in zip(scores, layers, strict=True):
         if not np.isfinite(s).all():
             raise BadInput(
-                f"the gradient of layer {layer.name} is not finite; give inputs of a sane scale or another --loss"
+                f"the gradient of layer {layer.name} is not finite; give inputs of a sane scale or another {spelled('loss')}"
             )
     if not any(s.any() for s in scores):
         raise BadInput(

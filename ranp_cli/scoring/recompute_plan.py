@@ -20,6 +20,7 @@ from ..core.copies import meta_copy
 from ..core.errors import USER_EXCEPTIONS, BadInput, Infeasible, in_words
 from ..core.example import Example
 from ..core.numbers import shown
+from ..core.spelling import spelled
 from ..core.tensors import tensors_in, to_meta
 from ..costs.fake_autocast import Autocast
 from ..costs.memory import plain_loss
@@ -38,8 +39,11 @@ SAME = 0.01  # relative tolerance within which two peak estimates count as equal
 MATRICES = frozenset(
     {"aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm"}
 )  # ops that decompose differently on meta tensors contain one of these
-ADVICE = "; leave --memory-limit out"
 SHARE = 0.5  # of the peak of a plain pass: what is asked for where nobody names a limit
+
+
+def advice() -> str:
+    return f"; leave {spelled('memory_limit')} out"
 
 
 @dataclass(frozen=True)
@@ -196,7 +200,7 @@ def plan(
             return plan(model, graph, example, limit, replace(setting, layout=False), least)
         failure = not_planned(error)
     if limit is None:
-        return RecomputePlan(0, 0, 0, unknown=str(failure).removesuffix(ADVICE))
+        return RecomputePlan(0, 0, 0, unknown=str(failure).removesuffix(advice()))
     raise failure
 
 
@@ -221,7 +225,7 @@ def planner(model: nn.Module, graph: Graph, example: Example, setting: ScoringSe
 
 
 def not_planned(error: BaseException) -> BadInput:
-    return BadInput(f"the memory of this model cannot be estimated ({in_words(error)}){ADVICE}")
+    return BadInput(f"the memory of this model cannot be estimated ({in_words(error)}){advice()}")
 
 
 def steps(prices: list[tuple[float, int]]) -> list[float]:

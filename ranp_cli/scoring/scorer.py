@@ -16,6 +16,7 @@ from ..core.copies import copy_on
 from ..core.errors import BadInput
 from ..core.example import Example
 from ..core.numbers import shown
+from ..core.spelling import spelled
 from ..core.tensors import in_precision_of, map_tensors
 from ..graph.analyse import named_tensors
 from ..graph.graph import Graph
@@ -135,14 +136,16 @@ class Scorer:
             and device.type == "cpu"
             and isinstance(model, torch.jit.ScriptModule)
         ):
-            raise BadInput(f"--precision {way.precision} needs the Python model on a CPU; leave it out for TorchScript")
+            raise BadInput(
+                f"{spelled('precision', way.precision)} needs the Python model on a CPU; leave it out for TorchScript"
+            )
         self.weights = dict(named_tensors(self.twin))
         self.precision = "model" if way.precision == "auto" else way.precision
         self.doubt: tuple[int, Any] | None = None  # the mini-batch on which `auto` is to compare bf16 with fp32
         self.undecided = way.precision == "auto"
         if self.undecided and (others := {p.dtype for p in self.twin.parameters()} - {torch.float32}):
             self.undecided = False
-            way.note(f"--precision auto: the model has weights in {others.pop()}, which stay as they are")
+            way.note(f"{spelled('precision', 'auto')}: the model has weights in {others.pop()}, which stay as they are")
         # convolutions are then the faster for it; instance norms give everything back in the order of its axes
         instance_norms = any(isinstance(m, nn.modules.instancenorm._InstanceNorm) for m in self.twin.modules())
         self.layout = not instance_norms and (device.type == "cpu" or self.precision in HALF)
@@ -214,7 +217,9 @@ class Scorer:
             collector.drop_batch()
         if self.undecided and self.doubt is not None:
             self.way.facts["precision"] = "fp32"
-            self.way.note("--precision auto: there was one mini-batch, and the check needs its fp32 gradients: fp32")
+            self.way.note(
+                f"{spelled('precision', 'auto')}: there was one mini-batch, and the check needs its fp32 gradients: fp32"
+            )
 
     def _pass(self, index: int, batch: Any) -> None:
         args, kwargs, target = map_tensors((batch.args, batch.kwargs, batch.target), self._send)
@@ -291,7 +296,7 @@ class Scorer:
                       f"{self.plan.peak / self.plan.plain:.0%} of a plain pass', as estimated")  # fmt: skip
 
     def _make_room(self, batch: Any, error: torch.OutOfMemoryError) -> None:
-        """The device is full: go on as with --low-memory, and where that was not enough, with the plan of the lowest peak."""
+        """The device is full: go on as with `low_memory`, and where that was not enough, with the plan of the lowest peak."""
         for collector in self.collectors:
             collector.drop_batch()
         if self.device.type == "cuda":
@@ -303,7 +308,7 @@ class Scorer:
                 f"the device has too little memory for a mini-batch ({str(error).splitlines()[0]}); "
                 "give smaller mini-batches or smaller inputs"
             ) from error
-        how = "as with --low-memory" if before is None else "computing more of it twice"
+        how = f"as with {spelled('low_memory', True)}" if before is None else "computing more of it twice"
         self.way.note(f"the device ran out of memory: scoring goes on {how}")
         self._say()
 
@@ -314,7 +319,7 @@ class Scorer:
         index, batch = self.doubt
         self.doubt = None
         if not has_fast_bf16(self.device):
-            self.way.note(f"--precision auto: this {self.device.type} has no bf16 units: fp32")
+            self.way.note(f"{spelled('precision', 'auto')}: this {self.device.type} has no bf16 units: fp32")
         else:
             collector = self.collectors[0]
             c = collector.criteria[0]
@@ -325,7 +330,7 @@ class Scorer:
                 self._pass(index, batch)
             except BadInput:  # it ran in fp32
                 self.precision, self.layout = "model", layout
-                self.way.note("--precision auto: the model does not run in bf16: fp32")
+                self.way.note(f"{spelled('precision', 'auto')}: the model does not run in bf16: fp32")
             else:
                 bf16 = mean_of(
                     c, [None if t is None else CompensatedSum.of(t) for t in collector.parts[c.name]], places, 1
@@ -333,7 +338,7 @@ class Scorer:
                 agreed = self.way.agreement(fp32, bf16) if self.way.agreement else 0.0
                 self.precision = "bf16" if agreed >= AGREE else "model"
                 self.way.facts["agreement"] = agreed
-                self.way.note(f"--precision auto: on the first mini-batch bf16 keeps {agreed:.1%} of the neurons that fp32 keeps: "
+                self.way.note(f"{spelled('precision', 'auto')}: on the first mini-batch bf16 keeps {agreed:.1%} of the neurons that fp32 keeps: "
                               f"{'bf16 from the second on' if agreed >= AGREE else 'fp32'}")  # fmt: skip
             for each_gather in self.collectors:
                 each_gather.drop_batch()

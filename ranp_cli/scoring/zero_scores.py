@@ -23,6 +23,7 @@ from .. import rules
 from ..core.aten import op_name, writes
 from ..core.contexts import each
 from ..core.errors import BadInput
+from ..core.spelling import spelled
 from ..core.tensors import map_tensors
 from ..graph.analyse import named_tensors, trace_once
 from ..graph.graph import Graph
@@ -252,5 +253,5 @@ def check_reached(scores: Sequence[Tensor | None], graph: Graph, zeros: Zeros) -
     name = next(layer.name for layer in graph.layers if layer.slot in zeros.last)
     raise BadInput(
         f"the weights of layer {name} are all zero and it is the last one: no gradient of the loss reaches a layer before it; "
-        'give --score-init glorot (in Python score_init="glorot"), which scores drawn weights'
+        f"give {spelled('score_init', 'glorot')}, which scores drawn weights"
     )

@@ -238,7 +238,7 @@ def test_metrics_of_a_dict(here):
     assert "| size |" in table.markdown()
     first = ranp.compare(net(), batch(), sparsity=0.5, methods=["full"], fit="fit.py:two", seeds=1)
     assert first.rows[0]["accuracy"]["metric"] == "dice"
-    with pytest.raises(ranp.BadInput, match="--metric sise: fit returns no such number; did you mean 'size'"):
+    with pytest.raises(ranp.BadInput, match="metric='sise': fit returns no such number; did you mean 'size'"):
         ranp.compare(net(), batch(), sparsity=0.5, methods=["full"], fit="fit.py:two", seeds=1, metric="sise")
 
 
@@ -334,7 +334,7 @@ def trained(here):
         (["-o", "c.jsonl"], "c.jsonl exists, and hours of work are not overwritten; go on with --resume c.jsonl"),
         (["-o", "d.jsonl", "--resume", "c.jsonl"], "--resume goes on in the file that it names; leave out -o"),
         (["--resume", "none.jsonl"], "--resume none.jsonl: no such file"),
-        (["--resume", "fit.py"], "fit.py, line 1: is no header of ranp compare --fit"),
+        (["--resume", "fit.py"], "fit.py, line 1: is no header of ranp compare with --fit"),
         (["--resume", "c.jsonl", "--lambda", "5"], "its cells were trained with --lambda 11.0, not with --lambda 5.0"),
         (["--resume", "c.jsonl", "--init", "glorot"], "trained with --init keep, not with --init glorot"),
         (["--resume", "c.jsonl", "--model-arg", "in_channels=1"], "trained with --model-arg"),
@@ -382,11 +382,11 @@ def test_a_line_that_is_no_cell_is_named(trained, capsys):
         (["--fit", "fit.py:value"], "wants a function fit(model, seed)"),
         (["--fit", "fit.py:sise"], "there is no 'sise' in it; did you mean 'size'"),
         (["--fit", "dice"], "--fit dice: wants file.py:fit"),
-        (["--fit", "fit.py:size", "--seeds", "0"], "seeds 0: give 1 or more"),
+        (["--fit", "fit.py:size", "--seeds", "0"], "--seeds 0: give 1 or more"),
         (["--fit", "fit.py:size", "--init", "xavier"], "unknown init 'xavier'"),
         (["--fit", "fit.py:size", "--methods", "ranp-f,ranp"], "method 'ranp-flops' is named twice"),
         (["--seeds", "2"], "--seeds has no effect without --fit"),
-        (["-o", "c.jsonl"], "--output has no effect without --fit"),
+        (["-o", "c.jsonl"], "-o has no effect without --fit"),
         (["--match", "flops"], "unknown match 'flops'"),
         (["--methods", "ranp-f,width"], "method 'width' needs --width-arg NAME"),
         (["--width-arg", "width"], "--width-arg names the argument of method 'width'"),

@@ -89,6 +89,6 @@ def test_an_unknown_keyword_names_the_nearest_one():
 
 
 def test_groups_are_checked_when_they_are_made():
-    with pytest.raises(ranp.BadInput, match="batch-size 0"):
+    with pytest.raises(ranp.BadInput, match="batch_size=0: give 1"):
         options.StepOptions(batch_size=0)
     assert options.LayerOptions(keep="head*").keep == ("head*",)

@@ -165,7 +165,7 @@ def test_a_network_that_cannot_learn_is_warned_about_and_a_good_one_is_not():
     assert narrow["slim"]["worst_class"]["right"] == 0 < 0.9 < good["slim"]["worst_class"]["right"]
     assert notes_of(good) == []
     note = " ".join(notes_of(narrow))
-    for word in ("more slowly", f"{narrow['lag']:.0%} of the way", "--min-neurons", "--sparsity", "--method flat"):
+    for word in ("more slowly", f"{narrow['lag']:.0%} of the way", "`min_neurons`", "`sparsity`", "method='flat'"):
         assert word in note
 
 
@@ -184,7 +184,7 @@ def outcome(steps: int, lag: float, right: float, dense_right: float = 0.9) -> d
         (outcome(200, 0.3, 0.5), []),
         (outcome(200, 0.4, 0.5), ["40% of the way to go (a warning above 33%)"]),
         (outcome(100, 0.4, 0.5), []),  # early, good networks lag too
-        (outcome(100, 0.6, 0.5), ["--probe 200 would say it more surely"]),
+        (outcome(100, 0.6, 0.5), ["probe=200 would say it more surely"]),
         (outcome(200, 0.3, 0.0), ["not begun to learn class 2: after 200 steps 0% of its places"]),
         (outcome(100, 0.3, 0.0), []),  # early, good networks have unlearned classes too
         (outcome(200, 0.3, 0.0, 0.05), []),  # the dense one has not learned it either
@@ -196,7 +196,7 @@ def test_what_is_warned_of(part, says):
     assert len(notes) == len(says)
     for note, words in zip(notes, says, strict=True):
         assert words in note
-        assert "--min-neurons" in note
+        assert "`min_neurons`" in note
 
 
 def test_a_loss_that_is_not_finite_is_said_and_no_error():
@@ -207,7 +207,7 @@ def test_a_loss_that_is_not_finite_is_said_and_no_error():
         assert len(part[side]["curve"]) == part[side]["diverged"]
         assert part[side]["last"] is None
     assert part["lag"] is None
-    assert "--probe-lr below 10000" in notes_of(part)[0]
+    assert "`probe_lr` below 10000" in notes_of(part)[0]
     json.dumps(part, allow_nan=False)
     only_slim = {**part, "dense": {"first": 1.0, "last": 0.5, "curve": [1.0]}}
     assert "that of the dense one was" in notes_of(only_slim)[0]
@@ -441,11 +441,11 @@ def test_from_a_config_file(folder, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("--batch calib.pt --probe 0", "probe 0: give the number of training steps"),
-        ("--batch calib.pt --probe -3", "probe -3: give the number of training steps"),
+        ("--batch calib.pt --probe 0", "--probe 0: give the number of training steps"),
+        ("--batch calib.pt --probe -3", "--probe -3: give the number of training steps"),
         ("--batch calib.pt --probe many", "--probe"),
-        ("--batch calib.pt --probe 5 --probe-lr 0", "probe-lr 0.0: give a learning rate above 0"),
-        ("--batch calib.pt --probe 5 --probe-lr nan", "probe-lr nan: give a learning rate above 0"),
+        ("--batch calib.pt --probe 5 --probe-lr 0", "--probe-lr 0.0: give a learning rate above 0"),
+        ("--batch calib.pt --probe 5 --probe-lr nan", "--probe-lr nan: give a learning rate above 0"),
         ("--batch calib.pt --probe-lr 0.1", "--probe-lr 0.1 has no effect without --probe"),
         ("--batch calib.pt --probe 5 --optimizer lbfgs", "unknown optimizer 'lbfgs'"),
         ("--scores s.safetensors --probe 5", "give --batch instead of --scores"),
@@ -484,5 +484,5 @@ def test_compare_has_the_probe_of_each_row():
 
 
 def test_a_fit_goes_without_a_probe():
-    with pytest.raises(ranp.BadInput, match="--fit trains every row in full"):
+    with pytest.raises(ranp.BadInput, match="`fit` trains every row in full"):
         ranp.compare(nn.Conv3d(1, 2, 1), [], sparsity=0.5, fit=lambda net, seed: 0.0, probe=3)

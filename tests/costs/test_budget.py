@@ -100,14 +100,14 @@ def test_what_cannot_be_met_names_the_closest():
     ("budget", "given", "advice"),
     [
         ("macs=0.001%", {}, "raise the budget"),
-        ("macs=0.5%", {"round_to": 8}, "raise the budget, or lower --round-to"),
-        ("params=0.1%", {"min_neurons": 4, "batch_size": 8}, "raise the budget, or lower --min-neurons"),
-        ("macs=1%", {"keep": "encoders.1.*"}, "raise the budget, or leave out --keep"),
-        ("forward-mem=1KiB", {"optimizer": "adam"}, "raise the budget, or lower --batch-size"),
+        ("macs=0.5%", {"round_to": 8}, "raise the budget, or lower `round_to`"),
+        ("params=0.1%", {"min_neurons": 4, "batch_size": 8}, "raise the budget, or lower `min_neurons`"),
+        ("macs=1%", {"keep": "encoders.1.*"}, "raise the budget, or leave out `keep`"),
+        ("forward-mem=1KiB", {"optimizer": "adam"}, "raise the budget, or lower `batch_size`"),
         (
             ["macs=1%", "train-mem=1KiB"],
             {"optimizer": "adam", "min_neurons": 2},
-            "raise the budget, lower --min-neurons, lower --batch-size, or give --optimizer sgd",
+            "raise the budget, lower `min_neurons`, lower `batch_size`, or give optimizer='sgd'",
         ),
         ("train-mem=1KiB", {"batch_size": 1}, "raise the budget"),
     ],
@@ -230,7 +230,7 @@ def test_gates_of_another_step(slim, capsys):
         ("--max-macs 50%", "--max-macs 50%: give a size such as 40G or 1.5M"),
         ("--max-train-mem abc", "--max-train-mem abc: give a size such as 8GiB"),
         ("--optimizer lbfgs", "unknown optimizer 'lbfgs'"),
-        ("--batch-size 0", "batch-size 0: give 1 or more samples"),
+        ("--batch-size 0", "--batch-size 0: give 1 or more samples"),
         ("--html page.txt", "--html page.txt: writes a page; give a .html name"),
     ],
 )

@@ -117,7 +117,7 @@ def one_value() -> nn.Module:
     [
         (lambda: Labels(2, 4, 3), "no output of the model needs a gradient"),
         (lambda: nn.Conv2d(2, 4, 3).requires_grad_(False), "no output of the model needs a gradient"),
-        (one_value, "give --batch-size 2"),
+        (one_value, "give batch_size=2"),
     ],
 )
 def test_without_a_training_step_the_forward_pass_is_estimated(make, why):
@@ -128,7 +128,7 @@ def test_without_a_training_step_the_forward_pass_is_estimated(make, why):
     assert why in memory["train_error"]
     assert not {"error", "train_peak_bytes"} & memory.keys()
     gate(report, [limit("forward-mem", "1GiB")])
-    with pytest.raises(ranp.BadInput, match=f"--max-train-mem: .*{why}"):
+    with pytest.raises(ranp.BadInput, match=f"`max_train_mem`: .*{why}"):
         gate(report, [limit("train-mem", "1GiB")])
     output = io.StringIO()
     show_report(report, Console(file=output, width=1000))
@@ -144,7 +144,7 @@ def test_a_budget_on_the_forward_pass_needs_no_training_step():
     same = {"batch_size": 1, "inputs": (1, 2, 8, 8)}
     result = ranp.prune(model, batch, budget={"forward-mem": "95%"}, method="random", **same)
     assert 2 < result.mask.kept < 10
-    with pytest.raises(ranp.BadInput, match=r"--budget train-mem: .* give --batch-size 2"):
+    with pytest.raises(ranp.BadInput, match=r"`budget` train-mem: .* give batch_size=2"):
         ranp.prune(model, batch, budget={"train-mem": "90%"}, method="random", **same)
 
 

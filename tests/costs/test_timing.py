@@ -202,7 +202,7 @@ def test_masks_without_times_and_times_without_a_use():
     with pytest.raises(ranp.BadInput, match="the mask records no times"):
         ranp.prune(chain(), batch(), sparsity=0.5, resource="latency", latencies=by_flops)
     for options in ({"resource": "flops"}, {"resource": "latency", "method": "vanilla"}):
-        with pytest.raises(ranp.BadInput, match="--latencies goes with --resource latency"):
+        with pytest.raises(ranp.BadInput, match="`latencies` goes with resource='latency'"):
             ranp.prune(chain(), batch(), sparsity=0.5, latencies={"0": 1.0}, **options)
 
 
@@ -333,7 +333,7 @@ def test_a_share_is_of_the_dense_network():
 
 @pytest.mark.parametrize("text", ["20", "0ms", "-1ms", "150%", "fast", "20mb", "1m", "20ms%", ""])
 def test_times_that_are_none(text):
-    with pytest.raises(ranp.BadInput, match=f"latency={text}: give a time such as 20ms, 0.5s or 300us, or a share"):
+    with pytest.raises(ranp.BadInput, match=f"latency={text}': give a time such as 20ms, 0.5s or 300us, or a share"):
         limit("latency", text)
 
 

@@ -550,7 +550,7 @@ def test_truncated_anywhere(tmp_path, parts):
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        (None, "axes depth, height, width of input 'x' are dynamic; give --input, as in --input 1x1x64x64x64"),
+        (None, "axes depth, height, width of input 'x' are dynamic; give `inputs`, as in inputs='1x1x64x64x64'"),
         ((1, 1, 8, 8), "input 'x' is batchx1xdepthxheightxwidth, the shape given is 1x1x8x8; give one that fits"),
         ((1, 2, 8, 8, 8), "the shape given is 1x2x8x8x8"),
         ([SHAPE, SHAPE], r"has 1 inputs \(x\), 2 shapes were given"),

@@ -19,8 +19,10 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 from torch.nn import functional
 
+from ranp_cli.cli.flags import FlagSpelling
 from ranp_cli.core import errors
 from ranp_cli.core.errors import BadInput
+from ranp_cli.core.spelling import spelling
 from ranp_cli.io.batches import Batch, Batches, load_batches
 from ranp_cli.io.losses import load_loss
 from ranp_cli.io.model import load_model, load_weights, parse_model_args
@@ -68,9 +70,9 @@ BAD_MODELS = [
     (
         "model.py:Needs",
         {},
-        "needs the arguments channels, classes; give --model-arg channels=VALUE --model-arg classes=",
+        "needs the arguments channels, classes; give model_args={{'channels': VALUE, 'classes': VALUE}}",
     ),
-    ("model.py:Needs", {"channels": 1}, "needs the argument classes; give --model-arg classes=VALUE"),
+    ("model.py:Needs", {"channels": 1}, "needs the argument classes; give model_args={{'classes': VALUE}}"),
     ("model.py:Net", {"clases": 5}, "takes no argument 'clases'; did you mean 'classes'? (known: classes, bias)"),
     ("model.py:nothing", {"classes": 5}, "takes no argument 'classes'; it takes none"),
     ("model.py:by_place", {}, "needs an argument that cannot be given by name; wrap it"),
@@ -89,10 +91,14 @@ BAD_MODELS = [
     ("Net", {}, "wants file.py:Name, package.module:Name or a TorchScript file (.pt, .ts, .pth)"),
     ("folder", {}, "wants file.py:Name, package.module:Name or a TorchScript file (.pt, .ts, .pth)"),
     ("folder.py:Net", {}, "cannot be read (Is a directory); give a readable file"),
-    ("slim.safetensors", {}, "can only be profiled; here give the source, file.py:Name --weights slim.safetensors"),
+    (
+        "slim.safetensors",
+        {},
+        "can only be profiled; here give the source, file.py:Name with weights='slim.safetensors'",
+    ),
     ("net.onnx", {}, "can only be profiled; here give the source, file.py:Name"),
     ("slim.pt2", {}, "ranp writes .pt2 files, but reads none (pickle may run code); give the source, file.py:Name, or"),
-    ("net.ts", {"classes": 2}, "a TorchScript file takes no arguments; leave out --model-arg"),
+    ("net.ts", {"classes": 2}, "a TorchScript file takes no arguments; leave out `model_args`"),
     ("absent.ts", {}, "no such file"),
     (
         "module.pt",
@@ -186,7 +192,8 @@ def test_model_args(pairs: list[str], result: Any) -> None:
     if isinstance(result, dict):
         assert parse_model_args(pairs) == result
     else:
-        assert message(parse_model_args, pairs).startswith(result)
+        with spelling(FlagSpelling()):  # only the command line has pairs
+            assert message(parse_model_args, pairs).startswith(result)
 
 
 def test_a_file_is_run_once_and_again_when_it_changes(folder: Path) -> None:
@@ -271,7 +278,7 @@ BAD_WEIGHTS = [
     (
         {k: v for k, v in STATE.items() if not k.startswith("norm.")},
         None,
-        "4 missing: norm.bias, norm.running_mean, norm.running_var, ...; check --model-arg and --weights-key",
+        "4 missing: norm.bias, norm.running_mean, norm.running_var, ...; check `model_args` and `weights_key`",
     ),
     (STATE | {"extra": torch.zeros(1)}, None, "does not fit the model; 1 unexpected: extra; check"),
     (
@@ -279,10 +286,10 @@ BAD_WEIGHTS = [
         None,
         "1 unexpected: extra; 1 of another shape: conv.bias ((3,) in the file, (2,) in the model); check",
     ),
-    ({"a": STATE}, None, "holds a dict with the keys 'a', not a state dict; give --weights-key a"),
-    (CHECKPOINT, None, "not a state dict; give --weights-key ema.model"),
-    (CHECKPOINT, "ema", "nothing that is a state dict under 'ema'; give --weights-key ema.model"),
-    ({"a": {"b": {"c": torch.zeros(1)}}}, "b", "it holds state dicts under a.b, give one as --weights-key"),
+    ({"a": STATE}, None, "holds a dict with the keys 'a', not a state dict; give weights_key='a'"),
+    (CHECKPOINT, None, "not a state dict; give weights_key='ema.model'"),
+    (CHECKPOINT, "ema", "nothing that is a state dict under 'ema'; give weights_key='ema.model'"),
+    ({"a": {"b": {"c": torch.zeros(1)}}}, "b", "it holds state dicts under a.b, give one as `weights_key`"),
     (
         STATE,
         "state_dict",
@@ -340,7 +347,7 @@ def test_bad_weights_files(folder: Path) -> None:
     }.items():
         assert says in message(load_weights, nn.Conv3d(1, 1, 1), name)
     (folder / "net.ts").rename("net.pt")
-    assert "is a TorchScript model; give it as MODEL" in message(load_weights, nn.Conv3d(1, 1, 1), "net.pt")
+    assert "is a TorchScript model; give it as the model" in message(load_weights, nn.Conv3d(1, 1, 1), "net.pt")
 
 
 # ------------------------------------------------------------------------------------------------------- mini-batches
@@ -435,7 +442,7 @@ def test_bad_batches(source: Any, says: str) -> None:
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_bad_limit(limit: int) -> None:
-    assert message(load_batches, (X, Y), limit) == f"--batches {limit}: wants at least 1; leave it out to use all"
+    assert message(load_batches, (X, Y), limit) == f"batch_limit={limit}: wants at least 1; leave it out to use all"
 
 
 def test_a_generator_is_streamed_once() -> None:
@@ -624,11 +631,11 @@ MISFIT = "a target of shape {} does not fit an output of shape (2, 3, 4, 4, 4)"
 
 # name, ignore_index, output, target, what the message says
 BAD_LOSSES: list[tuple[Any, int | None, Any, Any, str]] = [
-    (None, None, LOGITS, ONE_HOT, "a torch.float32 target has no default loss; give --loss: cross_entropy, mse, l1, "),
+    (None, None, LOGITS, ONE_HOT, "a torch.float32 target has no default loss; give `loss`: cross_entropy, mse, l1, "),
     (None, None, LOGITS, LABELS + 1, "the target has class 3, but there are 3 classes, 0 to 2; mend the labels"),
     (None, None, LOGITS, LABELS - 1, "the target has class -1, but there are 3 classes"),
     (None, 7, LOGITS, HOLES, "the target has class 255, but there are 3 classes"),
-    (None, None, LOGITS, LABELS * 0 + 255, "every place of the target is ignored; check the labels and --ignore-index"),
+    (None, None, LOGITS, LABELS * 0 + 255, "every place of the target is ignored; check the labels and `ignore_index`"),
     (None, None, LOGITS, LABELS[:, :2], f"{MISFIT.format((2, 2, 4, 4))}; wants (2, 4, 4, 4), so mend the batch"),
     (None, None, [LOGITS, LOGITS], LABELS[:1], MISFIT.format((1, 4, 4, 4))),
     (None, None, ONE, BINARY, "cross_entropy wants two or more channels, and the output's shape is (2, 1, "),
@@ -640,10 +647,10 @@ BAD_LOSSES: list[tuple[Any, int | None, Any, Any, str]] = [
     ("bce", None, ONE, LABELS, "the target has class 2, but there are 2 classes, 0 to 1"),
     ("bce", None, ONE, ONE_HOT[:, :1] * 2, "bce wants targets in [0, 1], and this one has others; scale it"),
     ("dice", None, ONE, LABELS, "the target has class 2, but there are 2 classes, 0 to 1"),
-    ("dice", None, ONE[:, 0, 0, 0, 0], Y, "dice wants an output of shape (N, C, ...), not (2,); give another --loss"),
-    (lambda o, t: 1 / 0, None, ONE, BINARY, f"--loss <lambda>: ZeroDivisionError: division by zero ({__file__}:"),
-    (lambda o, t: o, None, ONE, BINARY, "--loss <lambda>: returned a tensor of shape (2, 1, 4, 4, 4); wants a scalar"),
-    (lambda o, t: 3, None, ONE, BINARY, "--loss <lambda>: returned an object of type int; wants a scalar"),
+    ("dice", None, ONE[:, 0, 0, 0, 0], Y, "dice wants an output of shape (N, C, ...), not (2,); give another `loss`"),
+    (lambda o, t: 1 / 0, None, ONE, BINARY, f"loss=<lambda>: ZeroDivisionError: division by zero ({__file__}:"),
+    (lambda o, t: o, None, ONE, BINARY, "loss=<lambda>: returned a tensor of shape (2, 1, 4, 4, 4); wants a scalar"),
+    (lambda o, t: 3, None, ONE, BINARY, "loss=<lambda>: returned an object of type int; wants a scalar"),
 ]  # fmt: skip
 
 LOSS_FILE = """
@@ -659,18 +666,18 @@ number = 5
 # spec, ignore_index, what the message says; None where it is fine
 LOSS_SPECS: list[tuple[Any, int | None, str | None]] = [
     ("dice", None, None),
-    ("dise", None, "--loss dise: no such loss; did you mean 'dice'? (known: cross_entropy, mse, l1, "),
+    ("dise", None, "loss='dise': no such loss; did you mean 'dice'? (known: cross_entropy, mse, l1, "),
     ("loss.py:good", None, None),
     ("loss.py:Good", None, None),
     ("torch.nn:MSELoss", None, None),
     ("torch.nn.functional:mse_loss", None, None),
     (nn.L1Loss(), None, None),
-    ("loss.py:good", 3, "--loss loss.py:good: --ignore-index is for the named losses; leave it out, "),
-    ("loss.py:god", None, "--loss loss.py:god: there is no 'god' in it; did you mean 'good'?"),
-    ("loss.py:number", None, "--loss loss.py:number: is an object of type int; wants a function loss(output, target)"),
-    ("loss.py:Needs", None, "--loss loss.py:Needs: needs the argument weight"),
-    ("loss.py", None, "--loss loss.py: which name in that file? Say loss.py:NAME (it offers: Good, Needs, good)"),
-    ("absent.py:good", None, "--loss absent.py:good: no such file"),
+    ("loss.py:good", 3, "loss='loss.py:good': `ignore_index` is for the named losses; leave it out, "),
+    ("loss.py:god", None, "loss='loss.py:god': there is no 'god' in it; did you mean 'good'?"),
+    ("loss.py:number", None, "loss='loss.py:number': is an object of type int; wants a function loss(output, target)"),
+    ("loss.py:Needs", None, "loss='loss.py:Needs': needs the argument weight; name a function that calls it with them"),
+    ("loss.py", None, "loss='loss.py': which name in that file? Say loss.py:NAME (it offers: Good, Needs, good)"),
+    ("absent.py:good", None, "loss='absent.py:good': no such file"),
 ]  # fmt: skip
 
 

@@ -125,9 +125,9 @@ def test_max_is_the_largest_without_a_floor(method):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"method": "snip", "criterion": "mpmg-sum"}, "--method snip goes by snip, not by 'mpmg-sum'"),
+        ({"method": "snip", "criterion": "mpmg-sum"}, "method='snip' goes by snip, not by 'mpmg-sum'"),
         ({"method": "ranp", "criterion": "snip"}, "criterion 'snip' scores weights, not neurons"),
-        ({"method": "magnitude", "criterion": "taylor"}, "--method magnitude goes by l1 or l2, not by 'taylor'"),
+        ({"method": "magnitude", "criterion": "taylor"}, "method='magnitude' goes by l1 or l2, not by 'taylor'"),
         ({"method": "tailor"}, "did you mean 'taylor'?"),
         ({"score_init": "xavier"}, "unknown score_init 'xavier'"),
     ],
@@ -292,7 +292,7 @@ def test_what_cannot_move(other, says):
 
 def test_without_transfer_the_way_is_named():
     made = ranp.prune(net(8), batches(), sparsity=0.5)
-    with pytest.raises(ranp.BadInput, match="--transfer"):
+    with pytest.raises(ranp.BadInput, match="transfer=True"):
         ranp.refine(net(8, 4, 5), made.mask)
 
 

@@ -219,4 +219,4 @@ def test_a_budget_below_the_floor_names_the_layers_that_are_in_the_way():
         ranp.Infeasible, match=r"at its floor, has macs .*; the most of it in decoders\.0\.conv1, "
     ) as error:
         ranp.prune(unet3d(7, 16, 1, 6), unet_batches(), budget="macs=0.1%", min_neurons=4)
-    assert "lower --min-neurons" in str(error.value)
+    assert "lower `min_neurons`" in str(error.value)

@@ -92,7 +92,7 @@ def test_numbers_are_drawn_where_they_are(monkeypatch):
 def test_bad_names_are_told_before_the_work(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(["prune", "nothing.py:Net", "--batch", "b.pt", "--sparsity", "0.5", "--plot", "a.jpg"]) == 2
-    assert "--plot a.jpg: pictures are written as .png, .svg, .pdf" in capsys.readouterr().err
+    assert "a.jpg: pictures are written as .png, .svg, .pdf" in capsys.readouterr().err
 
 
 def test_without_matplotlib(results, tmp_path, monkeypatch):

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from ranp_cli.cli.flags import FlagSpelling
+from ranp_cli.core.spelling import spelling
 from ranp_cli.reporting import show
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -155,7 +157,8 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def page(report: Row, width: int = 100, depth: int | None = None) -> str:
     """The page as a pipe gets it."""
     out = io.StringIO()
-    show.show_report(report, Console(file=out, width=width), depth)
+    with spelling(FlagSpelling()):
+        show.show_report(report, Console(file=out, width=width), depth)
     return out.getvalue()
 
 

@@ -559,7 +559,7 @@ def test_low_memory_without_a_estimateing():
     found = ranp.score(model, batches(size=16), low_memory=True)
     assert same(ranp.score(model, batches(size=16)), found)
     assert "cannot be estimated" in found.report.to_dict()["notes"][-1]
-    with pytest.raises(BadInput, match=r"cannot be estimated .*leave --memory-limit out"):
+    with pytest.raises(BadInput, match=r"cannot be estimated .*leave `memory_limit` out"):
         ranp.score(model, batches(size=16), memory_limit="1GiB")
 
 
@@ -692,7 +692,7 @@ def test_out_of_memory_goes_down_to_the_least():
     found = ranp.score(Tight(True), batches())
     assert same(ranp.score(Full(False), batches()), found)
     first, _, second, _ = found.report.to_dict()["notes"]
-    assert first.endswith("scoring goes on as with --low-memory")
+    assert first.endswith("scoring goes on as with low_memory=True")
     assert second.endswith("scoring goes on computing more of it twice")
 
 
@@ -712,11 +712,11 @@ def test_what_cannot_be_is_said():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch.jit as a whole
         scripted = torch.jit.trace(blocks().eval(), batches()[0][0], check_trace=False)
-    with pytest.raises(BadInput, match="--precision bf16 needs the Python model on a CPU"):
+    with pytest.raises(BadInput, match="precision='bf16' needs the Python model on a CPU"):
         ranp.score(scripted, batches(), precision="bf16")
-    with pytest.raises(BadInput, match="memory-limit 6 GB!: give a size such as 6GiB"):
+    with pytest.raises(BadInput, match="memory_limit='6 GB!': give a size such as 6GiB"):
         gradient_setup(GradientOptions(memory_limit="6 GB!"))
-    with pytest.raises(BadInput, match="memory-limit 1e400GiB: give a size such as 6GiB"):
+    with pytest.raises(BadInput, match="memory_limit='1e400GiB': give a size such as 6GiB"):
         gradient_setup(GradientOptions(memory_limit="1e400GiB"))
     with pytest.raises(BadInput, match="unknown precision 'bf17'; did you mean 'bf16'"):
         ranp.score(blocks(), batches(), precision="bf17")
@@ -789,9 +789,9 @@ def test_one_goes_on_with_the_same_only(tmp_path):
     ranp.score(blocks(), batches(2), loss="cross_entropy").save(path)
     with pytest.raises(BadInput, match="criterion 'neuron' was asked, the scores are of 'mpmg-sum'"):
         ranp.score(blocks(), batches(), criterion="neuron", resume=path)
-    with pytest.raises(BadInput, match="taken with --seed 0, not with --seed 1; go on with --seed 0"):
+    with pytest.raises(BadInput, match="taken with seed=0, not with seed=1; go on with seed=0"):
         ranp.score(blocks(), batches(), seed=1, resume=path)
-    with pytest.raises(BadInput, match="taken with --loss cross_entropy, not with --loss dice"):
+    with pytest.raises(BadInput, match="taken with loss='cross_entropy', not with loss='dice'"):
         ranp.score(blocks(), batches(), loss="dice", resume=path)
     with pytest.raises(BadInput, match="of another network"):
         ranp.score(unet3d(7, 4, 1, 3), batches(), resume=path)
@@ -813,7 +813,7 @@ def test_sums_of_two_kinds_are_never_mixed(then, tmp_path):
     assert ranp.score(blocks(), batches(2), resume=path, **then).about["batches"] == 2
     for now in HOW:
         if now != then:
-            with pytest.raises(BadInput, match=r"these scores were taken with(out)? --.*; go on with(out)? --"):
+            with pytest.raises(BadInput, match=r"these scores were taken with(out)? .*; go on with(out)? "):
                 ranp.score(blocks(), batches(2), resume=path, **now)
 
 
@@ -827,13 +827,13 @@ def test_scores_of_an_older_ranp_are_gone_on_from():
     some.about = {**some.about, "loss": None}
     del some.about["precision"], some.about["ignore_index"]
     assert same(ranp.score(blocks(), batches(2), resume=some), ranp.score(blocks(), batches(2)))
-    with pytest.raises(BadInput, match="taken with --precision model, not with --precision bf16"):
+    with pytest.raises(BadInput, match="taken with precision='model', not with precision='bf16'"):
         ranp.score(blocks(), batches(2), precision="bf16", resume=some)
 
 
 def test_scores_by_auto_are_not_gone_on_from():
     some = ranp.score(blocks(), batches(1), precision="auto")
-    with pytest.raises(BadInput, match="taken with --precision auto, which decides once"):
+    with pytest.raises(BadInput, match="taken with precision='auto', which decides once"):
         ranp.score(blocks(), batches(2), precision="bf16", resume=some)
 
 
@@ -841,7 +841,7 @@ def test_there_are_no_fewer_mini_batches_than_before():
     some = ranp.score(blocks(), batches(2))
     assert same(ranp.score(blocks(), batches(2), resume=some), some)
     for source, limit in ((batches(3), 1), (lambda: iter(batches(3)), 1), (batches(1), None)):
-        with pytest.raises(BadInput, match="these are the scores of 2 mini-batches, and --batch gives 1"):
+        with pytest.raises(BadInput, match="these are the scores of 2 mini-batches, and `batches` gives 1"):
             ranp.score(blocks(), source, batch_limit=limit, resume=some)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from ...core.contexts import labels_on_cpu, seeded
 from ...core.errors import BadInput
 from ...core.example import Example, as_example
+from ...core.spelling import Word, spelled
 from ...graph.analyse import cost_of, trace_costs
 from ...graph.graph import Graph, TraceResult
 from ...io.batches import Batches
@@ -52,10 +53,12 @@ class Subject:
         self.way = gradient_setup(self.options[GradientOptions])
         wants_width = any(e.kind == "width" for e in self.table.entries)
         if self.width_arg is not None and not wants_width:
-            raise BadInput("--width-arg names the argument of method 'width'; add width to --methods, or leave it out")
+            raise BadInput(
+                f"{spelled('width_arg')} names the argument of method 'width'; add width to {spelled('methods')}, or leave it out"
+            )
         if wants_width and self.width_arg is None:
             raise BadInput(
-                "method 'width' needs --width-arg NAME: which integer argument of the factory makes it narrower"
+                f"method 'width' needs {spelled('width_arg', Word('NAME'))}: which integer argument of the factory makes it narrower"
             )
 
         inputs = self.options[InputOptions].inputs

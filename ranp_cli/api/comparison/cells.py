@@ -18,9 +18,12 @@ from typing import Any, BinaryIO
 from ... import __version__
 from ...core.atomic import strict
 from ...core.errors import BadInput
+from ...core.spelling import spelled
 from ...scoring.compensated_sum import undivided
+from ..options import COMPARE
 
 FORMAT, VERSION = "ranp-cells", 1
+KEYWORDS = {"--batch": "batches", **{option.flag: option.keyword for option in COMPARE.options}}
 TORCHRUN = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
 
 Key = tuple[str, str, int]  # method, sparsity, seed
@@ -62,13 +65,15 @@ class Cells:
         self.held: dict[Key, Cell] = {}
         if self.path is None or not self.path.exists():
             if resume:
-                raise BadInput(f"--resume {self.path}: no such file; check the path, or give it as -o to begin")
+                raise BadInput(
+                    f"{spelled('resume', self.path)}: no such file; check the path, or give it as {spelled('cells')} to begin"
+                )
             return
         first = self._read()
         mine = first is not None and job is not None and first.get("job") == job
         if not resume and not mine and (first is not None or self.path.stat().st_size):
-            raise BadInput(f"{self.path} exists, and hours of work are not overwritten; go on with --resume {self.path}, "
-                           "or give another -o")  # fmt: skip
+            raise BadInput(f"{self.path} exists, and hours of work are not overwritten; go on with {spelled('resume', self.path)}, "
+                           f"or give another {spelled('cells')}")  # fmt: skip
         if first is not None:
             self._check(first)
 
@@ -87,7 +92,7 @@ class Cells:
                     file.flush()
                     os.fsync(file.fileno())
             except OSError as error:
-                raise BadInput(f"cannot write {self.path}: {error.strerror}; free space, and go on with --resume {self.path}") from error  # fmt: skip
+                raise BadInput(f"cannot write {self.path}: {error.strerror}; free space, and go on with {spelled('resume', self.path)}") from error  # fmt: skip
             self._hold(cell)
 
     def refresh(self) -> int:
@@ -103,7 +108,7 @@ class Cells:
         kept = len(keys & self.held.keys())
         if not kept:
             return "no cell was trained so far: mend it and start again"
-        return f"{kept} of {self.total} cells are kept: mend it and go on with --resume {self.path}"
+        return f"{kept} of {self.total} cells are kept: mend it and go on with {spelled('resume', self.path)}"
 
     def _hold(self, cell: Cell) -> None:
         self.held.setdefault(key_of(cell["method"], cell["sparsity"], cell["seed"]), cell)
@@ -127,25 +132,28 @@ class Cells:
                 else:
                     self._hold({**content, "metrics": dict(content["metrics"]), "row": dict(content["row"])})
             except (ValueError, KeyError, TypeError):
-                raise BadInput(f"{self.path}, line {k + 1}: is no {'header' if k == 0 else 'cell'} of ranp compare --fit; "
-                               "give a file that it wrote, or another -o") from None  # fmt: skip
+                raise BadInput(f"{self.path}, line {k + 1}: is no {'header' if k == 0 else 'cell'} of ranp compare with {spelled('fit')}; "
+                               f"give a file that it wrote, or another {spelled('cells')}") from None  # fmt: skip
         return first
 
     def _check(self, first: dict[str, Any]) -> None:
         """BadInput when the cells on file were trained otherwise."""
         if first["model"]["fingerprint"] != self.header["model"]["fingerprint"]:
-            raise BadInput(f"{self.path}: its cells are of another network: the parameters differ; give the same MODEL, or another -o")  # fmt: skip
+            raise BadInput(f"{self.path}: its cells are of another network: the parameters differ; give the same model, or another {spelled('cells')}")  # fmt: skip
         for name, now in self.header["options"].items():
             then = first["options"].get(name)
             if then != now:
                 raise BadInput(f"{self.path}: its cells were trained {_given(name, then)}, not {_given(name, now)}; "
-                               f"go on {_given(name, then)}, or give another -o")  # fmt: skip
+                               f"go on {_given(name, then)}, or give another {spelled('cells')}")  # fmt: skip
 
 
 def _given(name: str, value: Any) -> str:
+    """An option of the header as it was given; `name` is its flag there, or words."""
+    keyword = KEYWORDS.get(name, name.removeprefix("--").replace("-", "_"))
+    is_option = name.startswith("--")
     if value is None or value in ([], {}):
-        return f"without {name}"
-    return f"with {name} {json.dumps(value) if isinstance(value, (dict, list)) else value}"
+        return f"without {spelled(keyword) if is_option else name}"
+    return f"with {spelled(keyword, value) if is_option else f'{name} {value}'}"
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...core.errors import BadInput, Infeasible
+from ...core.spelling import Word, spelled
 from ...graph.analyse import trace_costs
 from ...graph.graph import Layer
 from ...io.user_code import check_args
@@ -81,7 +82,7 @@ def too_large(name: str, level: Level, about: dict[str, Any], least: int) -> Inf
 def full_width(subject: Subject) -> int:
     """The value of the factory's --width-arg as the network is given; BadInput when there is no such number."""
     name, factory = str(subject.width_arg), subject.factory()
-    what = f"--width-arg {name}"
+    what = spelled("width_arg", name)
     if factory is None:
         raise BadInput(f"{what}: method 'width' builds narrower networks; give MODEL as file.py:Name of a class or function, "
                        "or in Python the class or function itself")  # fmt: skip
@@ -90,7 +91,9 @@ def full_width(subject: Subject) -> int:
     value = subject.model_args.get(name, None if declared is None else declared.default)
     if type(value) is not int or value < 1:
         told = "has no default" if value is None or value is inspect.Parameter.empty else f"is {value!r}"
-        raise BadInput(f"{what}: {told}; wants a whole number from 1 on: give it as --model-arg {name}=N")
+        raise BadInput(
+            f"{what}: {told}; wants a whole number from 1 on: give it as {spelled('model_args', {name: Word('N')})}"
+        )
     return value
 
 

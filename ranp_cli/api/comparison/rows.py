@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ...core.errors import BadInput, nearest
+from ...core.spelling import Word, spelled
 from ...graph.graph import Graph
 from ...pruning.methods import METHODS
 from ...pruning.select import Selection, check
@@ -89,7 +90,9 @@ def entry(name: str, layers: LayerOptions, seed: int) -> Entry:
 def sparsities(given: Any) -> list[Level]:
     """A number, "max", "0.1:0.95:0.05" (from, to, step), or a list of these, in order and once each."""
     if given is None or given == [] or given == ():
-        raise BadInput("no sparsity was given; give --sparsity X in [0, 1), max, or a range such as 0.1:0.95:0.05")
+        raise BadInput(
+            f"no sparsity was given; give {spelled('sparsity', Word('X'))} in [0, 1), max, or a range such as 0.1:0.95:0.05"
+        )
     if isinstance(given, (list, tuple)):
         return list(dict.fromkeys(x for part in given for x in sparsities(part)))
     text = str(given)
@@ -102,7 +105,7 @@ def sparsities(given: Any) -> list[Level]:
     except ValueError:
         first = last = step = float("nan")
     if not (step > 0 and 0 <= first <= last < 1):
-        raise BadInput(f"sparsity {text}: give a range as from:to:step, such as 0.1:0.95:0.05")
+        raise BadInput(f"{spelled('sparsity', text)}: give a range as from:to:step, such as 0.1:0.95:0.05")
     return [round(first + k * step, 6) for k in range(int((last - first) / step + 1e-9) + 1)]
 
 
@@ -134,18 +137,18 @@ def table_of(
     levels = sparsities(sparsity)
     entries = [entry(name, layers, seed) for name in names]
     if not entries:
-        raise BadInput("no method was given; leave out --methods for those of the paper")
+        raise BadInput(f"no method was given; leave out {spelled('methods')} for those of the paper")
     if len(entries) * len(levels) > MOST:
         raise BadInput(f"{len(entries)} methods at {len(levels)} sparsities are more than {MOST} rows; give fewer")
     if match is not None and match not in RESOURCE_KEYS:
         raise BadInput(f"unknown match '{match}'{nearest(match, RESOURCE_KEYS)}")
     twice = next((e.name for k, e in enumerate(entries) if e.name in {other.name for other in entries[:k]}), None)
     if unique and twice:
-        raise BadInput(f"method '{twice}' is named twice; with --fit give each method once")
+        raise BadInput(f"method '{twice}' is named twice; with {spelled('fit')} give each method once")
     first = next((e for e in entries if e.kind != "full"), None)
     has_width = any(e.kind == "width" for e in entries)
     if (match or has_width) and (first is None or first.kind == "width"):
-        what = "--match cuts every method" if match else "method 'width' is cut"
+        what = f"{spelled('match')} cuts every method" if match else "method 'width' is cut"
         raise BadInput(
             f"{what} to the size of the first one (but for full); name one that ranks neurons before the others"
         )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...core.contexts import seeded
 from ...core.copies import replicate
 from ...core.errors import USER_EXCEPTIONS, BadInput, FitsInterrupted, in_words, nearest
+from ...core.spelling import spelled
 from ...graph.analyse import trace_costs
 from ...io.losses import loss_name
 from ...io.readers import found_instead
@@ -48,7 +49,7 @@ class Fit:
     def of(cls, fit: Any, metric: str | None) -> Fit:
         """From `file.py:fit`, `package.module:fit` or a callable; BadInput for what cannot be called as fit(model, seed)."""
         name = fit if isinstance(fit, str) else loss_name(fit)
-        what = f"--fit {name}"
+        what = spelled("fit", name)
         if isinstance(fit, str) and not is_code(fit):
             raise BadInput(f"{what}: wants file.py:fit or package.module:fit, a function fit(model, seed)")
         function = named_object(fit, what) if isinstance(fit, str) else fit
@@ -76,7 +77,9 @@ class Fit:
         if self.metric is None:
             return next(iter(metrics))
         if self.metric not in metrics:
-            raise BadInput(f"--metric {self.metric}: fit returns no such number{nearest(self.metric, metrics)}")
+            raise BadInput(
+                f"{spelled('metric', self.metric)}: fit returns no such number{nearest(self.metric, metrics)}"
+            )
         return self.metric
 
 
@@ -183,7 +186,7 @@ class Training:
                 slots = [layer.slot for layer in trace_costs(network, bench.example, both_modes=True).layers.values()]
             with seeded(bench.seed):
                 initialise(network, self.init, slots)
-        what, keys = f"--fit {self.fit.name}, {named(key)}", set(self.keys)
+        what, keys = f"{spelled('fit', self.fit.name)}, {named(key)}", set(self.keys)
         try:
             value, seconds = self.fit.run(network, bench.seed, bench.session.device)
         except USER_EXCEPTIONS as error:
@@ -214,7 +217,7 @@ class Training:
         other = next((each for each in held if set(each) != set(held[0])), None)
         if other is not None:
             raise BadInput(f"{self.cells.path}: fit returned {found_instead(held[0])} and {found_instead(other)}; all cells must "
-                           "have the same metrics: train anew with another -o")  # fmt: skip
+                           f"have the same metrics: train anew with another {spelled('cells')}")  # fmt: skip
         return self.fit.chosen(held[0])
 
     def _check_names(self, metrics: dict[str, float]) -> None:
@@ -230,4 +233,4 @@ class Training:
         for key in self.keys:
             if key[2] == bench.seed and self.cells.held.get(key, {}).get("weights", digest) != digest:
                 raise BadInput(f"{self.cells.path}: the cells of seed {bench.seed} were cut from other weights than the model now "
-                               "has; give the same MODEL and --weights, or another -o")  # fmt: skip
+                               f"has; give the same model and {spelled('weights')}, or another {spelled('cells')}")  # fmt: skip

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput
+from ...core.spelling import spelled
 from .onnx_count import Count
 from .onnx_shapes import axes_in
 
@@ -107,7 +108,7 @@ def _shapes_of(path: Any, inputs: dict[str, Any], given: list[tuple[int, ...]] |
     """The shape of every input: as the file says, dynamic axes as given, a dynamic batch axis 1."""
     if given is not None and len(given) != len(inputs):
         names = ", ".join(inputs)
-        raise BadInput(f"{path} has {len(inputs)} inputs ({names}), {len(given)} shapes were given; give --input for each, in order")  # fmt: skip
+        raise BadInput(f"{path} has {len(inputs)} inputs ({names}), {len(given)} shapes were given; give {spelled('inputs')} for each, in order")  # fmt: skip
     shapes = {}
     for k, (name, value) in enumerate(inputs.items()):
         known = value.type.tensor_type.HasField("shape")
@@ -118,7 +119,7 @@ def _shapes_of(path: Any, inputs: dict[str, Any], given: list[tuple[int, ...]] |
             free = [str(d) for d in dims[1:] if isinstance(d, str)]
             if free or not known:
                 hint = "x".join(str(d) if isinstance(d, int) else "1" if a == 0 else "64" for a, d in enumerate(dims))
-                raise BadInput(f"{path}: axes {', '.join(free) or 'of unknown number'} of input '{name}' are dynamic; give --input, as in --input {hint or '1x1x64x64x64'}")  # fmt: skip
+                raise BadInput(f"{path}: axes {', '.join(free) or 'of unknown number'} of input '{name}' are dynamic; give {spelled('inputs')}, as in {spelled('inputs', hint or '1x1x64x64x64')}")  # fmt: skip
             asked = tuple(1 if isinstance(d, str) else d for d in dims)
         elif known and (len(asked) != len(dims) or any(isinstance(d, int) and d != n for d, n in zip(dims[1:], asked[1:], strict=True))):  # fmt: skip
             raise BadInput(f"{path}: input '{name}' is {declared}, the shape given is {'x'.join(map(str, asked))}; give one that fits")  # fmt: skip
