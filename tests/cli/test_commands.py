@@ -99,6 +99,7 @@ BATCHES: dict[str, Callable[[Any, Any], Any]] = {
     "calib.pt": lambda x, y: (x, y),
     "list.pt": lambda x, y: [{"input": x, "target": y}, {"x": x, "y": y}],
     "one sample ü.pt": lambda x, y: (x[:1], y[:1]),
+    "Double.pt": lambda x, y: (x.double(), y),
     "BFloat.pt": lambda x, y: (x.bfloat16(), y),
     "TwoInputs.pt": lambda x, y: [((x, x), y)],
     "Keywords.pt": lambda x, y: {"input": {"image": x, "other": x}, "target": y},
