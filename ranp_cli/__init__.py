@@ -11,7 +11,7 @@ torch is imported when one of the functions is first used.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # as typing has it, which takes longer to import than all of this
 
 __version__ = "0.1.0"
 
@@ -35,6 +35,8 @@ _HOME = {
 __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from .api.compare import compare
     from .api.comparison.result import Comparison
     from .api.profile import profile

@@ -36,3 +36,24 @@ def clock(monkeypatch):
         monkeypatch.setattr(timing, "once", lambda work, device: seconds(work))
 
     return use
+
+
+@pytest.fixture(autouse=True, scope="session")
+def every_report_holds_to_the_schema():
+    """Validate whatever report a test makes: a key that `report_types.py` does not know is found where it first appears."""
+    import jsonschema
+
+    from ranp_cli.core.atomic import strict
+    from ranp_cli.reporting.report import Report
+    from ranp_cli.reporting.report_schema import schema
+
+    validator, plain = jsonschema.Draft202012Validator(schema()), Report.to_dict
+
+    def validated(self):
+        document = plain(self)
+        validator.validate(strict(document))
+        return document
+
+    Report.to_dict = validated
+    yield
+    Report.to_dict = plain

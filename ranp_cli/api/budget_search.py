@@ -24,73 +24,112 @@ FULL = 0.995  # of a budget: nothing more is looked for
 TRIES = 100  # networks that are looked at to fill it
 
 
-def fit_budget(session: Session, graph: Graph, ranking: Ranking, scores: Sequence[np.ndarray], limits: Sequence[Limit],
-               costing: Costing, stand: Benchmark | None, progress: Progress) -> tuple[Settled, Timings | None]:  # fmt: skip
+def fit_budget(
+    session: Session,
+    graph: Graph,
+    ranking: Ranking,
+    scores: Sequence[np.ndarray],
+    limits: Sequence[Limit],
+    costing: Costing,
+    stand: Benchmark | None,
+    progress: Progress,
+) -> tuple[Settled, Timings | None]:
     """The largest network that meets all limits, by bisection over the sparsity: no gradient is taken again.
 
     One neuron may cost so much that it ends the search while others would still fit: these are added then, best first.
     What can be counted is met exactly; a latency in the race of the dense and the slim network that is returned.
     Raises Infeasible, naming the closest, when the smallest network does not meet them.
     """
-
-    def at(kept: int) -> tuple[Settled, dict[str, float]]:
-        level = max(0.0, 1 - (kept + 0.5) / cells)  # such that just `kept` are ranked in
-        found = settle(session, graph, lambda: ranking.select(graph, scores, level))
-        return found, cost(found)
-
-    def cost(found: Settled) -> dict[str, float]:
-        return costing.under(limits, found.model, found.trace)
-
-    cells = (
-        2**16 if ranking.method == "snip" else graph.n
-    )  # search steps: neurons, or levels of the weight sparsity for SNIP
-    counted, timed = ([each for each in limits if (each.kind == "latency") == is_time] for is_time in (False, True))
-    before = costing.under(limits, session.model, None)
-    low, high = 0, cells  # the least, which must do, and too many
     with progress("fitting", None) as advance:
-        best, least = at(low)
-        if not met(counted, before, least):
-            raise infeasible(counted, before, least, costliest(best, counted, before, least))
-        found, after = at(cells)
-        if met(counted, before, after):
-            low, high, best = cells, cells, found
+        search = BudgetSearch(session, graph, ranking, scores, limits, costing, advance)
+        best, kept = search.counted()
+        if not search.timed or stand is None:
+            return search.filled(best), None
+        return search.in_time(kept, stand)
+
+
+@dataclass
+class BudgetSearch:
+    """The networks of one ranking, looked at for the largest within the limits."""
+
+    session: Session
+    graph: Graph
+    ranking: Ranking
+    scores: Sequence[np.ndarray]
+    limits: Sequence[Limit]
+    costing: Costing
+    advance: Callable[[], Any]
+
+    def __post_init__(self) -> None:
+        self.steps = (
+            2**16 if self.ranking.method == "snip" else self.graph.n
+        )  # levels of the weights' sparsity, or neurons
+        self.limited = [each for each in self.limits if each.kind != "latency"]
+        self.timed = [each for each in self.limits if each.kind == "latency"]
+        self.before = self.costing.under(self.limits, self.session.model, None)
+
+    def at(self, kept: int) -> tuple[Settled, dict[str, float]]:
+        """The network of which just `kept` steps are ranked in, and its costs."""
+        level = max(0.0, 1 - (kept + 0.5) / self.steps)
+        return self._settled(lambda: self.ranking.select(self.graph, self.scores, level))
+
+    def _settled(self, choose: Callable[[], Selection]) -> tuple[Settled, dict[str, float]]:
+        settled = settle(self.session, self.graph, choose)
+        return settled, self.costing.under(self.limits, settled.model, settled.trace)
+
+    def counted(self) -> tuple[Settled, int]:
+        """The network with the most ranked in that meets what can be counted, and how many steps are.
+
+        Raises: Infeasible.
+        """
+        best, least = self.at(0)
+        if not met(self.limited, self.before, least):
+            raise infeasible(self.limited, self.before, least, costliest(best, self.limited, self.before, least))
+        whole, after = self.at(self.steps)
+        if met(self.limited, self.before, after):
+            return whole, self.steps
+        low, high = 0, self.steps  # the least, which does, and too many
         while high - low > 1:
             middle = (low + high) // 2
-            found, after = at(middle)
-            advance()
-            if met(counted, before, after):
-                low, best = middle, found
+            settled, after = self.at(middle)
+            self.advance()
+            if met(self.limited, self.before, after):
+                low, best = middle, settled
             else:
                 high = middle
-        if not timed or stand is None:
-            full = used(counted, before, cost(best))
-            fill = GreedyFill(graph, ranking.values(graph, scores), ranking)
-            while (
-                full < FULL
-                and not METHODS[ranking.method].by_layer
-                and (more := fill.candidate(best.selection)) is not None
-            ):
-                found = settle(session, graph, partial(fill.kept, more))
-                after = cost(found)
-                advance()
-                if fill.tried(met(counted, before, after)):
-                    best, full = found, used(counted, before, after)
-            return best, None
+        return best, low
+
+    def filled(self, best: Settled) -> Settled:
+        """`best` with what else fits."""
+        full = used(self.limited, self.before, self.costing.under(self.limits, best.model, best.trace))
+        fill = GreedyFill(self.graph, self.ranking.values(self.graph, self.scores), self.ranking)
+        while full < FULL and not METHODS[self.ranking.method].by_layer:
+            more = fill.candidate(best.selection)
+            if more is None:
+                break
+            settled, after = self._settled(partial(fill.kept, more))
+            self.advance()
+            if fill.tried(met(self.limited, self.before, after)):
+                best, full = settled, used(self.limited, self.before, after)
+        return best
+
+    def in_time(self, kept: int, stand: Benchmark) -> tuple[Settled, Timings]:
+        """The largest network of at most `kept` steps that also keeps to the time, and the race that shows it."""
 
         def allowed(kept: int) -> Settled | None:
-            found, after = at(kept)
-            if kept == 0 and not met(counted, before, after):
-                raise infeasible(counted, before, after)
-            return found if met(counted, before, after) else None
+            settled, after = self.at(kept)
+            if kept == 0 and not met(self.limited, self.before, after):
+                raise infeasible(self.limited, self.before, after)
+            return settled if met(self.limited, self.before, after) else None
 
-        def times(found: Settled, sure: bool) -> Timings:
-            with session.report.timing("time"):
-                if found.selection.keep.all():  # nothing went: it is the dense network
-                    alone = stand.forward(session.model, sure=sure)
+        def times(settled: Settled, sure: bool) -> Timings:
+            with self.session.report.timing("time"):
+                if settled.selection.keep.all():  # nothing went: it is the dense network
+                    alone = stand.forward(self.session.model, sure=sure)
                     return Timings(alone.seconds * 2, alone.repeats)
-                return stand.forward(session.model, found.model, sure=sure)
+                return stand.forward(self.session.model, settled.model, sure=sure)
 
-        return largest_within(timed[0], low, allowed, times, advance)
+        return largest_within(self.timed[0], kept, allowed, times, self.advance)
 
 
 def costliest(found: Settled, limits: Sequence[Limit], before: Mapping[str, float], least: Mapping[str, float]) -> str:
@@ -168,8 +207,13 @@ class GreedyFill:
 # -- the largest network that is fast enough
 
 
-def largest_within(limit: Limit, top: int, at: Callable[[int], T | None], timed: Callable[[T, bool], Timings],
-                   advance: Callable[[], Any]) -> tuple[T, Timings]:  # fmt: skip
+def largest_within(
+    limit: Limit,
+    top: int,
+    at: Callable[[int], T | None],
+    timed: Callable[[T, bool], Timings],
+    advance: Callable[[], Any],
+) -> tuple[T, Timings]:
     """Bisect for the largest network that meets a limit of time, and make sure of it: it is timed again, and while it is
     over, a smaller one is taken.
 

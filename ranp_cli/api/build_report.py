@@ -23,8 +23,9 @@ from .session import Session
 from .settle import Settled
 
 
-def build_scores(session: Session, graph: Graph, found: Importance, how: dict[str, Any],
-                 sparsity: float | None) -> Scores:  # fmt: skip
+def build_scores(
+    session: Session, graph: Graph, found: Importance, how: dict[str, Any], sparsity: float | None
+) -> Scores:
     """The scores and their balance: the mean and the share of each layer, and how many of its neurons they alone keep."""
     layers = {layer.name: values for layer, values in zip(graph.layers, found.scores, strict=True)}
     whole = sum(float(v.sum()) for v in found.scores) or 1.0
@@ -78,10 +79,17 @@ def build_pruned(session: Session, graph: Graph, mask: Mask, settled: Settled, i
         "floored": mask.floored,
         "fixed": mask.fixed,
         "not_pruned": not_pruned(graph, settled.selection.keep),
-        "unruled_ops": [{"op": op, "module": module, "source": where} for op, module, where in
-                        dict.fromkeys(graph.eval_run.tracer.unruled + graph.train_run.tracer.unruled)],
+        "followed": [
+            {"module": module, "attribute": name, "value": value}
+            for module, values in settled.followed.items()
+            for name, value in values.items()
+        ],
+        "unruled_ops": [
+            {"op": op, "module": module, "source": where}
+            for op, module, where in dict.fromkeys(graph.eval_run.tracer.unruled + graph.train_run.tracer.unruled)
+        ],
         "uncounted_ops": uncounted(dense.run.tracer.uncounted),
-    }  # fmt: skip
+    }
     shapes = {name: list(p.shape) for name, p in session.model.named_parameters()}
     info = {**session.model_info, "parameters": shapes, **counted_for}
     return Pruned(slim, mask, report, {"model": info, "attributes": settled.attributes})
@@ -90,8 +98,10 @@ def build_pruned(session: Session, graph: Graph, mask: Mask, settled: Settled, i
 def layer_rows(graph: Graph, mask: Mask, dense: TracedCosts, slim: TracedCosts) -> list[dict[str, Any]]:
     """The report's part `layers`: each layer of the dense network, with what the slim one keeps and costs there."""
     rows = []
-    fixed = {layer.name: {str(graph.reasons[u]) for u in units if graph.reasons[u]}
-             for layer, units in zip(graph.layers, graph.by_layer(graph.unit), strict=True)}  # fmt: skip
+    fixed = {
+        layer.name: {str(graph.reasons[u]) for u in units if graph.reasons[u]}
+        for layer, units in zip(graph.layers, graph.by_layer(graph.unit), strict=True)
+    }
     for layer in graph.layers:
         where = layer.slot, layer.axis
         first, later = (

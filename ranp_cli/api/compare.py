@@ -20,7 +20,7 @@ from .comparison.over_seeds import joined, mark_best
 from .comparison.result import Comparison
 from .comparison.rows import DEFAULT, Table, table_of
 from .comparison.training import Fit, Training
-from .options import COMPARE, GradientOptions, InputOptions, LayerOptions, ModelOptions, ProbeOptions
+from .options import COMPARE, FitOptions, GradientOptions, InputOptions, LayerOptions, ModelOptions, ProbeOptions
 from .probe import Probing
 from .session import Progress, check_choices, silent
 
@@ -36,11 +36,19 @@ SEEDS = 3
 
 @labels_on_cpu
 @COMPARE
-def compare(model: nn.Module | str | Callable[..., nn.Module], batches: Any, *, sparsity: Any, methods: Iterable[str] = DEFAULT,
-            match: str | None = None, width_arg: str | None = None, fit: Any = None, seeds: int | None = None,
-            metric: str | None = None, init: str | None = None, cells: str | Path | None = None,
-            resume: str | Path | None = None, distributed: bool = False, progress: Progress = silent,
-            **options: Unpack[CompareKeywords]) -> Comparison:  # fmt: skip
+def compare(
+    model: nn.Module | str | Callable[..., nn.Module],
+    batches: Any,
+    *,
+    sparsity: Any,
+    methods: Iterable[str] = DEFAULT,
+    match: str | None = None,
+    width_arg: str | None = None,
+    cells: str | Path | None = None,
+    distributed: bool = False,
+    progress: Progress = silent,
+    **options: Unpack[CompareKeywords],
+) -> Comparison:
     """Lay methods side by side on one network: Table 2 and Fig. 4 of the paper for your own; with `fit`, trained.
 
     `model` is not changed. The mini-batches are gone through once (with `fit`: once a seed); each row is then selected,
@@ -86,33 +94,35 @@ def compare(model: nn.Module | str | Callable[..., nn.Module], batches: Any, *, 
 
     Source: Tables 2 and 3, Fig. 4 of RANP (Xu et al., 3DV 2020).
     """
-    chosen, is_trained = COMPARE.read(options), fit is not None
+    chosen = COMPARE.read(options)
+    fitted = chosen[FitOptions]
+    is_trained = fitted.fit is not None
     seed = chosen[ModelOptions].seed or 0
     table = table_of(methods, sparsity, match, chosen[LayerOptions], seed, is_trained)
     subject = Subject(model, batches, table, chosen, width_arg)
     if width_arg is not None:
         full_width(subject)
-    of_fit = {"seeds": seeds, "metric": metric, "init": init, "cells": cells, "resume": resume}
-    check_fit(is_trained, of_fit, distributed, subject)
+    check_fit(fitted, cells, distributed, subject)
     probing = Probing.of(chosen[ProbeOptions], None, None, chosen[GradientOptions])
     if probing is not None and is_trained:
         raise BadInput(
             f"{spelled('probe')}: {spelled('fit')} trains every row in full, which says more; leave one of them out"
         )
-    function = Fit.of(fit, metric) if is_trained else None
+    function = Fit.of(fitted.fit, fitted.metric) if is_trained else None
 
     report = Report("compare")
     first = Bench(subject, seed, report)
     if function is None:
         rows = counted(first, probing, progress)
     else:
-        run = range(seed, seed + (SEEDS if seeds is None else seeds))
+        init = fitted.init or "keep"
+        run = range(seed, seed + (SEEDS if fitted.seeds is None else fitted.seeds))
         total = len(run) * len(table.rows)
         file = Cells(
-            resume or cells, header(first, function.name, init or "keep"), resume is not None, total, distributed
+            fitted.resume or cells, header(first, function.name, init), fitted.resume is not None, total, distributed
         )
         share = place_in_job(distributed)
-        training = Training(subject, first, run, function, file, init or "keep", share, report)
+        training = Training(subject, first, run, function, file, init, share, report)
         rows = summed_up(training, table, training.run(progress))
     counted_for = {} if subject.at is None else {"profiled_input": subject.at.signature}
     report.parts |= {
@@ -126,29 +136,36 @@ def compare(model: nn.Module | str | Callable[..., nn.Module], batches: Any, *, 
     return Comparison(report)
 
 
-def check_fit(trained: bool, alone: dict[str, Any], distributed: bool, subject: Subject) -> None:
+def check_fit(fitted: FitOptions, cells: Any, distributed: bool, subject: Subject) -> None:
     """BadInput for options of a fit without one, and for those that do not go together."""
+    alone = {
+        "seeds": fitted.seeds,
+        "metric": fitted.metric,
+        "init": fitted.init,
+        "cells": cells,
+        "resume": fitted.resume,
+    }
     given = [spelled(name) for name, value in alone.items() if value is not None]
-    if not trained:
+    if fitted.fit is None:
         if given:
             raise BadInput(
                 f"{given[0]} has no effect without {spelled('fit')}; give {spelled('fit', 'file.py:fit')}, or leave it out"
             )
         return
-    check_choices(init=(alone["init"] or "keep", INITS))
-    if alone["seeds"] is not None and not 1 <= alone["seeds"] <= 10_000:
-        raise BadInput(f"{spelled('seeds', alone['seeds'])}: give 1 or more; each row is trained once a seed")
-    if alone["cells"] is not None and alone["resume"] is not None:
+    check_choices(init=(fitted.init or "keep", INITS))
+    if cells is not None and fitted.resume is not None:
         raise BadInput(f"{spelled('resume')} goes on in the file that it names; leave out {spelled('cells')}")
-    if distributed and alone["cells"] is None and alone["resume"] is None:
+    if distributed and cells is None and fitted.resume is None:
         raise BadInput(f"processes share a file of cells: give {spelled('cells')}, a path that all of them see")
     if (
         subject.width_arg is not None
         and subject.options[ModelOptions].weights is not None
-        and alone["init"] in (None, "keep")
+        and fitted.init in (None, "keep")
     ):
-        raise BadInput(f"{spelled('weights')} do not fit a narrower network, so 'width' would start from others than the rest; give "
-                       f"{spelled('init')} factory, glorot or orthogonal, or leave out width")  # fmt: skip
+        raise BadInput(
+            f"{spelled('weights')} do not fit a narrower network, so 'width' would start from others than the rest; give "
+            f"{spelled('init')} factory, glorot or orthogonal, or leave out width"
+        )
 
 
 def header(bench: Bench, fit: str, init: str) -> dict[str, Any]:
@@ -167,7 +184,8 @@ def header(bench: Bench, fit: str, init: str) -> dict[str, Any]:
         if isinstance(subject.batches, (str, Path))
         else loss_name(type(subject.batches)),
         "--batches": gradients.batch_limit,
-        "--loss": None if gradients.loss is None else loss_name(gradients.loss),
+        **({} if gradients.keys is None else {"--keys": str(gradients.keys)}),
+        "--loss": None if gradients.loss is None else loss_name(gradients.loss, gradients.loss_args),
         "--ignore-index": gradients.ignore_index,
         "--score-init": gradients.score_init,
         "--precision": gradients.precision,
@@ -209,8 +227,13 @@ def summed_up(training: Training, table: Table, metric: str) -> list[dict[str, A
         rows.append(joined([training.cells.held[key_of(e.name, level, seed)] for seed in training.seeds], metric))
     mark_best(rows)
     path = training.cells.path
-    training.report.parts["fit"] = {"spec": training.fit.name, "metric": metric, "seeds": list(training.seeds),
-                                    "init": training.init, **({"cells": str(path)} if path else {})}  # fmt: skip
+    training.report.parts["fit"] = {
+        "spec": training.fit.name,
+        "metric": metric,
+        "seeds": list(training.seeds),
+        "init": training.init,
+        **({"cells": str(path)} if path else {}),
+    }
     return rows
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from .costing import Costing
 from .ranking import Ranking
 from .session import Progress, Session
 from .settle import Settled, settle
+
+if TYPE_CHECKING:
+    from ..reporting.report_parts import BudgetRow
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Goal:
     def is_timed(self) -> bool:
         return any(limit.kind == "latency" for limit in self.limits)
 
-    def rows(self, before: Mapping[str, float], after: Mapping[str, float]) -> list[dict[str, Any]]:
+    def rows(self, before: Mapping[str, float], after: Mapping[str, float]) -> list[BudgetRow]:
         """The report's part `budget`."""
         return [
             {
@@ -65,8 +68,16 @@ class Goal:
         ]
 
 
-def reach(goal: Goal, session: Session, graph: Graph, ranking: Ranking, scores: Sequence[np.ndarray], costing: Costing,
-          stand: Benchmark | None, progress: Progress) -> tuple[Settled, Timings | None]:  # fmt: skip
+def reach(
+    goal: Goal,
+    session: Session,
+    graph: Graph,
+    ranking: Ranking,
+    scores: Sequence[np.ndarray],
+    costing: Costing,
+    stand: Benchmark | None,
+    progress: Progress,
+) -> tuple[Settled, Timings | None]:
     """The slim network that meets the goal, and under a limit of time the race that shows it.
 
     Raises: Infeasible, with what could be lowered, when the smallest network does not meet the limits.

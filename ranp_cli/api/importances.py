@@ -15,8 +15,9 @@ from ..io.batches import Batches
 from ..io.losses import load_loss
 from ..pruning.init import INITS
 from ..scoring.criteria import Criterion, criterion
+from ..scoring.over_batches import score
 from ..scoring.precision import PRECISIONS
-from ..scoring.scorer import GradientSetup, Importance, score
+from ..scoring.scorer import GradientSetup, Importance
 from ..scoring.weight_gradients import norms
 from ..scoring.zero_scores import SAID, ZERO_WEIGHTS, notes, unranked
 from .options import GradientOptions
@@ -38,15 +39,22 @@ def gradient_setup(options: GradientOptions) -> GradientSetup:
     )
 
 
-def importances(session: Session, graph: Graph, source: Batches, criteria: Iterable[str], options: GradientOptions,
-                progress: Progress, way: GradientSetup) -> dict[str, Importance]:  # fmt: skip
+def importances(
+    session: Session,
+    graph: Graph,
+    source: Batches,
+    criteria: Iterable[str],
+    options: GradientOptions,
+    progress: Progress,
+    way: GradientSetup,
+) -> dict[str, Importance]:
     """The scores by each criterion, from one pass over the mini-batches; norms of weights need none."""
     wanted = [criterion(name) for name in dict.fromkeys(criteria)]
     twins = {c.name: c.name.replace("mnmg", "mpmg") for c in wanted if c.signed and c.is_linear}
     if way.resumed:  # of the other criterion nothing is known
         twins = {}
     wanted += [criterion(name) for name in twins.values() if name not in criteria]
-    function = load_loss(options.loss, options.ignore_index)
+    function = load_loss(options.loss, options.ignore_index, options.loss_args)
     found = {c.name: norm_scores(session.model, graph, c) for c in wanted if not c.needs_gradients}
     told: dict[str, Any] = {}
     if by_gradient := [c for c in wanted if c.needs_gradients]:

@@ -16,12 +16,19 @@ class ModelKeywords(TypedDict, total=False):
 
 class GradientKeywords(TypedDict, total=False):
     loss: Any
+    loss_args: Mapping[str, Any] | None
     ignore_index: int | None
     batch_limit: int | None
+    keys: str | Sequence[str] | None
     score_init: str
     precision: str
     low_memory: bool
     memory_limit: str | int | None
+
+
+class LongRunKeywords(TypedDict, total=False):
+    save_every: float
+    timeout: float
 
 
 class MethodKeywords(TypedDict, total=False):
@@ -55,7 +62,15 @@ class ProbeKeywords(TypedDict, total=False):
     probe_lr: float | None
 
 
-class ScoreKeywords(ModelKeywords, GradientKeywords, total=False):
+class FitKeywords(TypedDict, total=False):
+    fit: Any
+    seeds: int | None
+    metric: str | None
+    init: str | None
+    resume: Any
+
+
+class ScoreKeywords(ModelKeywords, GradientKeywords, LongRunKeywords, total=False):
     pass
 
 
@@ -76,7 +91,9 @@ class RefineKeywords(ModelKeywords, InputKeywords, total=False):
     pass
 
 
-class CompareKeywords(ModelKeywords, GradientKeywords, LayerKeywords, InputKeywords, ProbeKeywords, total=False):
+class CompareKeywords(
+    FitKeywords, ModelKeywords, GradientKeywords, LayerKeywords, InputKeywords, ProbeKeywords, total=False
+):
     pass
 
 

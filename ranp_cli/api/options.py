@@ -80,8 +80,16 @@ class Option:
         return self.flag.lstrip("-").replace("-", "_")
 
 
-def option(default: Any, panel: str, help: str, kind: Kind = TEXT, metavar: str | None = None, *flags: str,
-           says: str | None = None, doc: str | None = None) -> Any:  # fmt: skip
+def option(
+    default: Any,
+    panel: str,
+    help: str,
+    kind: Kind = TEXT,
+    metavar: str | None = None,
+    *flags: str,
+    says: str | None = None,
+    doc: str | None = None,
+) -> Any:
     """A field of a group; without `flags` the flag is `--` and the field's name."""
     about = {"help": help, "panel": panel, "kind": kind, "metavar": metavar, "flags": flags, "says": says, "doc": doc}
     return dataclasses.field(default=default, metadata=about)
@@ -121,16 +129,38 @@ class GradientOptions:
     """The loss, and how gradients are computed."""
 
     loss: Any = option(
-        None, FROM, "cross_entropy, mse, l1, smooth_l1, bce, dice, dice_ce, or file.py:Name", TEXT, "NAME")  # fmt: skip
+        None, FROM, "cross_entropy, mse, l1, smooth_l1, bce, dice, dice_ce, file.py:Name or package:Name", TEXT, "NAME")  # fmt: skip
+    loss_args: Mapping[str, Any] | None = option(
+        None, FROM, "argument of a loss of your own, read as YAML (repeatable)", TEXTS, "KEY=VALUE", "--loss-arg")  # fmt: skip
     ignore_index: int | None = option(
         None, FROM, "target value that does not count", WHOLE, "I", says="-100, and 255 where no class")  # fmt: skip
     batch_limit: int | None = option(None, FROM, "use at most N mini-batches", WHOLE, "N", "--batches")
+    keys: str | Sequence[str] | None = option(
+        None, FROM, "the keys of input and target in mini-batches that are dicts, as image,label", TEXT, "INPUT,TARGET",
+        says="input or x, target or y")  # fmt: skip
     score_init: str = option("keep", FROM, "weights that are scored: keep|factory|glorot|orthogonal", TEXT, "I")
     precision: str = option(
         "model", FROM, "of the gradients: model, fp32, fp64, bf16, fp16, or auto: bf16 if the mask is that of fp32",
         TEXT, "P")  # fmt: skip
     low_memory: bool = option(False, FROM, "score with activations computed twice instead of kept", SWITCH)
     memory_limit: str | int | None = option(None, FROM, "likewise, as little as keeps to it, as 6GiB", SIZE, "V")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongRunOptions:
+    """What a long scoring keeps on the way, and how long its processes wait for each other."""
+
+    save_every: float = option(
+        60.0, OUT, "keep in -o what is done, every N seconds: after a crash, go on with --resume; 0: only at the end",
+        NUMBER, "N", doc="seconds between two writings of `kept_in`; 0: never")  # fmt: skip
+    timeout: float = option(
+        600.0, FROM, "with torchrun: end the job when a process is N seconds behind the others", NUMBER, "N")  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.save_every < 1e9:
+            raise BadInput(f"{spelled('save_every', self.save_every)}: give a number of seconds from 0 on")
+        if not 0 < self.timeout < 1e9:
+            raise BadInput(f"{spelled('timeout', self.timeout)}: give a number of seconds above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,9 +236,28 @@ class ProbeOptions:
         says="adam, adamw 3e-3, sgd 0.05, sgd-momentum 0.01")  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How the rows of `compare` are trained; nothing is without `fit`."""
+
+    fit: Any = option(
+        None, COST, "file.py:fit, called as fit(model, seed): train every row and return its accuracy, or a dict of numbers",
+        TEXT, "F")  # fmt: skip
+    seeds: int | None = option(None, COST, "train under N seeds from --seed on", WHOLE, "N", says="3")
+    metric: str | None = option(None, COST, "which number of fit's dict rows go by", TEXT, "NAME", says="the first")
+    init: str | None = option(
+        None, COST, "weights that rows are trained from: keep|factory|glorot|orthogonal", TEXT, "I", says="keep")  # fmt: skip
+    resume: Any = option(None, COST, "go on with the cells of an earlier ranp compare --fit", TEXT, "FILE")
+
+    def __post_init__(self) -> None:
+        if self.seeds is not None and not 1 <= self.seeds <= 10_000:
+            raise BadInput(f"{spelled('seeds', self.seeds)}: give 1 or more; each row is trained once a seed")
+
+
 def in_python(text: str) -> str:
     """A help text with keywords in place of flags."""
-    names = {"--batch": "batches", "--batches": "batch_limit", "--model-arg": "model_args", "--input": "inputs"}
+    names = {"--batch": "batches", "--batches": "batch_limit", "--model-arg": "model_args", "--loss-arg": "loss_args",
+             "--input": "inputs"}  # fmt: skip
     text = re.sub(r"--[a-z][a-z-]*", lambda flag: f"`{names.get(flag[0], flag[0][2:].replace('-', '_'))}`", text)
     return text.removesuffix(" (repeatable)")
 
@@ -301,8 +350,8 @@ class Chosen:
 
 # -- what each public function takes, beside its own parameters
 
-SCORE = Keywords(ModelOptions, GradientOptions)
+SCORE = Keywords(ModelOptions, GradientOptions, LongRunOptions)
 PRUNE = Keywords(ModelOptions, GradientOptions, MethodOptions, LayerOptions, InputOptions, StepOptions, ProbeOptions)
 REFINE = Keywords(ModelOptions, InputOptions)
-COMPARE = Keywords(ModelOptions, GradientOptions, LayerOptions, InputOptions, ProbeOptions)
+COMPARE = Keywords(FitOptions, ModelOptions, GradientOptions, LayerOptions, InputOptions, ProbeOptions)
 PROFILE = Keywords(ModelOptions, StepOptions)

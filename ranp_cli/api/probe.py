@@ -68,11 +68,15 @@ class Plan:
     def optimizer_of(self, net: nn.Module) -> torch.optim.Optimizer:
         trained = [p for p in net.parameters() if p.requires_grad]
         if not trained:
-            raise BadInput("no parameter of the model requires a gradient, so nothing can be trained; "
-                           f"call requires_grad_(True) on it, or leave out {spelled('probe')}")  # fmt: skip
+            raise BadInput(
+                "no parameter of the model requires a gradient, so nothing can be trained; "
+                f"call requires_grad_(True) on it, or leave out {spelled('probe')}"
+            )
         makers: dict[str, Callable[..., torch.optim.Optimizer]] = {
-            "sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW,
-        }  # fmt: skip
+            "sgd": torch.optim.SGD,
+            "adam": torch.optim.Adam,
+            "adamw": torch.optim.AdamW,
+        }
         if self.optimizer == "sgd-momentum":
             return torch.optim.SGD(trained, lr=self.lr, momentum=0.9)
         return makers[self.optimizer](trained, lr=self.lr)
@@ -94,9 +98,18 @@ def plan_of(steps: int | None, optimizer: str | None, lr: float | None, scores: 
 
 
 @labels_on_cpu
-def probe(dense: nn.Module, slim: nn.Module, batches: Any, *, steps: int = 200, loss: Any = None, ignore_index: int | None = None,
-          optimizer: str | None = None, lr: float | None = None, batch_limit: int | None = None, device: str = "auto",
-          seed: int = 0, progress: Progress = silent) -> dict[str, Any]:  # fmt: skip
+def probe(
+    dense: nn.Module,
+    slim: nn.Module,
+    batches: Any,
+    *,
+    steps: int = 200,
+    loss: Any = None,
+    optimizer: str | None = None,
+    lr: float | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> dict[str, Any]:
     """Train copies of two networks for a few steps on the same mini-batches and say how far each loss falls.
 
     The networks take turns: one step of the dense one, one step of the slim one, on the same mini-batch. They run in
@@ -121,10 +134,10 @@ def probe(dense: nn.Module, slim: nn.Module, batches: Any, *, steps: int = 200, 
     Raises: BadInput, also when a network cannot be trained.
     """
     plan = Plan.of(steps, optimizer, lr)
-    function = load_loss(loss, ignore_index)
+    function = load_loss(loss, None)
     with seeded(seed):
-        held = first_of(load_batches(batches, batch_limit), plan.kept)
-    return run_probe(dense, slim, held, function, plan, choose_device(device), ignore_index, seed, progress)
+        held = first_of(load_batches(batches), plan.kept)
+    return run_probe(dense, slim, held, function, plan, choose_device(device), None, seed, silent)
 
 
 def first_of(source: Batches, most: int) -> list[Batch]:
@@ -156,7 +169,9 @@ class Probing:
         return (
             None
             if plan is None
-            else cls(plan, load_loss(gradients.loss, gradients.ignore_index), gradients.ignore_index)
+            else cls(
+                plan, load_loss(gradients.loss, gradients.ignore_index, gradients.loss_args), gradients.ignore_index
+            )
         )
 
     def run(self, session: Session, slim: nn.Module, source: Batches, progress: Progress) -> dict[str, Any]:
@@ -193,15 +208,24 @@ def own_precision(model: nn.Module, batch: Batch) -> Batch:
     return Batch(args, kwargs, batch.target)
 
 
-def run_probe(dense: nn.Module, slim: nn.Module, held: Sequence[Batch], loss: Loss, plan: Plan, device: torch.device,
-              ignore_index: int | None, seed: int, progress: Progress) -> dict[str, Any]:  # fmt: skip
+def run_probe(
+    dense: nn.Module,
+    slim: nn.Module,
+    held: Sequence[Batch],
+    loss: Loss,
+    plan: Plan,
+    device: torch.device,
+    ignore_index: int | None,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Any]:
     """`probe`, of mini-batches and a loss that are there already."""
     sides = {
         name: Trainee(net, loss, plan, device, ignore_index, seed) for name, net in (("dense", dense), ("slim", slim))
     }
     moved = [batch.to(device) for batch in held]
     moved = [own_precision(dense, batch) for batch in moved]
-    with reproducible(), progress("probing", plan.steps) as advance:
+    with reproducible(device), progress("probing", plan.steps) as advance:
         for side in sides.values():
             side.first, _ = side.evaluate(moved)
         for step in range(plan.steps):
@@ -209,9 +233,15 @@ def run_probe(dense: nn.Module, slim: nn.Module, held: Sequence[Batch], loss: Lo
                 side.step(step, moved[step % len(moved)])
             advance()
         found = {name: side.outcome(moved) for name, side in sides.items()}
-    return {"steps": plan.steps, "optimizer": plan.optimizer, "lr": plan.lr, "batches": len(moved), **found,
-            "lag": lag_of(found["dense"], found["slim"]),
-            "seconds": {name: round(side.seconds, 4) for name, side in sides.items()}}  # fmt: skip
+    return {
+        "steps": plan.steps,
+        "optimizer": plan.optimizer,
+        "lr": plan.lr,
+        "batches": len(moved),
+        **found,
+        "lag": lag_of(found["dense"], found["slim"]),
+        "seconds": {name: round(side.seconds, 4) for name, side in sides.items()},
+    }
 
 
 def lag_of(dense: dict[str, Any], slim: dict[str, Any]) -> float | None:
@@ -259,8 +289,10 @@ class Trainee:
             if not np.isfinite(number):
                 self.diverged = index
             elif not value.requires_grad:
-                raise BadInput(f"the loss has no gradient, so nothing can be trained; leave out {spelled('probe')}, or give a model "
-                               f"and {spelled('loss')} that are differentiable")  # fmt: skip
+                raise BadInput(
+                    f"the loss has no gradient, so nothing can be trained; leave out {spelled('probe')}, or give a model "
+                    f"and {spelled('loss')} that are differentiable"
+                )
             else:
                 self.curve.append(number)
                 run_backward(value, index)

@@ -21,8 +21,14 @@ if TYPE_CHECKING:
 
 
 @PROFILE
-def profile(model: nn.Module | str, inputs: Any = None, *, other: nn.Module | str | None = None, tree: bool = False,
-            **options: Unpack[ProfileKeywords]) -> Report:  # fmt: skip
+def profile(
+    model: nn.Module | str,
+    inputs: Any = None,
+    *,
+    other: nn.Module | str | None = None,
+    tree: bool = False,
+    **options: Unpack[ProfileKeywords],
+) -> Report:
     """Count what a network costs: one sample, eval mode, without running it.
 
     Args:
@@ -163,8 +169,10 @@ class Counting:
         from ..io.exchange.onnx_profile import profile_onnx
 
         if self.step.time:
-            raise BadInput(f"{path} is an .onnx file, and what is timed is a torch module; give the model or a slim "
-                           f".safetensors, or leave out {spelled('time')}")  # fmt: skip
+            raise BadInput(
+                f"{path} is an .onnx file, and what is timed is a torch module; give the model or a slim "
+                f".safetensors, or leave out {spelled('time')}"
+            )
         if self.step.amp:
             raise BadInput(
                 f"{path}: the training step of an .onnx file is not known; leave out {spelled('amp')}, or give the model itself"

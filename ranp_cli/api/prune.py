@@ -15,7 +15,7 @@ from ..core.example import Example
 from ..core.spelling import spelled
 from ..costs.budget import costs_of
 from ..costs.memory import check_optimizer
-from ..costs.timing import Benchmark
+from ..costs.timing import Benchmark, Timings
 from ..graph.graph import Graph
 from ..pruning.held_back import held_back, in_words, is_short
 from ..pruning.init import INITS
@@ -58,9 +58,19 @@ MUCH_LESS = 0.5  # a pruning that reaches less than this share of the sparsity a
 
 @labels_on_cpu
 @PRUNE
-def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str | Path | None = None,
-          sparsity: float | str | None = None, budget: Any = (), init: str = "keep", strict: bool = False,
-          allow_less: bool = False, progress: Progress = silent, **options: Unpack[PruneKeywords]) -> Pruned:  # fmt: skip
+def prune(
+    model: nn.Module | str,
+    batches: Any = None,
+    *,
+    scores: Scores | str | Path | None = None,
+    sparsity: float | str | None = None,
+    budget: Any = (),
+    init: str = "keep",
+    strict: bool = False,
+    allow_less: bool = False,
+    progress: Progress = silent,
+    **options: Unpack[PruneKeywords],
+) -> Pruned:
     """Remove the least important neurons of `model`.
 
     `model` is not changed: not its weights, gradients, buffers or modes, nor the global RNG.
@@ -113,15 +123,11 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     """
     chosen = PRUNE.read(options)
     goal = Goal.of(sparsity, budget, chosen[MethodOptions].method)
-    check_source(batches, scores, chosen)
-    check_choices(init=(init, INITS))
-    check_optimizer(chosen[StepOptions].optimizer or "sgd")
+    check_options(batches, scores, init, chosen)
     probing = Probing.of(chosen[ProbeOptions], chosen[StepOptions].optimizer, scores, chosen[GradientOptions])
 
     session = Session.open(Report("prune"), model, chosen[ModelOptions])
-    costing = Costing.of(
-        session, chosen[InputOptions].inputs, chosen[StepOptions]
-    )  # now: the model may not take the input
+    costing = Costing.of(session, chosen[InputOptions].inputs, chosen[StepOptions])  # it may not take the input
     known_scores = None if scores is None else Scores.of(scores).check_network(session, chosen[MethodOptions].criterion)
     criterion = chosen[MethodOptions].criterion if known_scores is None else known_scores.criterion
     ranking = Ranking.of(replace(chosen[MethodOptions], criterion=criterion), chosen[LayerOptions], session.seed)
@@ -143,43 +149,64 @@ def prune(model: nn.Module | str, batches: Any = None, *, scores: Scores | str |
     stand = Benchmark(costing.sample, session.device) if chosen[StepOptions].time or goal.is_timed else None
     settled, race = reach(goal, session, graph, ranking, importance.scores, costing, stand, progress)
 
-    mask = Mask.from_units(graph, settled.selection.keep, model=session.model_info, requested=settled.selection.requested,
-                           floored=settled.selection.floored, method=method_info(ranking, init, importance, score_init, chosen, latencies, goal))  # fmt: skip
+    mask = Mask.from_units(
+        graph,
+        settled.selection.keep,
+        model=session.model_info,
+        requested=settled.selection.requested,
+        floored=settled.selection.floored,
+        method=method_info(ranking, init, importance, score_init, chosen, latencies, goal),
+    )
     causes = held_back(graph, settled.selection)
     if not allow_less and not goal.limits:
         check_enough(settled.selection, mask, ranking.method == "snip", causes)
     pruned = build_pruned(session, graph, mask, settled, init, costing)
-    report = session.report
     add_memory(session, settled.model, costing)
-    if stand is not None:
-        with report.timing("time"):
-            macs = [report.parts[side]["macs"] for side in ("before", "after")]
-            report.parts["speed"] = stand.pair(
-                session.model, settled.model, race, macs, training=chosen[StepOptions].time
-            )
-    if goal.limits:
-        report.parts["budget"] = goal.rows(costs_of(report.parts, "before"), costs_of(report.parts, "after"))
-    report.parts |= {"not_pruned": not_pruned(graph, settled.selection.keep), "held_back": causes}
+    add_speed(session, settled.model, stand, race, chosen[StepOptions].time)
+    add_outcome(session, graph, goal, settled.selection, costing)
+    session.report.parts["held_back"] = causes
     session.note(*less_than_asked(settled.selection, mask, causes))
-    report.parts |= trainability(session, graph, settled.selection, costing)
+    add_ranking(session.report, graph, ranking, importance)
     pruned.rankings = ranking.steps(graph, importance.scores)
-    add_ranking(report, graph, ranking, importance)
     if probing is not None and source is not None:
         probing.report(session, settled.model, source, progress)
     return pruned
 
 
-def check_source(batches: Any, scores: Any, chosen: Chosen) -> None:
-    """BadInput unless there are either mini-batches or scores, with the options that belong to them."""
+def add_outcome(session: Session, graph: Graph, goal: Goal, selection: Selection, costing: Costing) -> None:
+    """Write to the report whether limits are met, what was not pruned, and what the slim network needs to learn."""
+    parts = session.report.parts
+    if goal.limits:
+        parts["budget"] = goal.rows(costs_of(parts, "before"), costs_of(parts, "after"))
+    parts["not_pruned"] = not_pruned(graph, selection.keep)
+    parts |= trainability(session, graph, selection, costing)
+
+
+def add_speed(session: Session, slim: nn.Module, stand: Benchmark | None, race: Timings | None, training: bool) -> None:
+    """Write to the report how fast both networks are, on a `stand`; their forward passes may be timed already, in `race`."""
+    if stand is None:
+        return
+    parts = session.report.parts
+    with session.report.timing("time"):
+        macs = [parts[side]["macs"] for side in ("before", "after")]
+        parts["speed"] = stand.pair(session.model, slim, race, macs, training=training)
+
+
+def check_options(batches: Any, scores: Any, init: str, chosen: Chosen) -> None:
+    """BadInput for choices that there are not; unless there are either mini-batches or scores, with what belongs to them."""
     gradients = chosen[GradientOptions]
     gradient_setup(gradients)
     if (batches is None) == (scores is None):
         raise BadInput(f"give either a calibration batch ({spelled('batches')}) or scores ({spelled('scores')})")
+    check_choices(init=(init, INITS))
+    check_optimizer(chosen[StepOptions].optimizer or "sgd")
     if scores is None:
         return
-    if gradients.loss is not None or gradients.ignore_index is not None or gradients.batch_limit is not None:
+    of_gradients = ("loss", "loss_args", "ignore_index", "batch_limit", "keys")
+    if any(getattr(gradients, name) is not None for name in of_gradients):
+        *names, last = map(spelled, of_gradients)
         raise BadInput(
-            f"{spelled('loss')}, {spelled('ignore_index')} and {spelled('batch_limit')} belong to the gradients: they have no effect with {spelled('scores')}; leave them out"
+            f"{', '.join(names)} and {last} belong to the gradients: they have no effect with {spelled('scores')}; leave them out"
         )
     if gradients.score_init != "keep":
         raise BadInput(
@@ -192,16 +219,29 @@ def restore_scores(session: Session, scores: Scores, strict: bool) -> tuple[Grap
     graph = session.analyse(Example.from_signature(scores.about["model"]["input"]), strict)
     session.draw(graph, scores.about.get("score_init", "keep"))
     values = scores.in_order(graph, session)
+    if scores.about.get("unfinished"):
+        session.note(
+            f"these are the scores of {scores.about['batches']} mini-batches: ranp score was stopped before its end; "
+            f"finish it with {spelled('resume')}"
+        )
     importance = Importance(values, scores.about["batches"], not_ranked=scores.not_ranked(graph))
     zeros = {key: scores.about.get(key) for key in SAID}
     report_scoring(session, {**zeros, "not_ranked": importance.not_ranked})
     return graph, importance
 
 
-def take_scores(session: Session, batches: Any, ranking: Ranking, goal: Goal, options: GradientOptions, strict: bool,
-                probing: Probing | None, progress: Progress) -> tuple[Batches, Graph, Importance]:  # fmt: skip
+def take_scores(
+    session: Session,
+    batches: Any,
+    ranking: Ranking,
+    goal: Goal,
+    options: GradientOptions,
+    strict: bool,
+    probing: Probing | None,
+    progress: Progress,
+) -> tuple[Batches, Graph, Importance]:
     """The mini-batches, the graph, and the importance from their gradients; zeros for a method without a criterion."""
-    source, example = first_batch(batches, options.batch_limit, session.seed)
+    source, example = first_batch(batches, options, session.seed)
     if probing is not None:
         source.hold = probing.plan.kept
     graph = session.analyse(example, strict)
@@ -213,8 +253,15 @@ def take_scores(session: Session, batches: Any, ranking: Ranking, goal: Goal, op
     return source, graph, by_criterion[ranking.criterion]
 
 
-def method_info(ranking: Ranking, init: str, importance: Importance, score_init: str, chosen: Chosen,
-                latencies: dict[str, Any] | None, goal: Goal) -> dict[str, Any]:  # fmt: skip
+def method_info(
+    ranking: Ranking,
+    init: str,
+    importance: Importance,
+    score_init: str,
+    chosen: Chosen,
+    latencies: dict[str, Any] | None,
+    goal: Goal,
+) -> dict[str, Any]:
     """How the mask came about, as mask.json has it; what is as by default is left out."""
     info = {**ranking.recorded, "init": init, "batches": importance.batches}
     if score_init != "keep":

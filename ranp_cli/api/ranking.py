@@ -69,8 +69,14 @@ class Ranking:
     @property
     def recorded(self) -> dict[str, Any]:
         """As mask.json has it; a resource has no meaning but for RANP, a criterion none for random scores."""
-        how: dict[str, Any] = {"name": self.method, "criterion": self.criterion, "resource": self.resource,
-                               "lambda": float(self.lam), "seed": self.seed, "min_neurons": self.min_neurons}  # fmt: skip
+        how: dict[str, Any] = {
+            "name": self.method,
+            "criterion": self.criterion,
+            "resource": self.resource,
+            "lambda": float(self.lam),
+            "seed": self.seed,
+            "min_neurons": self.min_neurons,
+        }
         if not METHODS[self.method].resource:
             del how["lambda"]
         if self.criterion is None:

@@ -30,8 +30,15 @@ if TYPE_CHECKING:
 
 @labels_on_cpu
 @REFINE
-def refine(model: nn.Module | str, mask: Mask | dict[str, Any] | str | Path, *, init: str = "keep", transfer: bool = False,
-           full: bool = False, **options: Unpack[RefineKeywords]) -> Any:  # fmt: skip
+def refine(
+    model: nn.Module | str,
+    mask: Mask | dict[str, Any] | str | Path,
+    *,
+    init: str = "keep",
+    transfer: bool = False,
+    full: bool = False,
+    **options: Unpack[RefineKeywords],
+) -> Any:
     """Build the slim network from a model and a mask.
 
     `model` is not changed.
@@ -87,8 +94,14 @@ def refine(model: nn.Module | str, mask: Mask | dict[str, Any] | str | Path, *, 
         keep = mask.units(graph)
     settled = settle(session, graph, lambda: Selection(keep | graph.fixed_units, mask.floored, ""))
     method = {**mask.method, "init": init} if init != "keep" else mask.method
-    refined = Mask.from_units(graph, settled.selection.keep, model=session.model_info, method=method,
-                              requested=mask.requested, floored=mask.floored)  # fmt: skip
+    refined = Mask.from_units(
+        graph,
+        settled.selection.keep,
+        model=session.model_info,
+        method=method,
+        requested=mask.requested,
+        floored=mask.floored,
+    )
     costing = Costing.of(session, None, StepOptions())
     costing.use(graph)
     pruned = build_pruned(session, graph, refined, settled, init, costing)

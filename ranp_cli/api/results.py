@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core.atomic import write_atomic
+from ..core.atomic import write_atomic, write_now
+from ..core.contexts import ignoring
 from ..core.errors import BadInput
 from ..core.example import Example
 from ..core.spelling import spelled
@@ -43,10 +43,17 @@ class Scores:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file that `prune(scores=path)` takes; no new gradients are needed then."""
+        _write(path, self._bytes(self.about), self.report)
+
+    def keep(self, path: str | Path) -> None:
+        """Write at once what an unfinished scoring goes on from; the file says that it is unfinished."""
+        write_now(path, self._bytes({**self.about, "unfinished": True}))
+
+    def _bytes(self, about: dict[str, Any]) -> bytes:
         tensors = {name: torch.from_numpy(values) for name, values in self.layers.items()}
         for name, total in self.sums.items():
             tensors |= {f"{SUM}{name}": total.high, f"{REST}{name}": total.low}
-        _write(path, to_bytes(tensors, {"format": SCORES, "version": VERSION, **self.about}), self.report)
+        return to_bytes(tensors, {"format": SCORES, "version": VERSION, **about})
 
     def plot(self, path: str | Path) -> None:
         """Fig. 3 of the paper: these scores, and with layers of equal mean (extra `plot`)."""
@@ -66,8 +73,11 @@ class Scores:
             return scores
         about = read_document(scores, SCORES)
         tensors = read_tensors(scores)
-        sums = {name.removeprefix(SUM): CompensatedSum(t, tensors[REST + name.removeprefix(SUM)])
-                for name, t in tensors.items() if name.startswith(SUM)}  # fmt: skip
+        sums = {
+            name.removeprefix(SUM): CompensatedSum(t, tensors[REST + name.removeprefix(SUM)])
+            for name, t in tensors.items()
+            if name.startswith(SUM)
+        }
         _check_said(scores, about)
         layers = {name: t.double().numpy() for name, t in tensors.items() if not name.startswith((SUM, REST))}
         return cls(layers, about, sums=sums)
@@ -96,8 +106,10 @@ class Scores:
         self.check_network(session, how["criterion"])
         taken = {"precision": "model", **self.about}  # which was not written down, once
         if taken["precision"] == "auto":
-            raise BadInput(f"{spelled('resume')}: these scores were taken with {spelled('precision', 'auto')}, which decides once, on the first "
-                           "mini-batch; score anew with bf16 or fp32 to go on from that")  # fmt: skip
+            raise BadInput(
+                f"{spelled('resume')}: these scores were taken with {spelled('precision', 'auto')}, which decides once, on the first "
+                "mini-batch; score anew with bf16 or fp32 to go on from that"
+            )
         for key, value in how.items():
             if taken.get(key) not in (None, value):  # None: not written down by the ranp that wrote the file
                 then, now = (_given(key, each) for each in (taken[key], value))
@@ -105,13 +117,17 @@ class Scores:
                     f"{spelled('resume')}: these scores were taken {then}, not {now}; go on {then}, or score anew"
                 )
         if most is not None and most < taken["batches"]:
-            raise BadInput(f"{spelled('resume')}: these are the scores of {taken['batches']} mini-batches, and {spelled('batches')} gives {most}; "
-                           f"give the same {spelled('batches')}, and {spelled('batch_limit')} of more than there are, or none")  # fmt: skip
+            raise BadInput(
+                f"{spelled('resume')}: these are the scores of {taken['batches']} mini-batches, and {spelled('batches')} gives {most}; "
+                f"give the same {spelled('batches')}, and {spelled('batch_limit')} of more than there are, or none"
+            )
         values = self.in_order(graph, session)
         zeros = find_zeros(session.model, graph).facts(graph)
         if differing := [names[0] for key, names in zeros.items() if self.about.get(key) != names]:
-            raise BadInput(f"{spelled('resume')}: these scores were taken with the zeros of {differing[0]}, by an older ranp, which "
-                           "no gradient passes; score anew")  # fmt: skip
+            raise BadInput(
+                f"{spelled('resume')}: these scores were taken with the zeros of {differing[0]}, by an older ranp, which "
+                "no gradient passes; score anew"
+            )
         if not self.sums:
             raise BadInput(f"{spelled('resume')}: this file holds scores, but not their sums; score anew")
         return Importance(values, self.about["batches"], [self.sums.get(layer.name) for layer in graph.layers])
@@ -127,8 +143,10 @@ class Scores:
             shape = graph.slots[layer.slot].shape if self.about["criterion"] == "snip" else (len(layer.neurons),)
             if values is None or values.shape != shape:
                 have = "no such layer" if values is None else f"{len(values)} neurons"
-                raise BadInput(f"the scores are of another network: layer {layer.name} has {len(layer.neurons)} neurons, the scores have "
-                               f"{have}; score this model first")  # fmt: skip
+                raise BadInput(
+                    f"the scores are of another network: layer {layer.name} has {len(layer.neurons)} neurons, the scores have "
+                    f"{have}; score this model first"
+                )
         return [self.layers[layer.name] for layer in graph.layers]
 
     def not_ranked(self, graph: Graph) -> dict[str, str]:
@@ -159,8 +177,7 @@ class Pruned:
     def _save_script(self, path: str | Path) -> None:
         if not isinstance(self.model, torch.jit.ScriptModule):
             raise BadInput(f"{path}: a .pt file is written for a TorchScript model only; give a .safetensors name")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with ignoring((DeprecationWarning, "")):
             _write(path, self.model.save_to_buffer(), self.report)
 
     def save(self, path: str | Path) -> None:

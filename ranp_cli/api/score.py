@@ -14,10 +14,11 @@ from ..core.spelling import spelled
 from ..io.losses import loss_name
 from ..reporting.report import Report
 from ..scoring.distributed import join_process_group
-from ..scoring.zero_scores import keep_whole
+from ..scoring.scorer import Importance
+from ..scoring.zero_scores import SAID, keep_whole
 from .build_report import build_scores
 from .importances import gradient_setup, importances
-from .options import SCORE, GradientOptions, LayerOptions, MethodOptions, ModelOptions
+from .options import SCORE, GradientOptions, LayerOptions, LongRunOptions, MethodOptions, ModelOptions
 from .ranking import Ranking, agreement_of
 from .results import UNSAID, Scores
 from .session import Progress, Session, first_batch, silent
@@ -30,9 +31,18 @@ if TYPE_CHECKING:
 
 @labels_on_cpu
 @SCORE
-def score(model: nn.Module | str, batches: Any, *, criterion: str = "mpmg-sum", sparsity: float | None = None,
-          resume: Scores | str | Path | None = None, distributed: bool = False, progress: Progress = silent,
-          **options: Unpack[ScoreKeywords]) -> Scores:  # fmt: skip
+def score(
+    model: nn.Module | str,
+    batches: Any,
+    *,
+    criterion: str = "mpmg-sum",
+    sparsity: float | None = None,
+    resume: Scores | str | Path | None = None,
+    kept_in: str | Path | None = None,
+    distributed: bool = False,
+    progress: Progress = silent,
+    **options: Unpack[ScoreKeywords],
+) -> Scores:
     """Score every neuron of `model` by the sensitivity of the loss on calibration batches.
 
     `model` is not changed: not its weights, gradients, buffers or modes, nor the global RNG.
@@ -50,6 +60,7 @@ def score(model: nn.Module | str, batches: Any, *, criterion: str = "mpmg-sum", 
         low_memory: compute activations twice instead of keeping them; the scores are the same.
         memory_limit: as little of that as keeps to so many bytes, such as `6GiB`.
         resume: what an earlier call returned or saved; its mini-batches are passed over and counted.
+        kept_in: a file that what is done so far is written to every `save_every` seconds, for `resume` after a crash.
         distributed: this process is one of torchrun's, or of an initialised `torch.distributed`: it takes its share of the
             mini-batches, and every process returns the scores of all.
 
@@ -78,21 +89,49 @@ def score(model: nn.Module | str, batches: Any, *, criterion: str = "mpmg-sum", 
         raise BadInput(f"criterion 'snip' scores weights: leave out {spelled('sparsity')}, which is a share of neurons")
 
     session = Session.open(Report("score"), model, chosen[ModelOptions])
-    source, example = first_batch(batches, gradients.batch_limit, session.seed)
+    source, example = first_batch(batches, gradients, session.seed)
     graph = session.analyse(example)
     session.draw(graph, gradients.score_init)
-    how = {"criterion": criterion, "score_init": gradients.score_init, "seed": session.seed, "precision": gradients.precision,
-           "loss": loss_name(gradients.loss),
-           "ignore_index": UNSAID if gradients.ignore_index is None else gradients.ignore_index}  # fmt: skip
+    how = recorded(criterion, gradients, session.seed)
     earlier = None if resume is None else Scores.of(resume).resumed(session, graph, how, source.most)
     by_score = MethodOptions(method="snip" if criterion == "snip" else "vanilla", criterion=criterion, resource="none")
     ranking = Ranking.of(by_score, LayerOptions(lambda_=0.0, min_neurons=1), session.seed)
-    with join_process_group(distributed, session.device) as workers:
+
+    def keep(found: dict[str, Importance]) -> None:
+        """Write what is done so far, where `resume` takes it from."""
+        assert kept_in is not None
+        said = {
+            **{key: value for key, value in way.facts.items() if key in SAID},
+            "not_ranked": found[criterion].not_ranked,
+        }
+        so_far = replace(session, report=Report("score", {"scoring": {k: v for k, v in said.items() if v}}))
+        build_scores(so_far, graph, found[criterion], how, None).keep(kept_in)
+
+    with join_process_group(distributed, session.device, chosen[LongRunOptions].timeout) as workers:
         workers.agree(source.length)
-        way = replace(way, spread=workers, resumed=earlier, agreement=agreement_of(graph, ranking, sparsity))
+        way = replace(
+            way,
+            spread=workers,
+            resumed=earlier,
+            agreement=agreement_of(graph, ranking, sparsity),
+            keep=None if kept_in is None else keep,
+            save_every=chosen[LongRunOptions].save_every,
+        )
         importance = importances(session, graph, source, [criterion], gradients, progress, way)[criterion]
     keep_whole(graph, importance.not_ranked)
     scores = build_scores(session, graph, importance, how, sparsity)
     if way.facts.get("stopped"):
         raise Interrupted(scores, importance.batches)
     return scores
+
+
+def recorded(criterion: str, gradients: GradientOptions, seed: int) -> dict[str, Any]:
+    """What the scores say of how they were taken; `resume` goes on with the same only."""
+    return {
+        "criterion": criterion,
+        "score_init": gradients.score_init,
+        "seed": seed,
+        "precision": gradients.precision,
+        "loss": loss_name(gradients.loss, gradients.loss_args),
+        "ignore_index": UNSAID if gradients.ignore_index is None else gradients.ignore_index,
+    }

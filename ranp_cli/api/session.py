@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from ..core.copies import replicate, uncompiled
 from ..core.errors import BadInput, nearest
 from ..core.example import Example
 from ..core.fingerprint import fingerprint
+from ..core.job import job
 from ..core.spelling import spelled
 from ..core.tensors import in_precision_of
 from ..graph.analyse import analyse
@@ -27,7 +27,7 @@ from ..io.batches import Batches, load_batches
 from ..io.model import TORCHSCRIPT_NOTE, load_model, load_weights
 from ..pruning.init import initialise
 from ..reporting.report import Report
-from .options import ModelOptions
+from .options import GradientOptions, ModelOptions
 
 Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], Any]]]
 
@@ -114,8 +114,8 @@ class Session:
 
 def choose_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one; BadInput for one that is not there."""
-    if torch.cuda.is_available() and name in ("auto", "cuda") and "LOCAL_RANK" in os.environ:  # one of torchrun's
-        name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    if torch.cuda.is_available() and name in ("auto", "cuda") and (local := job().local_rank) is not None:  # torchrun's
+        name = f"cuda:{local % torch.cuda.device_count()}"
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -137,8 +137,8 @@ def check_choices(**choices: tuple[str, Iterable[str]]) -> None:
             raise BadInput(f"unknown {what} '{given}'{nearest(str(given), known)}")
 
 
-def first_batch(batches: Any, limit: int | None, seed: int) -> tuple[Batches, Example]:
+def first_batch(batches: Any, options: GradientOptions, seed: int) -> tuple[Batches, Example]:
     """The mini-batches, and the input of the first as an example; a shuffling source draws from `seed`."""
     with seeded(seed):
-        source = load_batches(batches, limit)
+        source = load_batches(batches, options.batch_limit, options.keys)
         return source, Example(source.first.args, source.first.kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ class Settled:
     model: nn.Module
     attributes: dict[str, Any]  # what refining changed besides tensors
     trace: SlimRun  # its run on meta tensors
+    followed: dict[str, dict[str, Any]] = field(default_factory=dict)  # counts in attributes of the user's own modules
 
 
 def settle(session: Session, graph: Graph, choose: Callable[[], Selection]) -> Settled:
@@ -58,7 +59,7 @@ def settle(session: Session, graph: Graph, choose: Callable[[], Selection]) -> S
                 continue
             for name, values in followed.changed.items():
                 changed.setdefault(name, {}).update(values)
-        return Settled(chosen, slim, changed, ran)
+        return Settled(chosen, slim, changed, ran, followed.changed)
 
 
 def _fix(graph: Graph, found: HardCoded) -> None:

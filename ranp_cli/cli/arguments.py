@@ -22,15 +22,29 @@ def name_of(option: Option) -> str:
     return f"{key}_" if keyword.iskeyword(key) or key in ("input", "json") else key
 
 
-def own(help: str, panel: str, *flags: str, kind: Any = TEXT, metavar: str | None = None, default: Any = None,
-        says: str | None = None) -> Option:  # fmt: skip
+def own(
+    help: str,
+    panel: str,
+    *flags: str,
+    kind: Any = TEXT,
+    metavar: str | None = None,
+    default: Any = None,
+    says: str | None = None,
+) -> Option:
     """An option of the command line alone, or one whose Python form is a parameter of one function."""
     return Option(flags[-1].lstrip("-").replace("-", "_"), default, help, panel, kind, metavar, flags, says)
 
 
 OUTPUT = own("where the slim network goes (repeatable)", OUT, "-o", "--output", kind=TEXTS, metavar="FILE", default=())
 INIT = own("weights of the slim network: keep|factory|glorot|orthogonal", OUT, "--init", metavar="I", says="keep")
-PLOT = own("a picture: .png, .svg or .pdf (needs the extra plot; repeatable)", OUT, "--plot", kind=TEXTS, metavar="FILE", default=())  # fmt: skip
+PLOT = own(
+    "a picture: .png, .svg or .pdf (needs the extra plot; repeatable)",
+    OUT,
+    "--plot",
+    kind=TEXTS,
+    metavar="FILE",
+    default=(),
+)
 HTML = own("the report as one page: no scripts, nothing from elsewhere", OUT, "--html", metavar="FILE")
 JSON = own("write the report as JSON; - for stdout", OUT, "--json", metavar="PATH|-")
 QUIET = own("print nothing but errors", OUT, "-q", "--quiet", kind=SWITCH)
@@ -61,7 +75,9 @@ def parameter(option: Option) -> inspect.Parameter:
     help = option.help + (f"  [default: {shown}]" if shown is not None else "")
     value_type: Any = list[kind.type] if kind.repeatable else kind.type  # type: ignore[name-defined]
     info = typer.Option(*option.flags, metavar=option.metavar, help=help, rich_help_panel=option.panel, min=kind.least)
-    return inspect.Parameter(name_of(option), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[value_type | None, info])  # fmt: skip
+    return inspect.Parameter(
+        name_of(option), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[value_type | None, info]
+    )
 
 
 class PanelCommand(TyperCommand):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -12,8 +13,9 @@ import typer
 
 from .. import __version__
 from ..api.options import COST, COUNT, FAR, FROM, OUT, PROFILE, PRUNE, REFINE, SCORE, SHARE, SIZE, SWITCH, TEXTS, WHAT
-from ..core.atomic import written
+from ..core.atomic import what_was_written, written
 from ..core.errors import GateExceeded, Interrupted, RanpError, Stopped
+from ..core.job import job
 from ..core.spelling import spelling
 from ..costs.budget import gate, limit
 from ..reporting import show
@@ -36,7 +38,15 @@ from .arguments import (
 from .compare_command import COMPARE_COMMAND
 from .flags import FlagSpelling
 from .invocation import Commands, Run
-from .process import is_main_process, launched, should_report, stopped_by
+from .process import (
+    begin,
+    is_main_process,
+    launched,
+    mute,
+    should_report,
+    signal_came,
+    stopped_by,
+)
 
 app = typer.Typer(
     cls=Commands,
@@ -85,22 +95,36 @@ SCORE_COMMAND = Command(
 def score(given: dict[str, Any]) -> None:
     run = Run(SCORE_COMMAND, given)
     run.need("model", "batch")
-    run.check_outputs((".safetensors",))
     import ranp_cli as ranp
 
-    try:
-        scores = ranp.score(run["model"], run["batch"], distributed=launched(), progress=run.progress, **run.keywords())
-    except Interrupted as stopped:
-        name, code = stopped_by()
-        for path in run["output"]:
-            stopped.scores.save(path)
-        files = run["output"][:1]
-        where = f"written to {files[0]}: go on with --resume {files[0]}" if files else "not written: there was no -o"
-        raise Stopped(f"stopped by {name}; the scores of {stopped.batches} mini-batches were {where}", code) from None
+    kept_in = run["output"][0] if run["output"] else None
+    with run.outputs((".safetensors",)):
+        try:
+            scores = ranp.score(
+                run["model"],
+                run["batch"],
+                distributed=launched(),
+                progress=run.progress,
+                kept_in=kept_in,
+                **run.keywords(),
+            )
+        except Interrupted as stopped:
+            name, code = stopped_by()
+            if is_main_process():
+                for path in run["output"]:
+                    stopped.scores.keep(path)
+            where = (
+                f"written to {kept_in}: go on with --resume {kept_in}" if kept_in else "not written: there was no -o"
+            )
+            raise Stopped(
+                f"stopped by {name}; the scores of {stopped.batches} mini-batches were {where}", code
+            ) from None
+        if is_main_process():
+            for path in run["output"]:
+                scores.save(path)
+            run.draw(scores)
+            run.documents(scores.report)
     if is_main_process():
-        for path in run["output"]:
-            scores.save(path)
-        run.draw(scores)
         run.show(scores.report)
 
 
@@ -131,12 +155,13 @@ PRUNE_COMMAND = Command(
 def prune(given: dict[str, Any]) -> None:
     run = Run(PRUNE_COMMAND, given, outputs={"mask"})
     run.need("model")
-    run.check_outputs(SUFFIXES)
     import ranp_cli as ranp
 
-    result = ranp.prune(run["model"], run["batch"], progress=run.progress, **run.keywords())
-    run.write(result)
-    run.draw(result)
+    with run.outputs(SUFFIXES):
+        result = ranp.prune(run["model"], run["batch"], progress=run.progress, **run.keywords())
+        run.write(result)
+        run.draw(result)
+        run.documents(result.report)
     run.show(result.report)
 
 
@@ -169,11 +194,12 @@ REFINE_COMMAND = Command(
 def refine(given: dict[str, Any]) -> None:
     run = Run(REFINE_COMMAND, given)
     run.need("model", "mask")
-    run.check_outputs(SUFFIXES)
     import ranp_cli as ranp
 
-    result = ranp.refine(run["model"], run["mask"], full=True, **{"seed": None, **run.keywords()})
-    run.write(result, mask=False)
+    with run.outputs(SUFFIXES):
+        result = ranp.refine(run["model"], run["mask"], full=True, **{"seed": None, **run.keywords()})
+        run.write(result, mask=False)
+        run.documents(result.report)
     run.show(result.report)
 
 
@@ -209,12 +235,13 @@ PROFILE_COMMAND = Command(
 def profile(given: dict[str, Any]) -> None:
     run = Run(PROFILE_COMMAND, given)
     run.need("model")
-    run.check_outputs(())
     limits = {kind: run[f"max_{kind.replace('-', '_')}"] for kind in GATES}
     gates = [limit(k, text, False, f"--max-{k} {text}") for k, text in limits.items() if text is not None]
     import ranp_cli as ranp
 
-    report = ranp.profile(run["model"], other=run["model2"], **run.keywords())
+    with run.outputs(()):
+        report = ranp.profile(run["model"], other=run["model2"], **run.keywords())
+        run.documents(report)
     run.show(report)
     gate(report.to_dict(), gates)
 
@@ -232,37 +259,53 @@ def _exit_code_of(argv: Sequence[str]) -> int:
     """Run one command; the only place where errors become messages and exit codes."""
     stdout = sys.stdout
     written.clear()
+    begin()
     try:
+        job()
         if not argv:
             argv = ["--help"]
         if not is_main_process() and not {"-h", "--help", "--version"}.isdisjoint(argv):
             return 0
         result = app(args=list(argv), prog_name="ranp", standalone_mode=False)
+        stdout.flush()
         return result if isinstance(result, int) else 0
     except typer.Exit as leave:
         return leave.exit_code
-    except GateExceeded as error:
-        for line in str(error).splitlines():
-            _fail(error, line, error.exit_code)
-        return error.exit_code
-    except RanpError as error:
-        return _fail(error, str(error), error.exit_code)
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except BrokenPipeError:  # of --help: the reader has seen enough
+        mute(1)
         return 0
     except Exception as error:
+        if signal_came() and not isinstance(error, Stopped):  # what fails now may fail of the signal
+            name, code = stopped_by()
+            return _fail(Stopped(f"stopped by {name}", code), f"stopped by {name}; {what_was_written()}", code)
+        if isinstance(error, GateExceeded):
+            return max(_fail(error, line, error.exit_code) for line in str(error).splitlines())
+        if isinstance(error, RanpError):
+            return _fail(error, str(error), error.exit_code)
         usage = getattr(error, "format_message", None)
         if usage is not None:
             return _fail(error, f"{' '.join(usage().split())}; see ranp --help", 2)
+        if isinstance(error, OSError) and _is_of_stdout(error):
+            mute(1)
+            return _fail(error, f"cannot write to stdout: {error.strerror}; give another stdout", 2)
         text = f"a bug of ranp: {type(error).__name__}: {error}; RANP_DEBUG=1 shows the traceback, please report it"
         return _fail(error, text, 1)
     finally:
         sys.stdout = stdout
 
 
+def _is_of_stdout(error: OSError) -> bool:
+    """Whether writing the help or the version failed, which typer does itself: such an error names no file."""
+    return error.filename is None and error.errno in (errno.ENOSPC, errno.EBADF, errno.EIO)
+
+
 def _fail(error: Exception, message: str, code: int) -> int:
     if should_report(error):
-        if os.environ.get("RANP_DEBUG"):
-            traceback.print_exc()
-        show.show_error(message, show.console(stderr=True))
+        try:
+            if os.environ.get("RANP_DEBUG"):
+                traceback.print_exception(error)
+            show.show_error(message, show.console(stderr=True))
+            sys.stderr.flush()
+        except OSError:  # nobody hears it; the exit code says the same
+            mute(2)
     return code

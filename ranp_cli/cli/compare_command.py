@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..api.options import COMPARE, COST, FAR, OUT, RANK, SHARES, TEXTS, WHAT, WHOLE
+from ..api.options import COMPARE, FAR, OUT, RANK, SHARES, TEXTS, WHAT
 from ..core.errors import BadInput, FitsInterrupted, Stopped
 from .arguments import BATCH, CONFIG, JSON, MODEL, PLOT, QUIET, Argument, Command, own
 from .invocation import Run
@@ -23,12 +23,6 @@ COMPARE_COMMAND = Command(
         own("cut every method to at most the macs|mem|params of the first one", FAR, "--match", metavar="R"),
         own("for --methods width: the integer argument of the factory that makes it narrower", WHAT, "--width-arg",
             metavar="NAME"),
-        own("file.py:fit, called as fit(model, seed): train every row and return its accuracy, or a dict of numbers", COST,
-            "--fit", metavar="F"),
-        own("train under N seeds from --seed on", COST, "--seeds", kind=WHOLE, metavar="N", says="3"),
-        own("which number of fit's dict rows go by", COST, "--metric", metavar="NAME", says="the first"),
-        own("weights that rows are trained from: keep|factory|glorot|orthogonal", COST, "--init", metavar="I", says="keep"),
-        own("go on with the cells of an earlier ranp compare --fit", COST, "--resume", metavar="FILE"),
         *COMPARE.options,
     ],
     others=[
@@ -49,22 +43,34 @@ COMPARE_COMMAND = Command(
 def compare(given: dict[str, Any]) -> None:
     run = Run(COMPARE_COMMAND, given, outputs={"csv", "markdown"})
     run.need("model", "batch", "sparsity")
-    run.check_outputs((".jsonl",))
     import ranp_cli as ranp
 
     from ..api.comparison.rows import DEFAULT
 
     methods = [name.strip() for text in run["methods"] for name in str(text).split(",")]
-    try:
-        result = ranp.compare(run["model"], run["batch"], methods=methods or DEFAULT, cells=file_of_cells(run),
-                              distributed=launched(), progress=run.progress, **run.keywords())  # fmt: skip
-    except FitsInterrupted as stopped:
-        name, code = stopped_by()
-        kept = f"{stopped.kept} of {stopped.total} cells are kept in {stopped.path}: go on with --resume {stopped.path}"
-        raise Stopped(f"stopped by {name}; {kept if stopped.kept else 'no cell was trained so far'}", code) from None
+    with run.outputs((".jsonl",)):
+        try:
+            result = ranp.compare(
+                run["model"],
+                run["batch"],
+                methods=methods or DEFAULT,
+                cells=file_of_cells(run),
+                distributed=launched(),
+                progress=run.progress,
+                **run.keywords(),
+            )
+        except FitsInterrupted as stopped:
+            name, code = stopped_by()
+            kept = f"{stopped.kept} of {stopped.total} cells are kept in {stopped.path}: go on with --resume {stopped.path}"
+            raise Stopped(
+                f"stopped by {name}; {kept if stopped.kept else 'no cell was trained so far'}", code
+            ) from None
+        if is_main_process():
+            texts = {"csv": result.csv(), "markdown": result.markdown()}
+            run.draw(result)
+            run.documents(result.report, **texts)
     if is_main_process():
-        run.draw(result)
-        run.show(result.report, csv=result.csv(), markdown=result.markdown())
+        run.show(result.report, **texts)
 
 
 def file_of_cells(run: Run) -> str | None:

@@ -43,9 +43,10 @@ def read_config(
     what = f"config {os.fspath(path)}"
     options = {_plain(name): name for name in known}
     anchored = {_plain(name) for name in inputs}
-    folder = Path(path).expanduser().parent
+    path = os.path.expanduser(path)
+    folder = Path(path).parent
     config: dict[str, Any] = {}
-    for key, value in _read_mapping(Path(path).expanduser(), what).items():
+    for key, value in _read_mapping(Path(path), what).items():
         plain = _plain(str(key))
         if plain not in options:
             raise BadInput(f"{what}: no option '{key}'{nearest(plain.replace('_', '-'), _shown(options))}")
@@ -118,4 +119,4 @@ def _anchor(value: Any, folder: Path, what: str) -> Any:
         raise BadInput(f"{what}: is a {type(value).__name__}; wants a path or a name")
     target, _, name = value.partition(":")
     is_name = not target.endswith(".py") if name else not Path(target).suffix
-    return value if is_name else str(folder / Path(value).expanduser())
+    return value if is_name else str(folder / os.path.expanduser(value))

@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from typer.core import TyperGroup
 
 from ..api.options import SHAPES, TEXT, TEXTS, Kind
-from ..core.atomic import check_output, strict, write_atomic, written
+from ..core.atomic import check_output, strict, together, what_was_written, write_atomic
 from ..core.errors import BadInput, Stopped
 from ..core.spelling import respell
 from ..reporting import show
 from .arguments import Command, name_of
 from .config import INPUTS, merge, read_config
 from .flags import FlagSpelling
-from .process import is_main_process, launched, stopped_by
+from .inputs import refuse_inputs, refuse_loaded
+from .process import is_main_process, launched, mute, stopped_by
 
 
 class Commands(TyperGroup):
@@ -31,8 +32,7 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             name, code = stopped_by()
-            files = f"written before: {', '.join(written)}" if written else "nothing was written"
-            raise Stopped(f"stopped by {name}; {files}", code) from None
+            raise Stopped(f"stopped by {name}; {what_was_written()}", code) from None
 
 
 class Run:
@@ -45,7 +45,7 @@ class Run:
     def __init__(
         self, command: Command, given: dict[str, Any], outputs: set[str] | frozenset[str] = frozenset()
     ) -> None:
-        self.command = command
+        self.command, self.written_names = command, outputs
         path = given["config"]
         known = {name: value for name, value in given.items() if name != "config"}
         config = read_config(path, known, inputs=INPUTS - outputs) if path else {}
@@ -54,7 +54,7 @@ class Run:
         of_file = [key.rstrip("_") for key in config if known[key] in (None, [], ())]
         respell(FlagSpelling(command.options, of_file, path))
         lists: dict[str, Any] = {name: [] for name, kind in kinds.items() if kind.repeatable}
-        self.values = merge(known, config, {**lists, "quiet": False})
+        self.values = {**merge(known, config, {**lists, "quiet": False}), "config": path}
         self.to_stderr = "-" in [self[name] for name in TEXT_OUTPUTS]
         if launched() and not (command.name == "score" or (command.name == "compare" and self["fit"])):
             raise BadInput(
@@ -75,8 +75,19 @@ class Run:
                 shown = name.upper() if name == "model" else f"--{name}"
                 raise BadInput(f"{shown} is missing; see ranp {self.command.name} --help")
 
-    def check_outputs(self, suffixes: tuple[str, ...]) -> None:
-        """Complain about what cannot be written before the long work begins."""
+    @contextmanager
+    def outputs(self, suffixes: tuple[str, ...]) -> Iterator[None]:
+        """The command at work: its outputs are checked and locked first, and come to their places together at the end.
+
+        In a job of torchrun, which ends its processes without a word, they are locked when they are written.
+        """
+        paths = self.check_outputs(suffixes)
+        with together(() if launched() else paths):
+            yield
+            refuse_loaded(paths)
+
+    def check_outputs(self, suffixes: tuple[str, ...]) -> list[str]:
+        """Complain about what cannot be written before the long work begins; the files to be written."""
         for path in self["output"] or ():
             suffix, script = Path(path).suffix, Path(self["model"]).suffix in (".pt", ".pth", ".ts")
             if suffix not in suffixes:
@@ -102,10 +113,16 @@ class Run:
 
             check_plot(path)
             written.append(path)
-        for path in written:
-            check_output(path)
-        if len({Path(path).resolve() for path in written}) < len(written):
+        places = [check_output(path) for path in written]
+        if len(set(places)) < len(places):
             raise BadInput("two outputs have the same name; give each its own")
+        refuse_inputs(written, self.inputs())
+        return written
+
+    def inputs(self) -> dict[str, str]:
+        """What the command reads: option -> path or spec. Going on into the same file (--resume) is no accident."""
+        names = (INPUTS - self.written_names) - {"resume"} | {"config"}
+        return {name: value for name in names if isinstance(value := self[name], str)}
 
     def keywords(self) -> dict[str, Any]:
         """What was given of the options that go on to the Python function, as its keywords."""
@@ -114,10 +131,10 @@ class Run:
             value = self[name_of(option)]
             if value is None or value == []:
                 continue
-            if option.keyword == "model_args":
-                from ..io.model import parse_model_args
+            if option.keyword in ("model_args", "loss_args"):
+                from ..io.model import parse_args
 
-                value = parse_model_args(value)
+                value = parse_args(value, option.keyword)
             found[option.keyword] = shapes(value) if option.kind is SHAPES else value
         return found
 
@@ -137,20 +154,43 @@ class Run:
             if mask and self["mask"]:
                 result.mask.save(self["mask"])
 
-    def show(self, report: Any, **texts: str) -> None:
-        """Print the report, and write it (--json) and its other forms (`csv`, `markdown`) where they were asked for."""
-        document = report if isinstance(report, dict) else report.to_dict()
-        for name, text in {"json_": json.dumps(strict(document), indent=1) + "\n", **texts}.items():
-            if self[name] == "-":
-                self.stdout.write(text)
-            elif self[name]:
+    def documents(self, report: Any, **texts: str) -> None:
+        """Write the report (--json, --html) and its other forms (`csv`, `markdown`) to the files that were asked for."""
+        document = _document(report)
+        for name, text in {"json_": _as_json(document), **texts}.items():
+            if self[name] and self[name] != "-":
                 write_atomic(self[name], text.encode())
         if self["html"]:
             from ..reporting.html import write_html
 
             write_html({**document, "memory": report.parts.get("memory", {})}, self["html"])
-        if not self["quiet"]:
-            show.show_report(document, self.page, self["depth"])
+
+    def show(self, report: Any, **texts: str) -> None:
+        """Print the report, and whatever was asked for on stdout. A reader that has seen enough (`| head`) is no error."""
+        document = _document(report)
+        try:
+            for name, text in {"json_": _as_json(document), **texts}.items():
+                if self[name] == "-":
+                    self.stdout.write(text)
+            if not self["quiet"]:
+                show.show_report(document, self.page, self["depth"])
+            self.stdout.flush()
+        except BrokenPipeError:
+            mute(1)
+        except OSError as error:
+            mute(1)
+            raise BadInput(
+                f"cannot write to stdout: {error.strerror}; {what_was_written()}; give --json FILE, or another stdout"
+            ) from error
+
+
+def _document(report: Any) -> dict[str, Any]:
+    document: dict[str, Any] = report if isinstance(report, dict) else report.to_dict()
+    return document
+
+
+def _as_json(document: dict[str, Any]) -> str:
+    return json.dumps(strict(document), indent=1) + "\n"
 
 
 def shapes(given: Sequence[str]) -> list[tuple[int, ...]] | None:

@@ -1,36 +1,25 @@
-"""Contexts that restore what they change: the random state, dropout, the default device, and modes that hold inside checkpoints."""
+"""Contexts that restore what they change, and that other threads do not see: dropout, the default device, warnings, checkpoints."""
 
 from __future__ import annotations
 
-import random
+import re
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
+from . import random_state
+from .random_state import seeded as seeded
+
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@contextmanager
-def seeded(seed: int = 0) -> Iterator[None]:
-    """What is drawn inside is drawn from `seed`; the global generators (torch, numpy, random) come out as they went in."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
 
 
 def each(kind: type, *values: Any) -> Iterator[Any]:
@@ -57,27 +46,74 @@ class NoDropout(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@contextmanager
-def in_checkpoints(during: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
-    """What torch.utils.checkpoint runs again in the backward pass runs under `during`: torch's function modes do not get there."""
-    from unittest.mock import patch  # not before it is needed: it brings asyncio
+During = Callable[[], AbstractContextManager[Any]]
+_during: ContextVar[During | None] = ContextVar("during", default=None)
+_hooking = threading.Lock()
 
-    hook, again = checkpoint._recomputation_hook, checkpoint.CheckpointFunction.backward
+
+@contextmanager
+def in_checkpoints(during: During) -> Iterator[None]:
+    """What torch.utils.checkpoint runs again in the backward pass runs under `during`: torch's function modes do not get there.
+
+    It is noted at the forward pass of each checkpoint, as the backward pass may be in another thread.
+    """
+    _hook_checkpoints()
+    token = _during.set(during)
+    try:
+        yield
+    finally:
+        _during.reset(token)
+
+
+def _hook_checkpoints() -> None:
+    """Once for the process: checkpoints that are made inside of `in_checkpoints` know what to run again under.
+
+    Those that are made outside, by other threads too, are as they were.
+    """
+    with _hooking:
+        module: Any = checkpoint
+        if hasattr(module, "_hooked_by_ranp"):
+            return
+        frame, function, hook = module._CheckpointFrame, module.CheckpointFunction, module._recomputation_hook
+        make, forward, backward = frame.__init__, function.forward, function.backward
+
+        def made(self: Any, *given: Any, **named: Any) -> None:
+            make(self, *given, **named)
+            self.again = _as_now()
+
+        def first(ctx: Any, *given: Any) -> Any:
+            ctx.again = _as_now()
+            return forward(ctx, *given)
+
+        def second(ctx: Any, *grads: Any) -> Any:
+            with ctx.again():
+                return backward(ctx, *grads)
+
+        @contextmanager
+        def recomputation(target: Any, *given: Any) -> Iterator[None]:
+            of = target()
+            with nullcontext() if of is None else of.again(), hook(target, *given):
+                yield
+
+        frame.__init__ = made
+        function.forward, function.backward = staticmethod(first), staticmethod(second)
+        module._recomputation_hook = recomputation
+        module._hooked_by_ranp = True
+
+
+def _as_now() -> During:
+    """What enters again the contexts of now, and draws again what is drawn from now on."""
+    during, own = _during.get(), random_state.current()
+    if during is None:
+        return nullcontext
+    drawn = None if own is None else own.copy()
 
     @contextmanager
-    def recomputation(*given: Any) -> Iterator[None]:
-        with during(), hook(*given):
+    def again() -> Iterator[None]:
+        with nullcontext() if drawn is None else random_state.private(drawn.copy()), during():
             yield
 
-    def backward(ctx: Any, *grads: Any) -> Any:
-        with during():
-            return again(ctx, *grads)
-
-    with (
-        patch.object(checkpoint, "_recomputation_hook", recomputation),
-        patch.object(checkpoint.CheckpointFunction, "backward", staticmethod(backward)),
-    ):
-        yield
+    return again
 
 
 def labels_on_cpu(function: Callable[P, R]) -> Callable[P, R]:
@@ -89,3 +125,45 @@ def labels_on_cpu(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return inside
+
+
+class SharedFlag:
+    """A flag of the whole process that calls in several threads want set: the first one sets it, the last one restores it."""
+
+    def __init__(self, read: Callable[[], Any], write: Callable[[Any], None]) -> None:
+        self.read, self.write = read, write
+        self.users, self.before, self.lock = 0, None, threading.Lock()
+
+    @contextmanager
+    def at(self, value: Any) -> Iterator[None]:
+        with self.lock:
+            if not self.users:
+                self.before = self.read()
+                self.write(value)
+            self.users += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.users -= 1
+                if not self.users:
+                    self.write(self.before)
+
+
+_filters = threading.Lock()
+
+
+@contextmanager
+def ignoring(*known: tuple[type[Warning], str]) -> Iterator[None]:
+    """Without these warnings: (category, how the message begins, as a regular expression).
+
+    Filters are one list for the process. Other threads lose nothing but these warnings, and what they add to it stays.
+    """
+    added = [("ignore", re.compile(start, re.I) if start else None, category, None, 0) for category, start in known]
+    with _filters:
+        warnings.filters[:0] = added  # type: ignore[index]
+    try:
+        yield
+    finally:
+        with _filters:
+            warnings.filters[:] = [each for each in warnings.filters if not any(each is own for own in added)]  # type: ignore[index]

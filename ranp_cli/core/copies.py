@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable, Container, Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .closures import copy_model
+from .contexts import ignoring
 from .tensors import has_fractions
 
 COMPILED = "_orig_mod"  # where torch.compile keeps the module that it was given
@@ -35,8 +35,7 @@ def copy_on(model: nn.Module, device: torch.device, own: Container[str] = ()) ->
 def script_copy(model: torch.jit.ScriptModule, device: str | None) -> nn.Module:
     """A copy of a TorchScript module with its tensors on `device` (None: where they are)."""
     file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit as a whole: we know
+    with ignoring((DeprecationWarning, "")):  # of torch.jit as a whole: we know
         torch.jit.save(model, file)
         file.seek(0)
         result: nn.Module = torch.jit.load(file, map_location=device)

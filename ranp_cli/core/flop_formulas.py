@@ -78,8 +78,18 @@ def conv_tbc(x: Shape, weight: Shape, bias: Shape, pad: int = 0, *, out: Any) ->
 
 
 @formula("aten._trilinear")
-def trilinear(a: Shape, b: Shape, c: Shape, expand1: Any, expand2: Any, expand3: Any, sumdim: Any, unroll_dim: int = 1,
-              *, out: Any) -> int:  # fmt: skip
+def trilinear(
+    a: Shape,
+    b: Shape,
+    c: Shape,
+    expand1: Any,
+    expand2: Any,
+    expand3: Any,
+    sumdim: Any,
+    unroll_dim: int = 1,
+    *,
+    out: Any,
+) -> int:
     """nn.Bilinear: a and b are contracted first, over the axes that c has not, then the result with c.
 
     For x1 [n, i], weight [o, i, j], x2 [n, j]: n o i j and n o j, as the two products would cost one after the other.
@@ -156,8 +166,19 @@ def attention_backward(grad: Shape, q: Shape, k: Shape, v: Shape, *how: Any, out
 
 
 @formula("aten._native_multi_head_attention")
-def multi_head_attention(q: Shape, k: Shape, v: Shape, embed_dim: int, num_head: int, qkv_weight: Shape, qkv_bias: Shape,
-                         proj_weight: Shape, *how: Any, out: Any, **options: Any) -> int:  # fmt: skip
+def multi_head_attention(
+    q: Shape,
+    k: Shape,
+    v: Shape,
+    embed_dim: int,
+    num_head: int,
+    qkv_weight: Shape,
+    qkv_bias: Shape,
+    proj_weight: Shape,
+    *how: Any,
+    out: Any,
+    **options: Any,
+) -> int:
     """nn.MultiheadAttention in one op: [n, s, e] attends to [n, t, e]; weights [3e, e] and [e, e]"""
     n, s, e = q
     t = k[1]
@@ -165,10 +186,28 @@ def multi_head_attention(q: Shape, k: Shape, v: Shape, embed_dim: int, num_head:
 
 
 @formula("aten._transformer_encoder_layer_fwd")
-def encoder_layer(src: Shape, embed_dim: int, num_heads: int, qkv_weight: Shape, qkv_bias: Shape, proj_weight: Shape,
-                  proj_bias: Shape, use_gelu: bool, norm_first: bool, eps: float, norm_weight_1: Shape,
-                  norm_bias_1: Shape, norm_weight_2: Shape, norm_bias_2: Shape, ffn_weight_1: Shape, ffn_bias_1: Shape,
-                  ffn_weight_2: Shape, *rest: Any, out: Any, **options: Any) -> int:  # fmt: skip
+def encoder_layer(
+    src: Shape,
+    embed_dim: int,
+    num_heads: int,
+    qkv_weight: Shape,
+    qkv_bias: Shape,
+    proj_weight: Shape,
+    proj_bias: Shape,
+    use_gelu: bool,
+    norm_first: bool,
+    eps: float,
+    norm_weight_1: Shape,
+    norm_bias_1: Shape,
+    norm_weight_2: Shape,
+    norm_bias_2: Shape,
+    ffn_weight_1: Shape,
+    ffn_bias_1: Shape,
+    ffn_weight_2: Shape,
+    *rest: Any,
+    out: Any,
+    **options: Any,
+) -> int:
     """nn.TransformerEncoderLayer in one op: attention, and two linear layers for each of the n s places"""
     own = multi_head_attention(src, src, src, embed_dim, num_heads, qkv_weight, qkv_bias, proj_weight, out=out)
     return own + math.prod(src[:-1]) * (math.prod(ffn_weight_1) + math.prod(ffn_weight_2))

@@ -14,8 +14,21 @@ from .flop_formulas import FORMULAS
 from .tensors import map_tensors
 
 
-def convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any,
-                         transposed: bool, output_padding: Any, groups: int, wanted: list[bool], *, out_val: Any = None) -> int:  # fmt: skip
+def convolution_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    wanted: list[bool],
+    *,
+    out_val: Any = None,
+) -> int:
     """Two FLOPs for each weight at each place that it is laid on, for each gradient that is wanted: input's, weight's.
 
     torch's own formula (2.13) takes `groups` times as much for the weight's gradient: it multiplies all channels of the

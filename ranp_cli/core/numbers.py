@@ -63,5 +63,8 @@ def accuracy_texts(rows: Sequence[dict[str, Any]], sign: str) -> list[tuple[str,
         return f"{value:,.{digits}f}"
 
     spread = [part["std"] is not None and not math.isnan(part["mean"]) for part in parts]
-    means = [text(part["mean"]) + (f" {sign} {text(part['std'])}" if s else "") for part, s in zip(parts, spread, strict=True)]  # fmt: skip
+    means = [
+        text(part["mean"]) + (f" {sign} {text(part['std'])}" if s else "")
+        for part, s in zip(parts, spread, strict=True)
+    ]
     return list(zip(means, [text(part["worst"]) for part in parts], strict=True))

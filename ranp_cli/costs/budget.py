@@ -99,8 +99,10 @@ def gate(report: Mapping[str, Any], gates: Iterable[Limit]) -> None:
     for each in gates:
         over = costs[each.kind] - each.value
         if over > 0:
-            lines.append(f"{each.kind} {shown(each.kind, costs[each.kind])} exceeds {each.text} by {shown(each.kind, over)} "
-                         f"({over / each.value:.1%})")  # fmt: skip
+            lines.append(
+                f"{each.kind} {shown(each.kind, costs[each.kind])} exceeds {each.text} by {shown(each.kind, over)} "
+                f"({over / each.value:.1%})"
+            )
     if lines:
         raise GateExceeded("\n".join(lines))
 

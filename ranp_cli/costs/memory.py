@@ -9,7 +9,7 @@ op's node in the autograd graph. The same pass counts the FLOPs of the step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -125,26 +125,35 @@ def _either(
     return told[0] if told[0].timeline == told[-1].timeline else told[-1]
 
 
+def _copy_of(model: nn.Module, cast: Autocast | None, training: bool, amp: bool) -> nn.Module:
+    """A copy on meta or fake tensors whose parameters want gradients where those of the model do."""
+    copy: nn.Module = (meta_copy(model, False) if cast is None else cast.model(model)).train(training)
+    for (_, new), (_, old) in zip(copy.named_parameters(), model.named_parameters(), strict=True):
+        wanted = training or amp  # autocast caches its casts of what wants a gradient
+        new.requires_grad_(wanted and new.is_floating_point() and old.requires_grad)
+    return copy
+
+
+def _meter_of(network: nn.Module, inputs: Iterable[Tensor], on_cpu: bool) -> Meter:
+    """A meter that knows what is there before the network runs."""
+    owners = {id(p): name for name, m in network.named_modules() for p in m.parameters(False)}
+    meter = Meter({id(m): name for name, m in network.named_modules()}, owners, on_cpu=on_cpu)
+    for t in (*(t for _, t in named_tensors(network)), *inputs):
+        meter.know(t)
+    return meter
+
+
 def _measured(
     model: nn.Module, example: Example, loss: Loss | None, optimizer: str, amp: str | None, fake: bool
 ) -> Memory:
     training = loss is not None
     cast = Autocast(amp or "cpu", amp is not None) if fake else None
     try:
-        copy = (meta_copy(model, False) if cast is None else cast.model(model)).train(training)
+        copy = _copy_of(model, cast, training, amp is not None)
     except USER_EXCEPTIONS as error:  # a TorchScript file with constants that meta tensors cannot hold
         raise not_estimated(error, training, example) from error
-    for (_, new), (_, old) in zip(copy.named_parameters(), model.named_parameters(), strict=True):
-        wanted = training or amp is not None  # autocast caches its casts of what wants a gradient
-        new.requires_grad_(wanted and new.is_floating_point() and old.requires_grad)
     args, kwargs = (to_meta if cast is None else cast.inputs)((example.args, example.kwargs))
-    owners = {id(p): name for name, m in copy.named_modules() for p in m.parameters(False)}
-    meter = Meter({id(m): name for name, m in copy.named_modules()}, owners, on_cpu=amp in (None, "cpu"))
-    held = [t for _, t in named_tensors(copy)]
-    for t in (*held, *tensors_in((args, kwargs))):
-        meter.know(t)
-    outputs = forward_ops = 0
-    by_module: dict[str, int] = {}
+    meter = _meter_of(copy, tensors_in((args, kwargs)), on_cpu=amp in (None, "cpu"))
     trained = [_bytes(p) for p in copy.parameters() if p.requires_grad]
     stepping = STEPPING[optimizer] * max(trained, default=0)
     if not meter.on_cpu:
@@ -168,18 +177,31 @@ def _measured(
                 meter.note("optimizer.step()", "", meter.live + stepping)
     except USER_EXCEPTIONS as error:
         raise not_estimated(error, training, example) from error
-    parameters = sum(_bytes(p) for p in copy.parameters())
-    buffers = sum(_bytes(b) for b in copy.buffers())
-    inputs = sum(_bytes(t) for t in tensors_in((args, kwargs)))
-    op, module, _ = meter.peak_at
+    parameters, buffers, inputs = (
+        sum(map(_bytes, some)) for some in (copy.parameters(), copy.buffers(), tensors_in((args, kwargs)))
+    )
     state = STATES[optimizer] * sum(trained)
-    always = parameters + buffers + inputs + state
     return Memory(
-        samples=example.samples, peak=always + meter.peak, parameters=parameters, buffers=buffers, inputs=inputs,
-        optimizer=state, gradients=sum(trained), saved=sum(by_module.values()), outputs=outputs, working=meter.peak,
-        allowance=meter.workspace, at=place(op, module), timeline=meter.timeline, forward_ops=forward_ops, stepping=stepping,
-        fixed=meter.most_fixed(), by_module=by_module, flops=meter.flops, fake=fake,
-    )  # fmt: skip
+        samples=example.samples,
+        peak=parameters + buffers + inputs + state + meter.peak,
+        parameters=parameters,
+        buffers=buffers,
+        inputs=inputs,
+        optimizer=state,
+        gradients=sum(trained),
+        saved=sum(by_module.values()),
+        outputs=outputs,
+        working=meter.peak,
+        allowance=meter.workspace,
+        at=place(*meter.peak_at[:2]),
+        timeline=meter.timeline,
+        forward_ops=forward_ops,
+        stepping=stepping,
+        fixed=meter.most_fixed(),
+        by_module=by_module,
+        flops=meter.flops,
+        fake=fake,
+    )
 
 
 def not_estimated(error: BaseException, training: bool, example: Example) -> BadInput:

@@ -96,8 +96,14 @@ def new_tracer(ties: Ties) -> Tracer:
     return Tracer(ties, rules.find, rules.is_free)
 
 
-def trace_once(tracer: Tracer, model: nn.Module, example: Example, slots: dict[str, LabelledParameter], training: bool,
-            real: bool = False) -> TraceResult:  # fmt: skip
+def trace_once(
+    tracer: Tracer,
+    model: nn.Module,
+    example: Example,
+    slots: dict[str, LabelledParameter],
+    training: bool,
+    real: bool = False,
+) -> TraceResult:
     """A shadow run under `tracer`, in training mode with gradients on, as in a training step.
 
     Raises whatever the model's code raises; the tracer then holds the ops so far.

@@ -100,9 +100,11 @@ def costs(model: nn.Module, tracer: Tracer, paper: PaperCounting | None, samples
         macs=sum(op.flops for op in tracer.ops) // 2 // samples,
         activation_bytes=sum(op.new_bytes for op in tracer.ops) // samples,
         peak_forward_bytes=held + tracer.peak_bytes // samples,
-        paper=None if paper is None else {
+        paper=None
+        if paper is None
+        else {
             "param_mb": round(params * 4 / MIB, 4),
             "gflops": round(paper.flops / samples / 1e9, 4),
             "memory_mb": round(paper.elements / samples * 4 / MIB, 4),
         },
-    )  # fmt: skip
+    )

@@ -19,10 +19,16 @@ def geometry(t: Tensor) -> Geometry:
 
 def reshaped(base: Geometry, view: Geometry) -> bool:
     """Is the view the whole tensor, both contiguous, in another shape?"""
-    return base[0] == view[0] and math.prod(base[1]) == math.prod(view[1]) and all(
-        stride == math.prod(shape[k + 1 :]) for _, shape, strides in (base, view)
-        for k, (n, stride) in enumerate(zip(shape, strides, strict=True)) if n > 1
-    )  # fmt: skip
+    return (
+        base[0] == view[0]
+        and math.prod(base[1]) == math.prod(view[1])
+        and all(
+            stride == math.prod(shape[k + 1 :])
+            for _, shape, strides in (base, view)
+            for k, (n, stride) in enumerate(zip(shape, strides, strict=True))
+            if n > 1
+        )
+    )
 
 
 def coordinates(base: Geometry, view: Geometry) -> list[Tensor] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import USER_EXCEPTIONS, BadInput
 from ..core.spelling import spelled
+from .batch_keys import Keys
 from .readers import found_instead, read_safetensors, read_torch, readable, some_of
-from .user_code import is_code, named, user_error
+from .user_code import is_code, meant, named, own_command_line, user_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,6 +55,7 @@ class Batches:
     source: Any  # an iterable of raw mini-batches, or a callable that returns one
     limit: int | None = None
     hold: int = 0
+    keys: Keys = field(default_factory=Keys)
     held: list[Batch] = field(default_factory=list, init=False, repr=False)
     _spent: bool = field(default=False, init=False, repr=False)
 
@@ -99,7 +101,7 @@ class Batches:
                 break
             except USER_EXCEPTIONS as error:
                 raise user_error(where, error) from error
-            yield _batch(raw, where)
+            yield _batch(raw, where, self.keys)
             index += 1
         if index == 0:
             raise BadInput(f"{self.name}: gives no mini-batch at all; wants at least one (input, target)")
@@ -107,11 +109,13 @@ class Batches:
     def _open(self) -> Iterator[Any]:
         source = self.source
         try:
-            source = source() if callable(source) else source
+            if callable(source):
+                with own_command_line():
+                    source = source()
         except USER_EXCEPTIONS as error:
             raise user_error(self.name, error) from error
         if isinstance(source, (tuple, list, Mapping)):
-            source = _split(source, self.name)
+            source = _split(source, self.name, self.keys)
         _check_iterable(source, self.name)
         try:
             return iter(source)
@@ -122,11 +126,11 @@ class Batches:
 _FORMS = "wants (input, target), {'input': ..., 'target': ...} or a list of them"
 
 
-def load_batches(source: Any, limit: int | None = None) -> Batches:
+def load_batches(source: Any, limit: int | None = None, keys: str | Sequence[str] | None = None) -> Batches:
     """The calibration batch, in whatever form it is given.
 
     One mini-batch is `(input, target)` or `{"input"|"x": ..., "target"|"y": ...}` (further keys are left alone).
-    Several are a list of those. Two tensors are one mini-batch; two pairs, or two such dicts, are two mini-batches.
+    Several are a list of those. Two tensors are one mini-batch; two pairs, or a list of two dicts, are two mini-batches.
 
     An input that is a tuple is passed as positional arguments, a dict as keyword arguments, anything else as the one
     argument. numpy arrays become tensors, and float64 arrays float32 (float64 *tensors* stay as they are). Integer
@@ -138,37 +142,42 @@ def load_batches(source: Any, limit: int | None = None) -> Batches:
             Or `file.py:Name` / `package.module:Name`: a callable without arguments that returns an iterable of
             mini-batches, or an iterable (a DataLoader). Or such a thing itself.
         limit: use the first `limit` mini-batches only.
+        keys: what dicts call input and target instead, such as `image,label` in MONAI, or a pair of names.
 
     Raises:
         BadInput: for what can be seen now; a streamed mini-batch is checked when its turn comes.
     """
     if isinstance(source, Batches):
-        return source if limit is None else Batches(source.name, source.source, limit)
+        return source if limit is None else Batches(source.name, source.source, limit, keys=source.keys)
     if limit is not None and limit < 1:
         raise BadInput(f"{spelled('batch_limit', limit)}: wants at least 1; leave it out to use all")
-    name = "batch"
+    name, names = "batch", Keys.of(keys)
     if isinstance(source, (str, os.PathLike)):
         name = f"batch {os.fspath(source)}"
-        source = _read_batches(os.fspath(source), name)
+        source = _read_batches(os.fspath(source), name, names)
     if isinstance(source, (tuple, list, Mapping, Batch)):  # all there: check all of it now
-        raws = _split(source, name)[:limit]
-        return Batches(name, [_batch(raw, f"{name}, mini-batch {index}") for index, raw in enumerate(raws)])
+        raws = _split(source, name, names)[:limit]
+        return Batches(name, [_batch(raw, f"{name}, mini-batch {index}", names) for index, raw in enumerate(raws)])
     if not callable(source):
         _check_iterable(source, name)
-    return Batches(name, source, limit)
+    return Batches(name, source, limit, keys=names)
 
 
-def _read_batches(spec: str, name: str) -> Any:
+def _read_batches(spec: str, name: str, keys: Keys) -> Any:
     if is_code(spec):
         return named(spec, name)
+    readers: dict[str, Callable[[Path, str], Any]] = {
+        ".pt": read_torch, ".pth": read_torch, ".safetensors": read_safetensors, ".npz": _read_npz
+    }  # fmt: skip
+    reader = readers.get(Path(spec).suffix.lower())
+    if reader is None and not Path(spec).exists() and (better := meant(spec)):
+        raise BadInput(f"{name}: a name stands behind a colon; give {better}")
     path = readable(spec, name)
-    readers = {".pt": read_torch, ".pth": read_torch, ".safetensors": read_safetensors, ".npz": _read_npz}
-    reader = readers.get(path.suffix.lower())
     if reader is None:
         raise BadInput(f"{name}: wants a .pt, .safetensors or .npz file, or file.py:Name")
     content = reader(path, name)
     if reader is not read_torch:
-        return _by_key(content, name)
+        return _by_key(content, name, keys)
     if not isinstance(content, (tuple, list, Mapping)):
         raise BadInput(f"{name}: holds {found_instead(content)}; {_FORMS}")
     return content
@@ -190,16 +199,20 @@ def _read_npz(path: Path, what: str) -> dict[str, np.ndarray]:
             raise BadInput(f"{what}: is damaged or cut off ({error}); write or copy it again") from None
 
 
-def _by_key(content: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+def _by_key(content: Mapping[str, Any], name: str, names: Keys) -> list[dict[str, Any]]:
     """`input.0`, `target.0`, `input.1`, ... -> a dict for each mini-batch, in order; one where there are no numbers."""
     found: dict[int, dict[str, Any]] = {}
     for key, value in content.items():
-        match = re.fullmatch(r"(input|x|target|y)(?:\.(\d+))?", key)
-        if match:
+        match = re.fullmatch(r"(.+?)(?:\.(\d+))?", key)
+        if match and match[1] in (*names.input, *names.target):
             found.setdefault(int(match[2] or -1), {})[match[1]] = value
     if not found:
         keys = some_of(content, 5) or "none"
-        raise BadInput(f"{name}: wants the keys input and target, or input.0, target.0, input.1, ...; it has {keys}")
+        first, second = names.input[0], names.target[0]
+        raise BadInput(
+            f"{name}: wants the keys {first} and {second}, or {first}.0, {second}.0, {first}.1, ...; it has {keys}; write it so, "
+            f"{names.advice(content)}"
+        )
     if -1 in found and len(found) > 1:
         raise BadInput(f"{name}: has keys with and without numbers; number all: input.0, target.0, input.1, ...")
     return [found[index] for index in sorted(found)]
@@ -215,42 +228,50 @@ def _check_iterable(source: Any, name: str) -> None:
         raise BadInput(f"{name}: is {found_instead(source)}; {_FORMS}, or an iterable of them")
 
 
-def _split(source: Any, name: str) -> list[Any]:
+def _split(source: Any, name: str, keys: Keys) -> list[Any]:
     """The mini-batches in a tuple, list or dict that may itself be one."""
     if isinstance(source, (Mapping, Batch)):
         return [source]
     if not source:
         raise BadInput(f"{name}: is an empty {type(source).__name__}; {_FORMS}")
-    batches = [isinstance(raw, (tuple, list, Batch)) or _keys(raw) for raw in source]
-    if len(source) == 2 and not all(batches):
+    batches = [isinstance(raw, (tuple, list, Batch, Mapping)) for raw in source]
+    if len(source) == 2 and not (all(batches) and not _is_pair_of_dicts(source, keys)):
         return [source]
     if not any(batches):
         raise BadInput(f"{name}: is {found_instead(source)}; {_FORMS}")
     return list(source)
 
 
-def _keys(raw: Any) -> bool:
-    return isinstance(raw, Mapping) and not raw.keys().isdisjoint(("input", "x", "target", "y"))
+def _is_pair_of_dicts(source: Any, keys: Keys) -> bool:
+    """Whether a tuple of two is (keyword arguments, targets by name); a list of two dicts is two mini-batches."""
+    first, second = source
+    both = isinstance(first, Mapping) and isinstance(second, Mapping)
+    return (
+        both
+        and isinstance(source, tuple)
+        and first.keys() != second.keys()
+        and not (keys.are_in(first) and keys.are_in(second))
+    )
 
 
-def _batch(raw: Any, where: str) -> Batch:
+def _batch(raw: Any, where: str, keys: Keys) -> Batch:
     """One mini-batch in any of its forms, checked."""
     if isinstance(raw, Batch):
         return raw
     if isinstance(raw, Mapping):
-        data, target = raw.get("input", raw.get("x")), raw.get("target", raw.get("y"))
-        if raw.keys().isdisjoint(("input", "x")):
+        data, target = keys.found(raw)
+        if raw.keys().isdisjoint(keys.input):
             raise BadInput(
-                f"{where}: is {found_instead(raw)}; wants {{'input': ..., 'target': ...}} or (input, target)"
+                f"{where}: is {found_instead(raw)}; wants {keys.wanted} or (input, target), {keys.advice(raw)}"
             )
     elif isinstance(raw, (tuple, list)) and len(raw) == 2:
         data, target = raw
     elif isinstance(raw, (tuple, list)) and len(raw) == 1:
         data, target = raw[0], None
     else:
-        raise BadInput(f"{where}: is {found_instead(raw)}; wants (input, target) or {{'input': ..., 'target': ...}}")
+        raise BadInput(f"{where}: is {found_instead(raw)}; wants (input, target) or {keys.wanted}")
     if target is None:
-        raise BadInput(f"{where}: has no target; wants (input, target) or {{'input': ..., 'target': ...}}")
+        raise BadInput(f"{where}: has no target; wants (input, target) or {keys.wanted}")
     data = _map(lambda leaf: _tensor(leaf, f"{where}: the input"), data)
     target = _map(lambda leaf: _target(leaf, f"{where}: the target"), target)
     _check_input(data, where)
@@ -282,10 +303,18 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _tensor(leaf: Any, where: str) -> Any:
-    """A numpy array as a tensor (float64 as float32; foreign byte order, views and read-only arrays too)."""
+    """A numpy array as a tensor (float64 as float32; foreign byte order, views and read-only arrays too).
+
+    A tensor that carries more with it, such as MONAI's MetaTensor, becomes a plain one.
+    """
     import numpy as np
     import torch
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+    is_more = isinstance(leaf, torch.Tensor) and type(leaf) not in (torch.Tensor, torch.nn.Parameter)
+    if is_more and not is_traceable_wrapper_subclass(leaf):
+        with torch._C.DisableTorchFunctionSubclass():
+            return leaf.as_subclass(torch.Tensor)
     if not isinstance(leaf, (np.ndarray, np.generic)):
         return leaf
     if leaf.dtype.kind not in "biufc":
@@ -331,6 +360,7 @@ def _check_sizes(inputs: list[Tensor], target: Any, where: str) -> None:
     from torch import Tensor
 
     sizes = {tensor.shape[0] for tensor in inputs if tensor.ndim}
-    if isinstance(target, Tensor) and target.ndim and sizes and target.shape[0] not in sizes:
-        size = next(tensor.shape[0] for tensor in inputs if tensor.ndim)
-        raise BadInput(f"{where}: {size} samples in the input, {target.shape[0]} in the target; make axis 0 agree")
+    for one in target if isinstance(target, (tuple, list)) else [target]:
+        if isinstance(one, Tensor) and one.ndim and sizes and one.shape[0] not in sizes:
+            size = next(tensor.shape[0] for tensor in inputs if tensor.ndim)
+            raise BadInput(f"{where}: {size} samples in the input, {one.shape[0]} in the target; make axis 0 agree")

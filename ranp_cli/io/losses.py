@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import USER_EXCEPTIONS, BadInput, nearest
 from ..core.spelling import spelled
+from .code_args import recorded, with_code
 from .readers import found_instead
-from .user_code import check_args, is_code, named, user_error
+from .user_code import check_args, check_names, is_code, meant, named, user_error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,26 +25,36 @@ IGNORE_TOO = 255  # what uint8 label maps use, ShapeNet's empty voxels among the
 
 
 def load_loss(
-    spec: str | Callable[[Any, Any], Any] | None, ignore_index: int | None = None
+    spec: str | Callable[[Any, Any], Any] | None,
+    ignore_index: int | None = None,
+    loss_args: Mapping[str, Any] | None = None,
 ) -> Callable[[Any, Any], Tensor]:
     """The loss, called as `loss(output, target)`; it returns a scalar tensor.
 
     For the named losses the output may be a tensor, a dict with one tensor or with the key `out` or `logits`, or a list
     (deep supervision): then the loss is the sum over the outputs, and the target is resized to each by nearest
-    neighbour. None entries are skipped. A loss of your own gets output and target as they are.
+    neighbour. A list of targets is taken pair by pair, as in nnU-Net: output i with target i, weighted 1, 1/2, 1/4, ...,
+    the weights divided by their sum. None entries are skipped. A loss of your own gets output and target as they are.
 
     Args:
         spec: `cross_entropy` (targets: classes of shape (N, *S) or (N, 1, *S), or probabilities of the output's shape),
             `mse`, `l1`, `smooth_l1`, `bce` (on logits), `dice` (1 - soft Dice over softmax, or sigmoid for one channel,
             summed over batch and space, mean over classes), `dice_ce` (dice + cross_entropy; one channel: dice + bce),
-            `file.py:Name`, `package.module:Name` (a function, or a class that takes no arguments), or a callable.
+            `file.py:Name`, `package.module:Name` (a function, or a class), or a callable.
             None: `cross_entropy` for integer targets, and an error for others, as nobody can guess.
         ignore_index: places with this target do not count. None: -100, as in torch, and also 255 when that is no class.
             For `mse`, `l1`, `smooth_l1` and float targets nothing is ignored unless it is given.
+        loss_args: keyword arguments of a loss of your own: a class is made with them, a function called with them.
     """
+    args = dict(loss_args or {})
     if spec is None or (isinstance(spec, str) and spec in _LOSSES):
+        if args:
+            raise BadInput(f"{spelled('loss_args', args)}: {spelled('loss', spec or DEFAULT)} takes no arguments; leave it out, "
+                           f"or give a loss of your own: {spelled('loss', 'file.py:Name')}")  # fmt: skip
         return _NamedLoss(spec, ignore_index)
     if isinstance(spec, str) and not is_code(spec):
+        if better := meant(spec):
+            raise BadInput(f"{spelled('loss', spec)}: a name stands behind a colon; give {spelled('loss', better)}")
         raise BadInput(f"{spelled('loss', spec)}: no such loss{nearest(spec, [*_LOSSES, 'file.py:Name'])}")
     what = spelled("loss", spec)
     if ignore_index is not None:
@@ -49,23 +62,35 @@ def load_loss(
             f"{what}: {spelled('ignore_index')} is for the named losses; leave it out, and ignore inside the loss"
         )
     function = named(spec, what) if isinstance(spec, str) else spec
-    if isinstance(function, type):
-        check_args(function, {}, what, option=None)
-        try:
-            function = function()
-        except USER_EXCEPTIONS as error:
-            raise user_error(what, error) from error
     if not callable(function):
         raise BadInput(f"{what}: is {found_instead(function)}; wants a function loss(output, target)")
+    args = with_code(args, function, what)
+    if isinstance(function, type):
+        check_args(function, args, what, option="loss_args")
+        try:
+            function = function(**args)
+        except USER_EXCEPTIONS as error:
+            raise user_error(what, error) from error
+    elif args:
+        if not inspect.isroutine(function):
+            raise BadInput(
+                f"{what}: is made already and takes no arguments; name its class to use {spelled('loss_args')}"
+            )
+        check_names(function, args, what)
+        function = functools.partial(function, **args)
     return _OwnLoss(what, function)
 
 
-def loss_name(spec: Any) -> str:
+def loss_name(spec: Any, loss_args: Mapping[str, Any] | None = None) -> str:
     """What a loss is called where scores say how they were taken; two of the same name are held to be the same."""
     if spec is None or isinstance(spec, str):
-        return spec or DEFAULT
-    named = spec if hasattr(spec, "__qualname__") else type(spec)
-    return f"{named.__module__}.{named.__qualname__}"
+        name = spec or DEFAULT
+    else:
+        named = spec if hasattr(spec, "__qualname__") else type(spec)
+        name = f"{named.__module__}.{named.__qualname__}"
+    if loss_args:
+        name += f"({', '.join(f'{key}={value}' for key, value in recorded(loss_args).items())})"
+    return name
 
 
 @dataclass(frozen=True)
@@ -100,21 +125,47 @@ class _NamedLoss:
             raise BadInput(
                 f"the model returned {found_instead(output)}; wants a tensor, or a loss of your own: {spelled('loss', 'file.py:Name')}"
             )
-        if not isinstance(target, Tensor):
+        listed = isinstance(target, (tuple, list))
+        targets = [one for one in target if one is not None] if listed else [target]
+        if not targets or not all(isinstance(one, Tensor) for one in targets):
             raise BadInput(
-                f"the target is {found_instead(target)}; wants a tensor, or a loss of your own: {spelled('loss', 'file.py:Name')}"
+                f"the target is {found_instead(target)}; wants a tensor, or a loss of your own: "
+                f"{spelled('loss', 'file.py:Name')}"
             )
         name = self.name
         if name is None:
-            if target.is_floating_point() or target.is_complex():
+            if real := [one.dtype for one in targets if one.is_floating_point() or one.is_complex()]:
                 choices = ", ".join(_LOSSES)
                 raise BadInput(
-                    f"a {target.dtype} target has no default loss; give {spelled('loss')}: {choices} or file.py:Name"
+                    f"a {real[0]} target has no default loss; give {spelled('loss')}: {choices} or file.py:Name"
                 )
             name = DEFAULT
-        task = _Task(self.ignore_index, resize=len(outputs) > 1)
-        terms = [_LOSSES[name](one, target, task) for one in outputs]
+        loss = _LOSSES[name]
+        if not listed:
+            task = _Task(self.ignore_index, resize=len(outputs) > 1)
+            terms = [loss(one, target, task) for one in outputs]
+            return sum(terms[1:], start=terms[0])
+        if len(targets) != len(outputs):
+            raise BadInput(
+                f"the target is {found_instead(target)}, and the model returned {found_instead(output)}; wants a target for each "
+                "output, or one tensor, which is resized to each"
+            )
+        task = _Task(self.ignore_index, one_of_many=len(targets) > 1)
+        terms = [
+            weight * loss(one, its_target, task)
+            for weight, one, its_target in zip(deep_weights(len(outputs)), outputs, targets, strict=True)
+        ]
         return sum(terms[1:], start=terms[0])
+
+
+def deep_weights(outputs: int) -> list[float]:
+    """The weight of each output where each has its own target, as in nnU-Net: 1, 1/2, 1/4, ..., divided by their sum.
+
+    >>> deep_weights(2)
+    [0.6666666666666666, 0.3333333333333333]
+    """
+    halves = [0.5**index for index in range(outputs)]
+    return [half / sum(halves) for half in halves]
 
 
 def _outputs(output: Any) -> Iterator[Tensor]:
@@ -141,7 +192,8 @@ class _Task:
     """What every named loss needs besides output and target."""
 
     ignore_index: int | None
-    resize: bool  # deep supervision: the target may have another size than the output
+    resize: bool = False  # deep supervision: the target may have another size than the output
+    one_of_many: bool = False  # one of a list of targets: all of it may be ignored
 
 
 def _fit(target: Tensor, output: Tensor, shape: tuple[int, ...], task: _Task) -> Tensor:
@@ -178,13 +230,13 @@ def _is_dense(output: Tensor, target: Tensor) -> bool:
     return target.is_floating_point() or (output.ndim > 1 and output.shape[1] > 1 and target.shape == output.shape)
 
 
-def _classes(target: Tensor, classes: int, ignore_index: int | None) -> Tensor:
+def _classes(target: Tensor, classes: int, task: _Task) -> Tensor:
     """The classes as int64, with `IGNORE` in every ignored place; all others are in [0, classes)."""
-    target = target.long()
+    target, ignore_index = target.long(), task.ignore_index
     ignored = target == (IGNORE if ignore_index is None else ignore_index)
     if ignore_index is None and classes <= IGNORE_TOO:
         ignored = ignored | (target == IGNORE_TOO)
-    if ignored.all():
+    if ignored.all() and not task.one_of_many:
         raise BadInput(f"every place of the target is ignored; check the labels and {spelled('ignore_index')}")
     outside = target[~ignored & ((target < 0) | (target >= classes))]
     if outside.numel():
@@ -199,7 +251,7 @@ def _classes(target: Tensor, classes: int, ignore_index: int | None) -> Tensor:
 def _class_map(output: Tensor, target: Tensor, task: _Task, classes: int) -> Tensor:
     """(N, C, *S) and class targets -> (N, *S), checked."""
     shape = (output.shape[0], *output.shape[2:])
-    return _fit(_classes(target, classes, task.ignore_index), output, shape, task)
+    return _fit(_classes(target, classes, task), output, shape, task)
 
 
 def _cross_entropy(output: Tensor, target: Tensor, task: _Task) -> Tensor:
@@ -213,7 +265,7 @@ def _cross_entropy(output: Tensor, target: Tensor, task: _Task) -> Tensor:
     if _is_dense(output, target):
         return functional.cross_entropy(output, _fit(target, output, tuple(output.shape), task).to(output.dtype))
     labels = _class_map(output, target, task, output.shape[1])
-    if (labels == IGNORE).all():  # of a coarse output only, else it was an error
+    if (labels == IGNORE).all():  # of a coarse output or target only, else it was an error
         return output.sum() * 0
     return functional.cross_entropy(output, labels, ignore_index=IGNORE)
 
@@ -224,7 +276,7 @@ def _pointwise(output: Tensor, target: Tensor, task: _Task, function: Callable[[
     if task.ignore_index is None:
         return function(output, target.to(output.dtype))
     keep = target != task.ignore_index
-    if not keep.any() and not task.resize:
+    if not keep.any() and not task.resize and not task.one_of_many:
         raise BadInput(f"every place of the target is ignored; check the labels and {spelled('ignore_index')}")
     return function(output[keep], target[keep].to(output.dtype)) if keep.any() else output.sum() * 0
 
@@ -251,7 +303,7 @@ def _bce(output: Tensor, target: Tensor, task: _Task) -> Tensor:
     from torch.nn import functional
 
     if not target.is_floating_point():
-        target, task = _classes(target, 2, task.ignore_index), _Task(IGNORE, task.resize)
+        target, task = _classes(target, 2, task), replace(task, ignore_index=IGNORE)
     elif task.ignore_index is None and bool(((target < 0) | (target > 1)).any()):
         raise BadInput(
             f"bce wants targets in [0, 1], and this one has others; scale it, or give {spelled('loss', 'mse')}"

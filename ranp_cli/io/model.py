@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import USER_EXCEPTIONS, BadInput
 from ..core.spelling import spelled
-from .readers import found_instead, read_safetensors, read_torch, read_torchscript, readable, some_of
-from .user_code import attribute, check_args, import_named, is_code, offered, user_error
+from .code_args import names_code, recorded, text_for_code, with_code
+from .readers import found_instead, pickled_class, read_safetensors, read_torch, read_torchscript, readable, some_of
+from .user_code import attribute, check_args, import_named, is_code, meant, offered, own_command_line, user_error
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +32,7 @@ class LoadedModel:
     kind: Literal["factory", "torchscript"]
 
 
-def load_model(spec: str, args: dict[str, Any] | None = None) -> LoadedModel:
+def load_model(spec: str, args: dict[str, Any] | None = None, code_in_args: bool = True) -> LoadedModel:
     """Build or read the network that `spec` names.
 
     Random weights are drawn from the global generator; whoever wants them the same every time seeds it before.
@@ -41,6 +42,7 @@ def load_model(spec: str, args: dict[str, Any] | None = None) -> LoadedModel:
             an `nn.Module` (used as it is, not copied); a bare `file.py` that defines one `nn.Module` class; or a
             TorchScript file (.pt, .ts, .pth), which is read onto the CPU.
         args: keyword arguments for the class or function.
+        code_in_args: whether the arguments may name code, as those of the user may and those of a data file may not.
 
     Raises:
         BadInput: says which of the many ways this can go wrong it was, and what to do.
@@ -48,7 +50,7 @@ def load_model(spec: str, args: dict[str, Any] | None = None) -> LoadedModel:
     args = dict(args or {})
     what = f"model {spec}"
     if is_code(spec):
-        return LoadedModel(built(factory_of(spec, what), args, what), spec, args, "factory")
+        return LoadedModel(built(factory_of(spec, what), args, what, code_in_args), spec, recorded(args), "factory")
     suffix = Path(spec).suffix.lower()
     if suffix in TORCHSCRIPT:
         if args:
@@ -64,6 +66,8 @@ def load_model(spec: str, args: dict[str, Any] | None = None) -> LoadedModel:
             f"{what}: ranp writes .pt2 files, but reads none (pickle may run code); give the source, file.py:Name, or, to "
             "profile it, the slim .safetensors"
         )
+    if better := meant(spec):
+        raise BadInput(f"{what}: a name stands behind a colon; give {better}")
     raise BadInput(f"{what}: wants file.py:Name, package.module:Name or a TorchScript file ({', '.join(TORCHSCRIPT)})")
 
 
@@ -83,7 +87,7 @@ def factory_of(spec: str, what: str) -> Any:
     return attribute(module, name, what, offers)
 
 
-def built(factory: Any, args: dict[str, Any], what: str) -> nn.Module:
+def built(factory: Any, args: dict[str, Any], what: str, code_in_args: bool = True) -> nn.Module:
     """The network that a factory makes of `args`; a ready `nn.Module` is returned as it is. BadInput says what is wrong."""
     from torch import nn
 
@@ -97,20 +101,29 @@ def built(factory: Any, args: dict[str, Any], what: str) -> nn.Module:
         return uncompiled(factory)
     if not callable(factory):
         raise BadInput(f"{what}: is {found_instead(factory)}; wants a class or function that returns an nn.Module")
+    if code_in_args:
+        args = with_code(args, factory, what)
+    elif name := names_code(args):
+        raise BadInput(f"{what}: the file records arguments that name code ({name}), and no data file leads to code; give the "
+                       "dense model itself, or trust the file")  # fmt: skip
     check_args(factory, args, what)
     try:
-        network = factory(**args)
+        with own_command_line():
+            network = factory(**args)
     except USER_EXCEPTIONS as error:
-        raise user_error(what, error) from error
+        told = user_error(what, error)
+        raise (BadInput(f"{told}{hint}") if (hint := text_for_code(args)) else told) from error
     if not isinstance(network, nn.Module):
         raise BadInput(f"{what}: returned {found_instead(network)}; wants an nn.Module, so return one")
     return uncompiled(network)
 
 
-def parse_model_args(pairs: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
-    """The `--model-arg key=value` of a command line as keyword arguments; each value is read as YAML.
+def parse_args(pairs: Iterable[str] | Mapping[str, Any], option: str = "model_args") -> dict[str, Any]:
+    """The `--model-arg key=value` of a command line, or those of another option, as keyword arguments.
 
-    >>> parse_model_args(["classes=4", "widths=[8, 16]", "norm=null", "eps=1e-5"])
+    Each value is read as YAML.
+
+    >>> parse_args(["classes=4", "widths=[8, 16]", "norm=null", "eps=1e-5"])
     {'classes': 4, 'widths': [8, 16], 'norm': None, 'eps': 1e-05}
     """
     import yaml
@@ -121,18 +134,16 @@ def parse_model_args(pairs: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]
     for pair in pairs:
         key, equals, text = (part.strip() for part in pair.partition("="))
         if not equals or not key.isidentifier():
-            raise BadInput(
-                f"{spelled('model_args', pair)}: wants name=value, for example {spelled('model_args', {'classes': 4})}"
-            )
+            raise BadInput(f"{spelled(option, pair)}: wants name=value, for example {spelled(option, {'classes': 4})}")
         if key in args:
-            raise BadInput(f"{spelled('model_args', pair)}: '{key}' is given twice; leave one out")
+            raise BadInput(f"{spelled(option, pair)}: '{key}' is given twice; leave one out")
         try:
             # YAML 1.1 takes 1e-5 for a string, as it has no dot.
             args[key] = float(text) if re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", text) else yaml.safe_load(text)
         except yaml.YAMLError as error:
             problem = getattr(error, "problem", None) or "bad value"
             raise BadInput(
-                f"{spelled('model_args', pair)}: the value is not YAML ({problem}); quote it: {key}='...'"
+                f"{spelled(option, pair)}: the value is not YAML ({problem}); quote it: {key}='...'"
             ) from None
     return args
 
@@ -147,15 +158,17 @@ def load_weights(module: nn.Module, path: str, key: str | None = None) -> None:
         path: `.safetensors`, or `.pt`, `.pth`, `.ckpt` with tensors and plain containers only.
         key: the dotted path to the state dict in a checkpoint (`state_dict`, `ema.model`); it may end in a prefix of
             the names (`state_dict.net` for Lightning's `state_dict` with `net.conv.weight`).
+            Without, the file must be a state dict; the error names the key of one that fits.
     """
     what = f"weights {path}"
     file = readable(path, what)
     suffix = file.suffix.lower()
     if suffix not in (".safetensors", ".pt", ".pth", ".ckpt", ".bin"):
         raise BadInput(f"{what}: wants a .safetensors, .pt, .pth or .ckpt file")
-    found = read_safetensors(file, what) if suffix == ".safetensors" else read_torch(file, what)
+    found = read_safetensors(file, what) if suffix == ".safetensors" else read_torch(file, what, _state_advice(file))
     own = module.state_dict()
-    state = _bare(_pick(found, key, own, what), own)
+    picked = _pick(found, key, own, what)
+    state = _bare(picked, own)
 
     differing = [
         f"{name} ({tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model)"
@@ -172,9 +185,20 @@ def load_weights(module: nn.Module, path: str, key: str | None = None) -> None:
     lists = {"missing": missing, "unexpected": unexpected, "of another shape": differing}
     problems = [f"{len(names)} {label}: {some_of(names)}" for label, names in lists.items() if names]
     if problems:
-        raise BadInput(
-            f"{what}: does not fit the model; {'; '.join(problems)}; check {spelled('model_args')} and {spelled('weights_key')}"
-        )
+        advice = f"check {spelled('model_args')} and {spelled('weights_key')}"
+        if prefixes := _prefixes(picked, own):
+            advice = _give([_join(key or "", prefix) for prefix in prefixes])
+        raise BadInput(f"{what}: does not fit the model; {'; '.join(problems)}; {advice}")
+
+
+def _state_advice(path: Path) -> str:
+    """How to make a state dict of a file that holds more than tensors."""
+    holds = pickled_class(path)
+    pick = ".state_dict()" if holds else '["state_dict"]'
+    target = path.with_name(f"{path.stem}.state.pt")
+    command = f"torch.save(torch.load({str(path)!r}, weights_only=False){pick}, {str(target)!r})"
+    return (f"{'it is a whole module, of which' if holds else 'of which'} ranp takes the state dict: where you trust the file, run "
+            f"{command} in Python once and give {spelled('weights', target)}")  # fmt: skip
 
 
 def _address(tensor: Any) -> tuple[Any, ...]:
@@ -208,19 +232,37 @@ def _bare(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     return bare
 
 
+def _prefixes(state: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """The prefixes below which `state` has every name of the model: `net` for Lightning's `net.conv.weight`."""
+    first = next(iter(own), None)
+    found = [name.removesuffix(f".{first}") for name in state if name.endswith(f".{first}")]
+    return [prefix for prefix in found if all(f"{prefix}.{name}" in state for name in own)]
+
+
+def _join(path: str, prefix: str) -> str:
+    return f"{path}.{prefix}".lstrip(".")
+
+
+def _give(places: Iterable[str]) -> str:
+    return f"give {' or '.join(spelled('weights_key', place) for place in list(places)[:3])}"
+
+
 def _pick(tree: Any, key: str | None, own: Mapping[str, Any], what: str) -> Mapping[str, Any]:
     """The state dict under `key`; without a key the file must be one."""
     chosen = _below(tree, key.split(".")) if key else tree
     if _is_state(chosen):
         return chosen
-    states = [(path, state) for path, state in _states(tree) if path]
-    fitting = [path for path, state in states if _bare(state, own).keys() == own.keys()]
+    states = list(_states(tree))
+    fitting = [path for path, state in states if path and _bare(state, own).keys() == own.keys()]
+    fitting += [
+        _join(path, prefix) for path, state in states if path not in fitting for prefix in _prefixes(state, own)
+    ]
     if fitting:
-        advice = f"give {spelled('weights_key', fitting[0])}"
-    elif states:
-        advice = f"it holds state dicts under {some_of([path for path, _ in states], 5)}, give one as {spelled('weights_key')}"
+        advice = _give(dict.fromkeys(fitting))
     elif key and _is_state(tree):
         advice = f"the file is a state dict itself, leave out {spelled('weights_key')}"
+    elif states:
+        advice = f"it holds state dicts under {some_of([path for path, _ in states], 5)}, give one as {spelled('weights_key')}"
     else:
         advice = "save model.state_dict() in it"
     problem = f"nothing that is a state dict under '{key}'" if key else f"holds {found_instead(tree)}, not a state dict"

@@ -10,6 +10,7 @@ torch is imported inside the functions, so that `ranp --help` need not wait for 
 from __future__ import annotations
 
 import os
+import pickletools
 import re
 import warnings
 import zipfile
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 def readable(path: str | os.PathLike[str], what: str) -> Path:
     """`path` as a file that can be opened, or one line that says why not."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     try:
         path.open("rb").close()
     except FileNotFoundError:
@@ -61,9 +62,17 @@ def read_torchscript(path: Path, what: str) -> nn.Module:
 
     kind = _container(path)
     if kind == "pickle":
+        refused = "pickled modules run code when they are read and are refused"
+        if holds := pickled_class(path):
+            target = path.with_name(f"{path.stem}.state.pt")
+            raise BadInput(
+                f"{what}: holds a pickled object ({holds}), not TorchScript; {refused}; where you trust it, run torch.save("
+                f"torch.load({str(path)!r}, weights_only=False).state_dict(), {str(target)!r}) in Python once, then give the "
+                f"source and the state dict: file.py:Name with {spelled('weights', target)}"
+            )
         raise BadInput(
-            f"{what}: holds a pickled module or a state dict, not TorchScript; pickled modules run code when they are "
-            f"read and are refused; give the source and the state dict: file.py:Name with {spelled('weights', str(path))}"
+            f"{what}: holds tensors, not TorchScript; {refused}; give the source and the state dict: file.py:Name with "
+            f"{spelled('weights', path)}"
         )
     if kind != "torchscript":
         raise BadInput(f"{what}: {_UNREADABLE[kind]}")
@@ -75,8 +84,33 @@ def read_torchscript(path: Path, what: str) -> nn.Module:
             raise BadInput(f"{what}: is not readable TorchScript ({one_line(error)}); save it again") from None
 
 
-def read_torch(path: Path, what: str) -> Any:
-    """What `torch.save` wrote, tensors and plain containers only."""
+def pickled_class(path: Path) -> str:
+    """`net.Net`: the class of the object that `torch.save` wrote; nothing for a dict, a list or a tensor. Nothing is run."""
+    with path.open("rb") as file:
+        data: bytes = file.read()
+    starts = [data]
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            starts = [archive.read(name) for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+    try:
+        for start in starts:
+            for op, value, _ in pickletools.genops(start):
+                if op.name == "GLOBAL":
+                    name = str(value).replace(" ", ".")
+                    return "" if name.startswith(("torch._utils.", "collections.")) else name
+                if op.name in ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "MARK"):
+                    return ""
+    except ValueError:  # a damaged pickle, which reading it will tell
+        return ""
+    return ""
+
+
+def read_torch(path: Path, what: str, advice: str | None = None) -> Any:
+    """What `torch.save` wrote, tensors and plain containers only.
+
+    Args:
+        advice: what to do with a file that holds more.
+    """
     import torch
 
     kind = _container(path)
@@ -92,9 +126,9 @@ def read_torch(path: Path, what: str) -> Any:
             wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
             if not wanted:
                 raise BadInput(f"{what}: is damaged ({type(error).__name__}); write or copy it again") from None
+            advice = advice or "save tensors, dicts and lists only: torch.save((input, target), ...)"
             raise BadInput(
-                f"{what}: is a pickle that wants to run code ({wanted[1]}) and is refused; save tensors, dicts and "
-                f"lists only: torch.save(model.state_dict(), ...) or torch.save((input, target), ...)"
+                f"{what}: is a pickle that wants to run code ({wanted[1]}) and is refused; {advice}"
             ) from None
 
 

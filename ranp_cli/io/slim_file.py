@@ -154,7 +154,7 @@ def load(path: str | Path, model: nn.Module | str | None = None) -> nn.Module:
         model = about["spec"]
     if isinstance(model, str):
         with seeded():
-            model = load_model(model, about.get("args") or {}).module
+            model = load_model(model, about.get("args") or {}, code_in_args=False).module
     model = uncompiled(model)
     if fingerprint(model) != about["fingerprint"]:
         raise BadInput(

@@ -92,8 +92,14 @@ class Mask:
                 f"'model.input' of the mask must be a signature as ranp writes it, not {given!r}; leave it out"
             )
         sparsity = mask.get("sparsity") or {}
-        return cls(layers, mask.get("model") or {}, mask.get("method") or {}, sparsity.get("requested"),
-                   list(mask.get("floored") or []), dict(mask.get("fixed") or {}))  # fmt: skip
+        return cls(
+            layers,
+            mask.get("model") or {},
+            mask.get("method") or {},
+            sparsity.get("requested"),
+            list(mask.get("floored") or []),
+            dict(mask.get("fixed") or {}),
+        )
 
     @classmethod
     def from_units(cls, graph: Graph, keep: np.ndarray, **about: Any) -> Mask:
@@ -124,8 +130,11 @@ class Mask:
         missing = [name for name in names if name not in self.layers]
         unknown = [name for name in self.layers if name not in names]
         if missing or unknown:
-            parts = [f"{what} {', '.join(some[:3])}{', ...' * (len(some) > 3)}"
-                     for what, some in (("the mask lacks", missing), ("the model lacks", unknown)) if some]  # fmt: skip
+            parts = [
+                f"{what} {', '.join(some[:3])}{', ...' * (len(some) > 3)}"
+                for what, some in (("the mask lacks", missing), ("the model lacks", unknown))
+                if some
+            ]
             raise BadInput(
                 f"the mask is of another network: {'; '.join(parts)}; give the mask that was made for this model"
             )

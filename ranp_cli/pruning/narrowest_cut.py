@@ -39,8 +39,13 @@ class Cut:
         return self.channels < min(self.outputs, self.dense)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"output": self.output, "output_channels": self.outputs, "channels": self.channels,
-                "dense_channels": self.dense, "layers": self.layers}  # fmt: skip
+        return {
+            "output": self.output,
+            "output_channels": self.outputs,
+            "channels": self.channels,
+            "dense_channels": self.dense,
+            "layers": self.layers,
+        }
 
 
 def narrowest_cuts(graph: Graph, keep: np.ndarray) -> list[Cut]:

@@ -183,8 +183,14 @@ def _inputs(graph: Graph, example: Example, training: bool) -> list[Example]:
     return [noise(example.with_batch(n)) for n in ((2, 16) if training and samples == 2 else (samples,))]
 
 
-def _compare(masked: nn.Module, slim: nn.Module, inputs: list[Example], run: Callable[..., list[Tensor]], limit: float,
-             exact: list[Tensor] | None) -> tuple[Comparison, list[Tensor]]:  # fmt: skip
+def _compare(
+    masked: nn.Module,
+    slim: nn.Module,
+    inputs: list[Example],
+    run: Callable[..., list[Tensor]],
+    limit: float,
+    exact: list[Tensor] | None,
+) -> tuple[Comparison, list[Tensor]]:
     """The comparison of two networks, and the output of the first, on the first of the inputs on which it holds."""
     for given in inputs:
         want, got = (run(m, given) for m in (masked, slim))
@@ -345,6 +351,8 @@ def _cast_model(model: nn.Module, dtype: torch.dtype, own: Container[str]) -> nn
 
 def _distance(a: list[Tensor], b: list[Tensor]) -> float:
     if [t.shape for t in a] != [t.shape for t in b]:
-        raise VerificationFailed(f"the slim network returns shapes {[tuple(t.shape) for t in b]}, the dense one "
-                                 f"{[tuple(t.shape) for t in a]}")  # fmt: skip
+        raise VerificationFailed(
+            f"the slim network returns shapes {[tuple(t.shape) for t in b]}, the dense one "
+            f"{[tuple(t.shape) for t in a]}"
+        )
     return max((float((x - y).abs().max()) for x, y in zip(a, b, strict=True) if x.numel()), default=0.0)

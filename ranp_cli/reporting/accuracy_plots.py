@@ -86,8 +86,9 @@ def _scale(axis: Any, values: Sequence[float]) -> None:
     axis.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _marks(axis: Any, rows: Sequence[Row], place: Any, style: dict[str, str], label: str, size: float, dash: str,
-           shift: float) -> None:  # fmt: skip
+def _marks(
+    axis: Any, rows: Sequence[Row], place: Any, style: dict[str, str], label: str, size: float, dash: str, shift: float
+) -> None:
     """One method: a line through its means, a bar of the deviation at each, a mark that is hollow at the floor."""
     from matplotlib.transforms import ScaledTranslation
 
@@ -95,8 +96,18 @@ def _marks(axis: Any, rows: Sequence[Row], place: Any, style: dict[str, str], la
     x, y = [place(row) for row in rows], [row["accuracy"]["mean"] for row in rows]
     deviations = [row["accuracy"]["std"] or 0.0 for row in rows]
     if any(deviations):
-        axis.errorbar(x, y, deviations, fmt="none", ecolor=style["color"], elinewidth=1.1, capsize=2.5, alpha=0.75, zorder=2,
-                      transform=moved)  # fmt: skip
+        axis.errorbar(
+            x,
+            y,
+            deviations,
+            fmt="none",
+            ecolor=style["color"],
+            elinewidth=1.1,
+            capsize=2.5,
+            alpha=0.75,
+            zorder=2,
+            transform=moved,
+        )
     axis.plot(x, y, color=style["color"], linestyle=dash, linewidth=1.4, zorder=3, transform=moved)
     for a, b, row in zip(x, y, rows, strict=True):
         face = style["color"] if row["feasible"] else "white"

@@ -133,10 +133,14 @@ def _layers(report: Report) -> str:
 def _bar(was: float, now: float | None, told: str) -> str:
     """One bar in another: the whole, and what stays; the longer one lies behind."""
     parts = [(was, "was"), (now, "now")] if now is not None else [(was, "now")]
-    shapes = "".join(f'<rect width="{100 * width:.2f}" height="10" fill="var(--{name})"/>'
-                     for width, name in sorted(parts, key=lambda part: -part[0]))  # fmt: skip
-    return (f'<span class="bar"><svg viewBox="0 0 100 10" preserveAspectRatio="none" role="img"><title>{escape(told)}</title>'
-            f"{shapes}</svg></span>")  # fmt: skip
+    shapes = "".join(
+        f'<rect width="{100 * width:.2f}" height="10" fill="var(--{name})"/>'
+        for width, name in sorted(parts, key=lambda part: -part[0])
+    )
+    return (
+        f'<span class="bar"><svg viewBox="0 0 100 10" preserveAspectRatio="none" role="img"><title>{escape(told)}</title>'
+        f"{shapes}</svg></span>"
+    )
 
 
 def _timeline(report: Report) -> str:
@@ -159,7 +163,7 @@ def _timeline(report: Report) -> str:
         anchor = "end" if x > 600 else "start"
         name = side if len(memory) == 2 else "a training step"
         pictures.append(
-            f'<figure><figcaption>{name}: batch of {m["samples"]}, {escape(m["optimizer"])}{", 16-bit autocast" * ("amp" in m)}, peak {bytes_(m["train_peak_bytes"])} '
+            f"<figure><figcaption>{name}: batch of {m['samples']}, {escape(m['optimizer'])}{', 16-bit autocast' * ('amp' in m)}, peak {bytes_(m['train_peak_bytes'])} "
             f'at {escape(m["train_peak_at"])}</figcaption>\n<svg viewBox="0 0 900 180" width="100%" role="img">'
             f'<polygon points="0,160 {points} 900,160" fill="{colour}" opacity=".55"/>'
             f'<line x1="{turn:.1f}" x2="{turn:.1f}" y1="0" y2="160" stroke="var(--line)"/>'
@@ -167,8 +171,8 @@ def _timeline(report: Report) -> str:
             f'<text x="{min(turn + 4, 840):.1f}" y="175">backward</text>'
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="var(--hot)"/>'
             f'<text x="{x + (-8 if anchor == "end" else 8):.1f}" y="{max(y + 4, 12):.1f}" text-anchor="{anchor}">'
-            f'{bytes_(line[at])}</text>{slots}</svg></figure>\n'
-        )  # fmt: skip
+            f"{bytes_(line[at])}</text>{slots}</svg></figure>\n"
+        )
     return "<h2>Memory of a training step, op by op</h2>\n" + "".join(pictures)
 
 

@@ -119,8 +119,13 @@ def sweep(path: str | Path, rows: Sequence[Mapping[str, Any]], title: str = "") 
             axis.set_xlabel("reduction (%)")
     if lines:
         axes[0].set_ylabel("reduction (%)")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(methods), 8), frameon=False,
-                      fontsize=9)  # fmt: skip
+        figure.legend(
+            *axes[0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=min(len(methods), 8),
+            frameon=False,
+            fontsize=9,
+        )
     else:
         axes[0].invert_yaxis()
     rescued = f"; {'hollow' if lines else 'hatched'}: a layer was kept at its floor"

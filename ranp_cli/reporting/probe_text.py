@@ -32,24 +32,34 @@ def notes_of(probe: Mapping[str, Any]) -> list[str]:
         return []
     dense, slim, steps = probe["dense"], probe["slim"], probe["steps"]
     if "diverged" in dense:
-        return [f"the loss of the dense network was not finite after {dense['diverged']} steps of the probe, which so says "
-                f"nothing; give {spelled('probe_lr')} below {probe['lr']:g}"]  # fmt: skip
+        return [
+            f"the loss of the dense network was not finite after {dense['diverged']} steps of the probe, which so says "
+            f"nothing; give {spelled('probe_lr')} below {probe['lr']:g}"
+        ]
     if "diverged" in slim:
-        return [f"the loss of the slim network was not finite after {slim['diverged']} steps of the probe, that of the dense one "
-                f"was; {remedy()}"]  # fmt: skip
+        return [
+            f"the loss of the slim network was not finite after {slim['diverged']} steps of the probe, that of the dense one "
+            f"was; {remedy()}"
+        ]
     notes = []
     if probe["lag"] is None:
-        notes.append(f"no loss fell in the {steps} steps of the probe, which so says nothing; give it more steps, or "
-                     f"{spelled('probe_lr')} other than {probe['lr']:g}")  # fmt: skip
+        notes.append(
+            f"no loss fell in the {steps} steps of the probe, which so says nothing; give it more steps, or "
+            f"{spelled('probe_lr')} other than {probe['lr']:g}"
+        )
     elif not keeps_up(probe):
         sure = "" if steps >= SURE else f"; {spelled('probe', SURE)} would say it more surely"
-        notes.append(f"the slim network learns more slowly than the dense one: after {steps} steps its loss still has "
-                     f"{probe['lag']:.0%} of the way to go (a warning above {most_lag(steps):.0%}); {remedy()}{sure}")  # fmt: skip
+        notes.append(
+            f"the slim network learns more slowly than the dense one: after {steps} steps its loss still has "
+            f"{probe['lag']:.0%} of the way to go (a warning above {most_lag(steps):.0%}); {remedy()}{sure}"
+        )
     if "worst_class" in dense and "worst_class" in slim and steps >= SURE:
         good, bad = dense["worst_class"], slim["worst_class"]
         if bad["right"] < UNLEARNED and good["right"] > LEARNED:
-            notes.append(f"the slim network has not begun to learn class {bad['class']}: after {steps} steps {bad['right']:.0%} of its "
-                         f"places are labelled right, of the dense network's worst class {good['right']:.0%}; {remedy()}")  # fmt: skip
+            notes.append(
+                f"the slim network has not begun to learn class {bad['class']}: after {steps} steps {bad['right']:.0%} of its "
+                f"places are labelled right, of the dense network's worst class {good['right']:.0%}; {remedy()}"
+            )
     return notes
 
 

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .. import __version__
 from ..core.numbers import shown
 
 if TYPE_CHECKING:
     from ..graph.graph import Graph, Layer
+    from .report_parts import LayerRow, Reason, UncountedOp
+    from .report_types import ReportDocument
 
 
 FORMAT, VERSION = "ranp-report", 1
@@ -40,7 +42,7 @@ class Report:
         finally:
             self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> ReportDocument:
         out: dict[str, Any] = {"format": FORMAT, "version": VERSION, "command": self.command, "ranp": __version__}
         out["torch"] = version("torch").partition("+")[0]
         if self.seconds:
@@ -57,7 +59,7 @@ class Report:
                 for side, about in parts["memory"].items()
             }
         out.update({k: v for k, v in parts.items() if v not in (None, [], {})})
-        return out
+        return cast("ReportDocument", out)
 
 
 def memory_notes(memory: dict[str, Any]) -> list[str]:
@@ -73,14 +75,13 @@ def memory_notes(memory: dict[str, Any]) -> list[str]:
     ]
 
 
-def layer_row(layer: Layer) -> dict[str, Any]:
+def layer_row(layer: Layer) -> LayerRow:
     """One layer of one network, costs of one sample."""
     from ..core.tensors import tensors_in
 
-    measured = {"latency_ms": 1000 * layer.seconds} if layer.seconds else {}
     call, _ = layer.calls[0]
     element = tensors_in(call[1:])[0].element_size()  # bytes per element; input and output share a dtype
-    return {
+    row: LayerRow = {
         "name": layer.name,
         "op": layer.op,
         "kernel": list(layer.kernel),
@@ -89,8 +90,10 @@ def layer_row(layer: Layer) -> dict[str, Any]:
         "macs": layer.macs,
         "output_elements": layer.output_elements,
         "output_bytes": layer.output_elements * element,
-        **measured,
     }
+    if layer.seconds:
+        row["latency_ms"] = 1000 * layer.seconds
+    return row
 
 
 def merge_rows(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -111,9 +114,9 @@ def _renamed(row: dict[str, Any]) -> dict[str, Any]:
     return {f"{key}_after": row[key] for key in LAYER_COSTS if key in row}
 
 
-def not_pruned(graph: Graph, keep: Any) -> list[dict[str, str]]:
+def not_pruned(graph: Graph, keep: Any) -> list[Reason]:
     """Each layer that lost nothing, with its reason."""
-    rows = []
+    rows: list[Reason] = []
     for layer, units in zip(graph.layers, graph.by_layer(graph.unit), strict=True):
         if keep[units].all():
             reasons = [graph.reasons[u] for u in units]
@@ -124,7 +127,7 @@ def not_pruned(graph: Graph, keep: Any) -> list[dict[str, str]]:
     return rows
 
 
-def uncounted(ops: list[tuple[str, str]]) -> list[dict[str, Any]]:
+def uncounted(ops: list[tuple[str, str]]) -> list[UncountedOp]:
     """Ops without a formula for multiply-adds, by module."""
     return [{"op": op, "module": module, "count": n} for (op, module), n in Counter(ops).items()]
 

@@ -35,9 +35,16 @@ MOST_SAVED = 4  # modules that are named
 # -- the four public functions ---------------------------------------------------------------------------------------
 
 
+class Page(Console):
+    """A console that tells when nobody reads it any more, where rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console(stderr: bool = False, width: int | None = None) -> Console:
     """A console on stdout or stderr; without colour under NO_COLOR, plain and 100 columns wide in a pipe."""
-    page = Console(
+    page = Page(
         file=sys.stderr if stderr else sys.stdout,
         color_system=None if os.environ.get("NO_COLOR") else "auto",
         markup=False,
@@ -286,6 +293,11 @@ def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
     yield from floor_sentences(report, _floored(report))
     if fixed := _fixed(report):
         yield "fixed:", "bold", by_reason(fixed.items())
+    if followed := report.get("followed"):
+        counts = (
+            f"{'.'.join(filter(None, (row['module'], row['attribute'])))}{JOINED}{row['value']}" for row in followed
+        )
+        yield "counts followed:", "bold", ", ".join(counts)
     if skipped := report.get("not_pruned"):
         yield "not pruned:", "yellow", by_reason((entry["layer"], entry["reason"]) for entry in skipped)
     if unruled := report.get("unruled_ops"):

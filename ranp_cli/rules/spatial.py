@@ -64,8 +64,10 @@ def unfolded(ties, x, *args, out):
     # im2col: (N, C, H, W) -> (N, C*k*k, L); col2im: back
     if x.ndim < 4 and len(out) >= 3 and x.shape[-2] >= out[-3]:
         places = x.shape[-2] // out[-3]
-        split = Labels((*x.shape[:-2], out[-3], places, x.shape[-1]),
-                       ties.reshape(x, (*x.shape[:-2], out[-3], places, x.shape[-1])))  # fmt: skip
+        split = Labels(
+            (*x.shape[:-2], out[-3], places, x.shape[-1]),
+            ties.reshape(x, (*x.shape[:-2], out[-3], places, x.shape[-1])),
+        )
         return ties.collapse(split, (-1, -2)).planes
     ties.fix(ties.along(x, (-1, -2)), "windows along a labelled axis")
     places = out[-2] // x.shape[-3]

@@ -219,8 +219,14 @@ def post_activations(model: nn.Module, graph: Graph) -> Places:
                 after = mode.calls[later[0]] if later else None
                 single = len({id(t) for t in after.ins}) == 1 if after else False
                 in_place = after is not None and after.out is out
-                if after is None or not single or after.uses or not isinstance(after.out, Tensor) \
-                        or after.out.shape != out.shape or (len(later) > 1 and not in_place):  # fmt: skip
+                if (
+                    after is None
+                    or not single
+                    or after.uses
+                    or not isinstance(after.out, Tensor)
+                    or after.out.shape != out.shape
+                    or (len(later) > 1 and not in_place)
+                ):
                     break
                 at, out = later[0], after.out
             found.setdefault(numbers[at], []).append(Place(k, axis, mine))

@@ -2,33 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
-
-
-@contextmanager
-def undivided() -> Iterator[None]:
-    """Ctrl-C (and SIGTERM, where it has a handler) waits until the block is done: a sum is not left half added."""
-    handlers: dict[int, Any] = {}
-    came: list[tuple[int, Any]] = []
-    if threading.current_thread() is threading.main_thread():
-        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-            if callable(old := signal.getsignal(number)):
-                handlers[number] = old
-                signal.signal(number, lambda *given: came.append(given))
-    try:
-        yield
-    finally:
-        for number, old in handlers.items():
-            signal.signal(number, old)
-    for given in came[:1]:
-        handlers[given[0]](*given)
 
 
 @dataclass

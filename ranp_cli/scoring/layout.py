@@ -38,8 +38,16 @@ def channels_last(value: Any) -> Any:
     return map_tensors(value, lay)
 
 
-def instance_norm(x: Tensor, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
-                  use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5) -> Tensor:  # fmt: skip
+def instance_norm(
+    x: Tensor,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
     """`F.instance_norm`; the statistics that a layer collects of the inputs are not kept."""
     if not use_input_stats or x.ndim < 3 or math.prod(x.shape[2:]) < 2:
         return F.instance_norm(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
@@ -89,8 +97,16 @@ class ConvolutionOverrides(TorchFunctionMode):
         return out.contiguous(memory_format=last) if is_last or x.shape[1] == 1 else out
 
 
-def is_copying(input: Tensor, weight: Tensor, groups: int = 1, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-               output_padding: Any = None, **_: Any) -> bool:  # fmt: skip
+def is_copying(
+    input: Tensor,
+    weight: Tensor,
+    groups: int = 1,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    output_padding: Any = None,
+    **_: Any,
+) -> bool:
     """Is what oneDNN copies of a weight, with channels last, large beside the places of the smaller side?
 
     The channels of each group are filled up to a block, which makes 256 times a depthwise weight.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core.contexts import SharedFlag
 from ..core.tensors import map_tensors
 
 PRECISIONS = ("model", "fp32", "bf16", "fp16", "fp64", "auto")
@@ -26,15 +27,19 @@ def has_fast_bf16(device: torch.device) -> bool:
     return any(has.get(name, False) for name in ("amx_bf16", "avx512_bf16", "avx10_2", "bf16"))
 
 
+_deterministic = SharedFlag(
+    lambda: torch.backends.cudnn.deterministic, lambda value: setattr(torch.backends.cudnn, "deterministic", value)
+)
+
+
 @contextmanager
-def reproducible() -> Iterator[None]:
-    """cuDNN takes algorithms that give the same bits each time; which one is fastest it tries if the caller has said so."""
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
-    try:
+def reproducible(device: torch.device) -> Iterator[None]:
+    """cuDNN takes algorithms that give the same bits each time; which one is fastest it tries if the caller has said so.
+
+    The flag is one for the process: while a call runs on a GPU, other threads' convolutions are deterministic too.
+    """
+    with _deterministic.at(True) if device.type == "cuda" else nullcontext():
         yield
-    finally:
-        torch.backends.cudnn.deterministic = before
 
 
 def cast(twin: nn.Module, precision: str) -> nn.Module:

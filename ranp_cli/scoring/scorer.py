@@ -21,13 +21,13 @@ from ..core.tensors import in_precision_of, map_tensors
 from ..graph.analyse import named_tensors
 from ..graph.graph import Graph
 from .activation_gradients import ActivationGradientCollector
-from .checks import check_finite, check_scores, run_backward, run_model
-from .compensated_sum import CompensatedSum, undivided
+from .checks import check_finite, run_backward, run_model
+from .compensated_sum import CompensatedSum
 from .criteria import Criterion
 from .distributed import WorkerGroup
 from .layout import ConvolutionOverrides, channels_last
 from .module_state import ModuleSnapshot
-from .precision import AGREE, HALF, SCALE, autocast, cast, cast_batch, has_fast_bf16, reproducible, whole
+from .precision import AGREE, HALF, SCALE, autocast, cast, cast_batch, has_fast_bf16, whole
 from .recompute import Recompute
 from .recompute_plan import RecomputePlan, ScoringSetup, plan
 from .weight_gradients import GradientCollector, WeightGradientCollector, add_up, mean_of
@@ -59,56 +59,12 @@ class GradientSetup:
     agreement: Callable[[list[np.ndarray], list[np.ndarray]], float] | None = None  # of the masks of two scores
     resumed: Importance | None = None
     keep_partial: bool = False  # Ctrl-C ends the scoring instead of the program, once there is a mini-batch
+    keep: Callable[[dict[str, Importance]], None] | None = None  # writes down what is done so far
+    save_every: float = 60.0  # seconds; 0: never
     facts: dict[str, Any] = field(default_factory=dict)
 
     def note(self, text: str) -> None:
         self.facts.setdefault("notes", []).append(text)
-
-
-def score(model: nn.Module, graph: Graph, batches: Any, loss: Callable[[Any, Any], Tensor], criteria: Sequence[Criterion],
-          device: torch.device, seed: int = 0, advance: Callable[[], Any] = lambda: None, way: GradientSetup | None = None) -> dict[str, Importance]:  # fmt: skip
-    """Scores of all neurons by each criterion, averaged over the mini-batches, from one pass over them.
-
-    The model runs in training mode with batch statistics and without dropout, on a twin that shares its weights, so
-    the model itself (modes, gradients, buffers) is not touched. A gradient is freed as soon as it has been scored. What
-    is drawn in the forward pass of a mini-batch depends on `seed` and its number alone, so that it does not matter
-    which process comes to it, or when.
-
-    Raises BadInput for a loss that is not finite or reaches no layer; Infeasible for a memory limit that cannot be kept.
-    """
-    way = way or GradientSetup()
-    scorer = Scorer(model, graph, loss, criteria, device, seed, way)
-    start = count = way.resumed.batches if way.resumed and way.spread.rank == 0 else 0
-    first = way.resumed.batches if way.resumed else 0
-    with ExitStack() as during:
-        during.enter_context(seeded(seed))  # what a loader draws
-        during.enter_context(reproducible())
-        for collector in scorer.collectors:
-            during.enter_context(collector.watching())
-        try:
-            for index, batch in way.spread.mine(batches, first):
-                scorer.run(index, batch)
-                with undivided():
-                    scorer.end_of_batch()
-                    count += 1
-                advance()
-        except KeyboardInterrupt:
-            if not way.keep_partial or count == start or way.spread.size > 1:
-                raise
-            way.facts["stopped"] = True
-        scorer.finish()
-    count = way.spread.add_up(scorer.collectors, count)
-    if not count:
-        raise BadInput("the batch source is empty: no mini-batch came; give at least one (input, target)")
-    found = {}
-    for collector in scorer.collectors:
-        for c in collector.criteria:
-            scores = mean_of(c, collector.sums[c.name], score_shapes(graph, c), count)
-            check_scores(scores, graph.layers)
-            sums = collector.sums[c.name]
-            missing = {layer.name: collector.why_none(k) for k, layer in enumerate(graph.layers) if sums[k] is None}
-            found[c.name] = Importance(scores, count, sums, unranked(graph, scores, missing))
-    return found
 
 
 def score_shapes(graph: Graph, criterion: Criterion) -> list[tuple[int, ...]]:
@@ -121,8 +77,16 @@ def score_shapes(graph: Graph, criterion: Criterion) -> list[tuple[int, ...]]:
 class Scorer:
     """A twin of the model at work, and what is gathered from each of its passes."""
 
-    def __init__(self, model: nn.Module, graph: Graph, loss: Callable[[Any, Any], Tensor], criteria: Sequence[Criterion],
-                 device: torch.device, seed: int, way: GradientSetup) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: Graph,
+        loss: Callable[[Any, Any], Tensor],
+        criteria: Sequence[Criterion],
+        device: torch.device,
+        seed: int,
+        way: GradientSetup,
+    ) -> None:
         self.model, self.graph, self.loss, self.device, self.seed, self.way = model, graph, loss, device, seed, way
         self.zeros = find_zeros(model, graph)
         self.unproved = bool(self.zeros.last)  # whether a gradient gets past the last layers
@@ -221,6 +185,20 @@ class Scorer:
                 f"{spelled('precision', 'auto')}: there was one mini-batch, and the check needs its fp32 gradients: fp32"
             )
 
+    def importances(self, count: int) -> dict[str, Importance]:
+        """The scores by each criterion over the mini-batches so far: `count` in this process, and those of the others."""
+        sums, count = self.way.spread.add_up(self.collectors, count)
+        if not count:
+            raise BadInput("the batch source is empty: no mini-batch came; give at least one (input, target)")
+        found = {}
+        for collector in self.collectors:
+            for c in collector.criteria:
+                scores = mean_of(c, sums[c.name], score_shapes(self.graph, c), count)
+                layers = enumerate(self.graph.layers)
+                missing = {layer.name: collector.why_none(k) for k, layer in layers if sums[c.name][k] is None}
+                found[c.name] = Importance(scores, count, sums[c.name], unranked(self.graph, scores, missing))
+        return found
+
     def _pass(self, index: int, batch: Any) -> None:
         args, kwargs, target = map_tensors((batch.args, batch.kwargs, batch.target), self._send)
         args, kwargs = in_precision_of(self.twin, (args, kwargs))
@@ -238,8 +216,7 @@ class Scorer:
                 value = self._forward(index, args, kwargs, target, again)
             check_finite(value, index, self.graph.layers, self.weights)
             scale = self.collectors[0].scale
-            with in_checkpoints(self._as_it_runs):
-                run_backward(value if scale == 1 else value * scale, index)
+            run_backward(value if scale == 1 else value * scale, index)
             del value
         for collector in self.collectors:
             collector.take()
@@ -252,6 +229,7 @@ class Scorer:
             if again:
                 during.enter_context(again.packing())
             during.enter_context(self._as_it_runs())
+            during.enter_context(in_checkpoints(self._as_it_runs))
             for collector in self.collectors:
                 during.enter_context(collector.forward())
             with autocast(self.precision, self.device):
@@ -292,8 +270,10 @@ class Scorer:
         what = "nothing is computed twice"
         if self.plan.most is not None:
             what = f"what takes up to {self.plan.most:.0f} multiply-adds an element is computed twice ({self.plan.again:.0%} of a forward pass)"
-        self.way.note(f"{what}; scoring then has its peak at {shown('train-mem', self.plan.peak)}, "
-                      f"{self.plan.peak / self.plan.plain:.0%} of a plain pass', as estimated")  # fmt: skip
+        self.way.note(
+            f"{what}; scoring then has its peak at {shown('train-mem', self.plan.peak)}, "
+            f"{self.plan.peak / self.plan.plain:.0%} of a plain pass', as estimated"
+        )
 
     def _make_room(self, batch: Any, error: torch.OutOfMemoryError) -> None:
         """The device is full: go on as with `low_memory`, and where that was not enough, with the plan of the lowest peak."""
@@ -338,8 +318,10 @@ class Scorer:
                 agreed = self.way.agreement(fp32, bf16) if self.way.agreement else 0.0
                 self.precision = "bf16" if agreed >= AGREE else "model"
                 self.way.facts["agreement"] = agreed
-                self.way.note(f"{spelled('precision', 'auto')}: on the first mini-batch bf16 keeps {agreed:.1%} of the neurons that fp32 keeps: "
-                              f"{'bf16 from the second on' if agreed >= AGREE else 'fp32'}")  # fmt: skip
+                self.way.note(
+                    f"{spelled('precision', 'auto')}: on the first mini-batch bf16 keeps {agreed:.1%} of the neurons that fp32 keeps: "
+                    f"{'bf16 from the second on' if agreed >= AGREE else 'fp32'}"
+                )
             for each_gather in self.collectors:
                 each_gather.drop_batch()
         self.way.facts["precision"] = "bf16" if self.precision == "bf16" else "fp32"

@@ -136,7 +136,9 @@ class WeightGradientCollector(GradientCollector):
                     self.put(c, k, c.over_weights(rows).double() if c.is_linear else rows.clone())
 
 
-def mean_of(criterion: Criterion, sums: Sequence[CompensatedSum | None], shapes: Sequence[tuple[int, ...]], count: int) -> list[np.ndarray]:  # fmt: skip
+def mean_of(
+    criterion: Criterion, sums: Sequence[CompensatedSum | None], shapes: Sequence[tuple[int, ...]], count: int
+) -> list[np.ndarray]:
     """The scores of each layer from the sums over `count` mini-batches; zeros where no gradient came."""
     out = []
     for total, shape in zip(sums, shapes, strict=True):

@@ -223,11 +223,15 @@ def notes(facts: Mapping[str, Any]) -> list[str]:
     """What a reader has to know of a scoring's `scales_at_one`, `weights_drawn` and `not_ranked`."""
     said = []
     if scales := facts.get("scales_at_one"):
-        said.append(f"{_some(scales, 'scale')} initialised to zero: scored at one, since no gradient passes a zero; "
-                    "the network itself keeps the zeros")  # fmt: skip
+        said.append(
+            f"{_some(scales, 'scale')} initialised to zero: scored at one, since no gradient passes a zero; "
+            "the network itself keeps the zeros"
+        )
     if drawn := facts.get("weights_drawn"):
-        said.append(f"{_some(drawn, 'layer')} with weights of zeros: scored with Glorot weights drawn from the seed, since no "
-                    "gradient passes a zero; the network itself keeps the zeros")  # fmt: skip
+        said.append(
+            f"{_some(drawn, 'layer')} with weights of zeros: scored with Glorot weights drawn from the seed, since no "
+            "gradient passes a zero; the network itself keeps the zeros"
+        )
     by_reason: dict[str, list[str]] = {}
     for name, reason in (facts.get("not_ranked") or {}).items():
         by_reason.setdefault(reason, []).append(name)

@@ -19,7 +19,7 @@ from ranp_cli.core.paths import PACKAGE
 
 FUNCTIONS = {name: getattr(ranp, name) for name in keyword_types.FUNCTIONS}
 COMMANDS = {c.name: c for c in (SCORE_COMMAND, PRUNE_COMMAND, REFINE_COMMAND, COMPARE_COMMAND, PROFILE_COMMAND)}
-NOT_ON_THE_COMMAND_LINE = {"progress", "distributed", "full", "cells"}
+NOT_ON_THE_COMMAND_LINE = {"progress", "distributed", "full", "cells", "kept_in"}
 POSITIONAL = {"batches": "batch", "mask": "mask", "other": "model2", "model": "model"}
 
 

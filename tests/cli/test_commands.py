@@ -786,10 +786,14 @@ def test_read_only_folder_is_noticed_before_the_work(
         assert ranp(f"prune absent.py:Net --batch calib.pt --sparsity 0.5 -o {tmp_path}/s.safetensors") == 2
         assert f"the folder {tmp_path} is read-only" in error_line(capsys)
 
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    opened = os.open
 
-    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
+    def refuse(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return opened(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr("os.open", refuse)
     assert ranp(f"{PRUNE} -q --mask {tmp_path}/mask.json") == 2
     assert "Read-only file system" in error_line(capsys)
     assert os.listdir(tmp_path) == []

@@ -92,12 +92,25 @@ def test_what_was_written_before_is_named(here, monkeypatch, capsys):
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Mask, "save", stopped)
+    monkeypatch.setattr("ranp_cli.reporting.show.show_report", stopped)
     arguments = ["--batch", "loader.py:loader", "--sparsity", "0.5", "--mask", "mask.json", "-o", "slim.safetensors"]
     for _ in range(2):  # the second run knows nothing of the first
         assert run(["prune", MODEL, *arguments]) == 130
-        assert capsys.readouterr().err == "ranp: error: stopped by Ctrl-C; written before: slim.safetensors\n"
-    assert not Path("mask.json").exists()
+        assert (
+            capsys.readouterr().err == "ranp: error: stopped by Ctrl-C; written before: slim.safetensors, mask.json\n"
+        )
+
+
+def test_what_is_stopped_between_two_outputs_writes_none(here, monkeypatch, capsys):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Mask, "save", stopped)
+    before = set(os.listdir())
+    arguments = ["--batch", "loader.py:loader", "--sparsity", "0.5", "--mask", "mask.json", "-o", "slim.safetensors"]
+    assert run(["prune", MODEL, *arguments]) == 130
+    assert capsys.readouterr().err == "ranp: error: stopped by Ctrl-C; nothing was written\n"
+    assert set(os.listdir()) - {"__pycache__"} == before - {"__pycache__"}
 
 
 @pytest.mark.parametrize("where", ["os.fsync", "os.replace"])

@@ -25,7 +25,7 @@ from ranp_cli.core.errors import BadInput
 from ranp_cli.core.spelling import spelling
 from ranp_cli.io.batches import Batch, Batches, load_batches
 from ranp_cli.io.losses import load_loss
-from ranp_cli.io.model import load_model, load_weights, parse_model_args
+from ranp_cli.io.model import load_model, load_weights, parse_args
 
 MODEL = """
 from torch import nn
@@ -103,7 +103,7 @@ BAD_MODELS = [
     (
         "module.pt",
         {},
-        "pickled modules run code when they are read and are refused; give the source and the state dict: ",
+        "holds a pickled object (torch.nn.modules.container.Sequential), not TorchScript; pickled modules run code",
     ),
     ("state.pt", {}, "not TorchScript; "),
     ("cut.pt", {}, "is empty or cut off in the middle"),
@@ -190,10 +190,10 @@ def test_bad_model(folder: Path, spec: str, args: dict[str, Any], says: str) -> 
 @pytest.mark.parametrize(("pairs", "result"), MODEL_ARGS)
 def test_model_args(pairs: list[str], result: Any) -> None:
     if isinstance(result, dict):
-        assert parse_model_args(pairs) == result
+        assert parse_args(pairs) == result
     else:
         with spelling(FlagSpelling()):  # only the command line has pairs
-            assert message(parse_model_args, pairs).startswith(result)
+            assert message(parse_args, pairs).startswith(result)
 
 
 def test_a_file_is_run_once_and_again_when_it_changes(folder: Path) -> None:
@@ -287,8 +287,8 @@ BAD_WEIGHTS = [
         "1 unexpected: extra; 1 of another shape: conv.bias ((3,) in the file, (2,) in the model); check",
     ),
     ({"a": STATE}, None, "holds a dict with the keys 'a', not a state dict; give weights_key='a'"),
-    (CHECKPOINT, None, "not a state dict; give weights_key='ema.model'"),
-    (CHECKPOINT, "ema", "nothing that is a state dict under 'ema'; give weights_key='ema.model'"),
+    (CHECKPOINT, None, "not a state dict; give weights_key='ema.model' or weights_key='state_dict.net'"),
+    (CHECKPOINT, "ema", "nothing that is a state dict under 'ema'; give weights_key='ema.model' or"),
     ({"a": {"b": {"c": torch.zeros(1)}}}, "b", "it holds state dicts under a.b, give one as `weights_key`"),
     (
         STATE,
@@ -675,7 +675,7 @@ LOSS_SPECS: list[tuple[Any, int | None, str | None]] = [
     ("loss.py:good", 3, "loss='loss.py:good': `ignore_index` is for the named losses; leave it out, "),
     ("loss.py:god", None, "loss='loss.py:god': there is no 'god' in it; did you mean 'good'?"),
     ("loss.py:number", None, "loss='loss.py:number': is an object of type int; wants a function loss(output, target)"),
-    ("loss.py:Needs", None, "loss='loss.py:Needs': needs the argument weight; name a function that calls it with them"),
+    ("loss.py:Needs", None, "loss='loss.py:Needs': needs the argument weight; give loss_args={'weight': VALUE}"),
     ("loss.py", None, "loss='loss.py': which name in that file? Say loss.py:NAME (it offers: Good, Needs, good)"),
     ("absent.py:good", None, "loss='absent.py:good': no such file"),
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import ranp_cli as ranp
 from ranp_cli.core.errors import Interrupted
 from ranp_cli.scoring import weight_gradients
+from ranp_cli.scoring.precision import reproducible
 
 
 class Base(nn.Module):
@@ -312,7 +313,15 @@ def test_the_least_that_is_named_is_enough():
 
 @pytest.mark.parametrize("before", [False, True])
 def test_cudnn_is_asked_for_the_same_bits_and_is_as_it_was_afterwards(before, monkeypatch):
+    """By the last of the calls that run at once. On a CPU, where cuDNN has no part, the flag is not touched."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", before, raising=True)
+    first, second = reproducible(torch.device("cuda")), reproducible(torch.device("cuda"))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.backends.cudnn.deterministic
+    second.__exit__(None, None, None)
+    assert torch.backends.cudnn.deterministic == before
     seen = []
 
     def loss(output, target):
@@ -320,5 +329,4 @@ def test_cudnn_is_asked_for_the_same_bits_and_is_as_it_was_afterwards(before, mo
         return torch.nn.functional.cross_entropy(output, target)
 
     ranp.score(Base(), batches(1), loss=loss)
-    assert seen == [True]
-    assert torch.backends.cudnn.deterministic is before
+    assert seen == [before]

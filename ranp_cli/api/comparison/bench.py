@@ -99,7 +99,7 @@ class Subject:
 
     def first_batch(self, seed: int) -> tuple[Batches, Example]:
         if self._source is None:
-            self._source = first_batch(self.batches, self.options[GradientOptions].batch_limit, seed)
+            self._source = first_batch(self.batches, self.options[GradientOptions], seed)
         return self._source
 
 
@@ -148,8 +148,9 @@ class Bench:
         criteria = [str(ranking.criterion) for ranking in scored]
         self.found = {}
         if criteria:
-            self.found = importances(self.session, self.graph, self.source, criteria, subject.options[GradientOptions],
-                                     progress, way)  # fmt: skip
+            self.found = importances(
+                self.session, self.graph, self.source, criteria, subject.options[GradientOptions], progress, way
+            )
         self.graph.fix_layers(subject.options[LayerOptions].keep, subject.options[LayerOptions].only)
         if any(ranking.resource == "latency" for ranking in rankings):
             subject.seconds = layer_seconds(self.session, self.graph, subject.seconds, progress)

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 from ... import __version__
 from ...core.atomic import strict
 from ...core.errors import BadInput
+from ...core.signals import undivided
 from ...core.spelling import spelled
-from ...scoring.compensated_sum import undivided
 from ..options import COMPARE
 
 FORMAT, VERSION = "ranp-cells", 1
@@ -57,11 +57,17 @@ class Cells:
     Raises: BadInput for a file that is no such file, was trained otherwise, or is in the way.
     """
 
-    def __init__(self, path: str | Path | None, about: dict[str, Any], resume: bool, total: int, shared: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self, path: str | Path | None, about: dict[str, Any], resume: bool, total: int, shared: bool = False
+    ) -> None:
         self.path = None if path is None else Path(path)
         self.total = total
         job = ":".join(os.environ.get(name, "") for name in TORCHRUN) if shared else None
-        self.header = json.loads(json.dumps({"format": FORMAT, "version": VERSION, "ranp": __version__, **strict(about), "job": job}, default=str))  # fmt: skip
+        self.header = json.loads(
+            json.dumps(
+                {"format": FORMAT, "version": VERSION, "ranp": __version__, **strict(about), "job": job}, default=str
+            )
+        )
         self.held: dict[Key, Cell] = {}
         if self.path is None or not self.path.exists():
             if resume:
@@ -72,8 +78,10 @@ class Cells:
         first = self._read()
         mine = first is not None and job is not None and first.get("job") == job
         if not resume and not mine and (first is not None or self.path.stat().st_size):
-            raise BadInput(f"{self.path} exists, and hours of work are not overwritten; go on with {spelled('resume', self.path)}, "
-                           f"or give another {spelled('cells')}")  # fmt: skip
+            raise BadInput(
+                f"{self.path} exists, and hours of work are not overwritten; go on with {spelled('resume', self.path)}, "
+                f"or give another {spelled('cells')}"
+            )
         if first is not None:
             self._check(first)
 
@@ -92,7 +100,9 @@ class Cells:
                     file.flush()
                     os.fsync(file.fileno())
             except OSError as error:
-                raise BadInput(f"cannot write {self.path}: {error.strerror}; free space, and go on with {spelled('resume', self.path)}") from error  # fmt: skip
+                raise BadInput(
+                    f"cannot write {self.path}: {error.strerror}; free space, and go on with {spelled('resume', self.path)}"
+                ) from error
             self._hold(cell)
 
     def refresh(self) -> int:
@@ -132,19 +142,25 @@ class Cells:
                 else:
                     self._hold({**content, "metrics": dict(content["metrics"]), "row": dict(content["row"])})
             except (ValueError, KeyError, TypeError):
-                raise BadInput(f"{self.path}, line {k + 1}: is no {'header' if k == 0 else 'cell'} of ranp compare with {spelled('fit')}; "
-                               f"give a file that it wrote, or another {spelled('cells')}") from None  # fmt: skip
+                raise BadInput(
+                    f"{self.path}, line {k + 1}: is no {'header' if k == 0 else 'cell'} of ranp compare with {spelled('fit')}; "
+                    f"give a file that it wrote, or another {spelled('cells')}"
+                ) from None
         return first
 
     def _check(self, first: dict[str, Any]) -> None:
         """BadInput when the cells on file were trained otherwise."""
         if first["model"]["fingerprint"] != self.header["model"]["fingerprint"]:
-            raise BadInput(f"{self.path}: its cells are of another network: the parameters differ; give the same model, or another {spelled('cells')}")  # fmt: skip
+            raise BadInput(
+                f"{self.path}: its cells are of another network: the parameters differ; give the same model, or another {spelled('cells')}"
+            )
         for name, now in self.header["options"].items():
             then = first["options"].get(name)
             if then != now:
-                raise BadInput(f"{self.path}: its cells were trained {_given(name, then)}, not {_given(name, now)}; "
-                               f"go on {_given(name, then)}, or give another {spelled('cells')}")  # fmt: skip
+                raise BadInput(
+                    f"{self.path}: its cells were trained {_given(name, then)}, not {_given(name, now)}; "
+                    f"go on {_given(name, then)}, or give another {spelled('cells')}"
+                )
 
 
 def _given(name: str, value: Any) -> str:

@@ -72,8 +72,10 @@ def matched(bench: Bench, e: Entry, level: Level) -> Cut:
 
 def too_large(name: str, level: Level, about: dict[str, Any], least: int) -> Infeasible:
     word = RESOURCE_WORDS[about["resource"]]
-    return Infeasible(f"{name} at sparsity {level}: its smallest network has {least:,} {word}, {about['to']} has "
-                      f"{about['bound']:,}; leave this method or this sparsity out")  # fmt: skip
+    return Infeasible(
+        f"{name} at sparsity {level}: its smallest network has {least:,} {word}, {about['to']} has "
+        f"{about['bound']:,}; leave this method or this sparsity out"
+    )
 
 
 # -- the same network, narrower
@@ -84,8 +86,10 @@ def full_width(subject: Subject) -> int:
     name, factory = str(subject.width_arg), subject.factory()
     what = spelled("width_arg", name)
     if factory is None:
-        raise BadInput(f"{what}: method 'width' builds narrower networks; give MODEL as file.py:Name of a class or function, "
-                       "or in Python the class or function itself")  # fmt: skip
+        raise BadInput(
+            f"{what}: method 'width' builds narrower networks; give MODEL as file.py:Name of a class or function, "
+            "or in Python the class or function itself"
+        )
     check_args(factory, {**subject.model_args, name: 1}, what)
     declared = inspect.signature(factory).parameters.get(name)
     value = subject.model_args.get(name, None if declared is None else declared.default)

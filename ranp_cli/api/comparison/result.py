@@ -45,8 +45,19 @@ class Comparison:
             counts = [after[k] for k in ("params", "macs", "activation_bytes")]
             counts += [gone[k] for k in ("params", "macs", "activation_bytes")]
             paper = [after.get("paper", {}).get(k, "") for k in ("param_mb", "gflops", "memory_mb")]
-            writer.writerow([row["method"], row["sparsity"]["requested"], row["sparsity"]["achieved"], row["kept"], *counts,
-                             *paper, row["feasible"], " ".join(row["floored"]), *(each.get(name, "") for name in names)])  # fmt: skip
+            writer.writerow(
+                [
+                    row["method"],
+                    row["sparsity"]["requested"],
+                    row["sparsity"]["achieved"],
+                    row["kept"],
+                    *counts,
+                    *paper,
+                    row["feasible"],
+                    " ".join(row["floored"]),
+                    *(each.get(name, "") for name in names),
+                ]
+            )
         return out.getvalue()
 
     def _more(self, row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -65,7 +76,16 @@ class Comparison:
     def markdown(self) -> str:
         """A table for a README or an issue, in the paper's counting where there is one; below it how it was made."""
         metric = self.report.parts.get("fit", {}).get("metric")
-        head = ["method", "sparsity", *([metric] if metric else []), "neurons", "parameters", "multiply-adds", "activations", "feasible"]  # fmt: skip
+        head = [
+            "method",
+            "sparsity",
+            *([metric] if metric else []),
+            "neurons",
+            "parameters",
+            "multiply-adds",
+            "activations",
+            "feasible",
+        ]
         rule = "|".join(["---", *["---:"] * (len(head) - 2), "---"])
         lines = [f"| {' | '.join(_escaped(name) for name in head)} |", f"|{rule}|"]
         texts = [text for text, _ in accuracy_texts(self.rows, "±")] if metric else [""] * len(self.rows)
@@ -74,8 +94,11 @@ class Comparison:
             cells = [row["method"], f"{row['sparsity']['achieved']:.1%}"]
             cells += [f"**{text}**" if row["accuracy"]["best"] else text] if metric else []
             cells.append(str(row["kept"]))
-            cells += [f"{after['params'] / 1e6:.3g} M (-{gone['params']:.1%})", f"{after['macs'] / 1e9:.3g} G (-{gone['macs']:.1%})",
-                      f"{after['activation_bytes'] / 2**20:.3g} MiB (-{gone['activation_bytes']:.1%})"]  # fmt: skip
+            cells += [
+                f"{after['params'] / 1e6:.3g} M (-{gone['params']:.1%})",
+                f"{after['macs'] / 1e9:.3g} G (-{gone['macs']:.1%})",
+                f"{after['activation_bytes'] / 2**20:.3g} MiB (-{gone['activation_bytes']:.1%})",
+            ]
             cells.append("yes" if row["feasible"] else f"floor in {len(row['floored'])} layers")
             lines.append(f"| {' | '.join(cells)} |")
         below = [f"- {label} {text}" for label, text in captions_of(self.report.parts)]

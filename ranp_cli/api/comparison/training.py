@@ -165,7 +165,9 @@ class Training:
             raise FitsInterrupted(kept, len(self.keys), self.cells.path) from None
         return self._metric()
 
-    def _seed(self, seed: int, some: Sequence[tuple[Key, Entry, Level]], missing: set[Key], advance: Callable[[], Any]) -> None:  # fmt: skip
+    def _seed(
+        self, seed: int, some: Sequence[tuple[Key, Entry, Level]], missing: set[Key], advance: Callable[[], Any]
+    ) -> None:
         if not some:
             return
         other = Report("compare")
@@ -197,8 +199,17 @@ class Training:
         except BadInput as error:
             raise BadInput(f"{what}: {error}; {self.cells.advice(keys)}") from None
         self.report.seconds["fit"] = self.report.seconds.get("fit", 0.0) + seconds
-        self.cells.add({"method": e.name, "sparsity": level, "seed": bench.seed, "metrics": metrics, "seconds": round(seconds, 3),
-                        "weights": bench.session.weights_digest(), "row": made.row})  # fmt: skip
+        self.cells.add(
+            {
+                "method": e.name,
+                "sparsity": level,
+                "seed": bench.seed,
+                "metrics": metrics,
+                "seconds": round(seconds, 3),
+                "weights": bench.session.weights_digest(),
+                "row": made.row,
+            }
+        )
         self.fit.chosen(metrics)
 
     def _tick(self, missing: set[Key], advance: Callable[[], Any]) -> None:
@@ -216,8 +227,10 @@ class Training:
         held = [self.cells.held[key]["metrics"] for key in self.keys if key in self.cells.held]
         other = next((each for each in held if set(each) != set(held[0])), None)
         if other is not None:
-            raise BadInput(f"{self.cells.path}: fit returned {found_instead(held[0])} and {found_instead(other)}; all cells must "
-                           f"have the same metrics: train anew with another {spelled('cells')}")  # fmt: skip
+            raise BadInput(
+                f"{self.cells.path}: fit returned {found_instead(held[0])} and {found_instead(other)}; all cells must "
+                f"have the same metrics: train anew with another {spelled('cells')}"
+            )
         return self.fit.chosen(held[0])
 
     def _check_names(self, metrics: dict[str, float]) -> None:
@@ -232,5 +245,7 @@ class Training:
         digest = bench.session.weights_digest()
         for key in self.keys:
             if key[2] == bench.seed and self.cells.held.get(key, {}).get("weights", digest) != digest:
-                raise BadInput(f"{self.cells.path}: the cells of seed {bench.seed} were cut from other weights than the model now "
-                               f"has; give the same model and {spelled('weights')}, or another {spelled('cells')}")  # fmt: skip
+                raise BadInput(
+                    f"{self.cells.path}: the cells of seed {bench.seed} were cut from other weights than the model now "
+                    f"has; give the same model and {spelled('weights')}, or another {spelled('cells')}"
+                )

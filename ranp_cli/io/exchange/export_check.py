@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import math
-import warnings
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -310,21 +310,40 @@ _CHATTER = (  # (category, start of the message): what torch says about itself w
 )
 
 
+class _Muted:
+    """A standard stream that loses what one thread writes to it; other threads write on."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._thread else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+_exporting = threading.RLock()
+
+
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """No progress lines, log lines and known warnings of the exporters; those that the user's code gives stay."""
+    """No progress lines, log lines and known warnings of the exporters; those that the user's code gives stay.
+
+    One thread exports at a time: the levels of the exporters' loggers are those of the process.
+    """
     import torch
 
+    from ...core.contexts import ignoring
+
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir")]  # fmt: skip
-    levels = [logger.level for logger in loggers]
     with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
+        _exporting,
+        ignoring(*_CHATTER, (torch.jit.TracerWarning, "")),  # what tracing bakes in shows in the comparison
+        contextlib.redirect_stdout(_Muted(sys.stdout)),
+        contextlib.redirect_stderr(_Muted(sys.stderr)),
     ):
-        for category, start in _CHATTER:
-            warnings.filterwarnings("ignore", start, category)
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # what tracing bakes in shows in the comparison
+        levels = [logger.level for logger in loggers]
         try:
             for logger in loggers:
                 logger.setLevel(logging.CRITICAL)
