@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks import paper_rows, paper_tables
-from benchmarks.page import Lines, put
+from benchmarks.page import RESULTS, SCRIPTS, SECTION, Lines, put, stamped
 
 from ranp_cli.api.comparison.over_seeds import summary
 
@@ -161,3 +161,25 @@ def test_the_page_has_a_place_for_each_table():
     text = PAGE.read_text()
     for pair in (paper_rows.MARKS, *map(marks, TABLES)):
         assert all(text.count(mark) == 1 for mark in pair)
+
+
+# -- what is stale
+
+
+def test_no_table_of_the_page_is_stale():
+    """A script that was changed, or a table written by hand: run the script again (or see tests/benchmarks/page.py)."""
+    text = RESULTS.read_text()
+    stale = [m["name"] for m in SECTION.finditer(text) if m[0] not in stamped(m[0])]
+    assert stale == []
+    assert {m["name"] for m in SECTION.finditer(text)} == set(SCRIPTS)
+
+
+def test_a_changed_table_and_a_changed_script_show(monkeypatch):
+    text = RESULTS.read_text()
+    section = next(m for m in SECTION.finditer(text) if m["name"] == "speed")[0]
+    assert stamped(section) == section
+    row = next(line for line in section.splitlines() if line.startswith("| ") and any(c.isdigit() for c in line))
+    by_hand = section.replace(row, row.replace(next(c for c in row if c.isdigit()), "x", 1))
+    assert stamped(by_hand) != by_hand
+    monkeypatch.setitem(SCRIPTS, "speed", "memory")  # another code
+    assert stamped(section) != section

@@ -106,14 +106,14 @@ def under(cast: Cast | None) -> AbstractContextManager[Any]:
 
 
 class Recompute(TorchDispatchMode):
-    """Gives autograd recipes to save, of ops that take at most `most` multiply-adds an element, `row` costly ones in each.
+    """Gives autograd recipes to save, of ops that take at most `max_macs_per_element` multiply-adds an element, `max_costly_ops` costly ones in each.
 
     Enter it for a forward and its backward pass, with `packing()` around the forward pass alone.
     """
 
-    def __init__(self, most: float, buffers: Any = (), row: int = 1) -> None:
+    def __init__(self, max_macs_per_element: float, buffers: Any = (), max_costly_ops: int = 1) -> None:
         super().__init__()
-        self.most, self.row = most, row
+        self.max_macs_per_element, self.max_costly_ops = max_macs_per_element, max_costly_ops
         self.buffers = {t.untyped_storage()._cdata for t in buffers}  # some ops write to them without saying so
         self.recording = False
         self._casts = Casts()
@@ -181,7 +181,7 @@ class Recompute(TorchDispatchMode):
                 if macs:
                     self.prices.append((price, t.untyped_storage().nbytes()))
                 costly = before + (price > COSTLY)
-                if price > self.most or costly > self.row or depth > DEPTH:
+                if price > self.max_macs_per_element or costly > self.max_costly_ops or depth > DEPTH:
                     continue
                 key = t.untyped_storage()._cdata
                 in_place = [id(w) for w in written] == [id(t)] == [id(a) for a in args[:1]]

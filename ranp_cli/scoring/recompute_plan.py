@@ -32,7 +32,7 @@ from .precision import HALF, cast, cast_batch, whole
 from .recompute import COSTLY, Recompute
 
 LEVELS = 6  # between nothing that multiplies and everything, of what is computed twice
-ROWS = 1, 2  # costly ops that a recipe has at most
+COSTLY_OPS = 1, 2  # costly ops that a recipe has at most
 TWICE = 1.0  # of the multiply-adds of a forward pass, at most so many are done again
 NEAR = 1.02  # a peak within 2 % of the least is as good
 SAME = 0.01  # relative tolerance within which two peak estimates count as equal
@@ -50,10 +50,10 @@ def advice() -> str:
 class RecomputePlan:
     """What is cheap (None: nothing is computed twice), see Recompute, and the peak in bytes that scoring then has."""
 
-    most: float | None
+    max_macs_per_element: float | None
     peak: int
     plain: int  # of an unmodified forward and backward pass
-    row: int = 1
+    max_costly_ops: int = 1
     again: float = 0.0  # multiply-adds that are done again, as a share of the forward pass
     unknown: str = ""  # why the peaks are not known
 
@@ -119,16 +119,22 @@ class Planner:
         return meter
 
     @labels_on_cpu
-    def measure(self, most: float | None, row: int = 1) -> RecomputePlan:
+    def measure(self, max_macs_per_element: float | None, max_costly_ops: int = 1) -> RecomputePlan:
         """The peak: weights, the mini-batch, and what lives of a forward and backward pass."""
         meter, hooks = self._meter(self.inputs), [w.register_post_accumulate_grad_hook(forget) for w in self.weights]
         args, kwargs = self.inputs
-        again = Recompute(most or 0, self.copy.buffers(), row)
+        again = Recompute(max_macs_per_element or 0, self.copy.buffers(), max_costly_ops)
         half = self.setting.precision in HALF
         try:
-            with seeded(), torch.enable_grad(), self._grounded(), meter, nullcontext() if most is None else again:
+            with (
+                seeded(),
+                torch.enable_grad(),
+                self._grounded(),
+                meter,
+                nullcontext() if max_macs_per_element is None else again,
+            ):
                 with (
-                    nullcontext() if most is None else again.packing(),
+                    nullcontext() if max_macs_per_element is None else again.packing(),
                     ConvolutionOverrides(self.setting.layout, half),
                     NoDropout(),
                 ):
@@ -141,17 +147,23 @@ class Planner:
             for hook in hooks:
                 hook.remove()
         self.prices = again.prices
-        return RecomputePlan(most, self.always + meter.peak, self.plain, row, again.macs_again / max(1, again.macs))
+        return RecomputePlan(
+            max_macs_per_element,
+            self.always + meter.peak,
+            self.plain,
+            max_costly_ops,
+            again.macs_again / max(1, again.macs),
+        )
 
     def plans(self) -> Iterator[RecomputePlan]:
         """From those that compute little again, if anything, to those that compute much."""
         yield self.measure(None)
         yield self.measure(0)
         levels = steps(self.prices)
-        for row in ROWS:
+        for max_costly_ops in COSTLY_OPS:
             for most in levels:
-                if row == 1 or most > COSTLY:
-                    plan = self.measure(most, row)
+                if max_costly_ops == 1 or most > COSTLY:
+                    plan = self.measure(most, max_costly_ops)
                     if plan.again <= TWICE:
                         yield plan
 

@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core.contexts import NoDropout, each, in_checkpoints, seeded
+from ..core.contexts import NoDropout, in_checkpoints, seeded
 from ..core.copies import copy_on
 from ..core.errors import BadInput
 from ..core.example import Example
 from ..core.numbers import shown
 from ..core.spelling import spelled
-from ..core.tensors import in_precision_of, map_tensors
 from ..graph.analyse import named_tensors
 from ..graph.graph import Graph
 from .activation_gradients import ActivationGradientCollector
@@ -27,7 +26,8 @@ from .criteria import Criterion
 from .distributed import WorkerGroup
 from .layout import ConvolutionOverrides, channels_last
 from .module_state import ModuleSnapshot
-from .precision import AGREE, HALF, SCALE, autocast, cast, cast_batch, has_fast_bf16, whole
+from .precision import AGREE, HALF, SCALE, autocast, cast, has_fast_bf16, whole
+from .prepared_batch import PreparedBatch
 from .recompute import Recompute
 from .recompute_plan import RecomputePlan, ScoringSetup, plan
 from .weight_gradients import GradientCollector, WeightGradientCollector, add_up, mean_of
@@ -105,7 +105,7 @@ class Scorer:
             )
         self.weights = dict(named_tensors(self.twin))
         self.precision = "model" if way.precision == "auto" else way.precision
-        self.doubt: tuple[int, Any] | None = None  # the mini-batch on which `auto` is to compare bf16 with fp32
+        self.doubt: PreparedBatch | None = None  # the mini-batch on which `auto` is to compare bf16 with fp32
         self.undecided = way.precision == "auto"
         if self.undecided and (others := {p.dtype for p in self.twin.parameters()} - {torch.float32}):
             self.undecided = False
@@ -135,21 +135,28 @@ class Scorer:
         """Add the gradients of one mini-batch."""
         if self.undecided and self.doubt is not None:
             self._decide()
-        if self.way.low_memory and elements(batch) > self.planned:
+        try:
+            prepared = PreparedBatch.of(index, batch, self.twin, self.device, self.precision)
+        except torch.OutOfMemoryError as error:
+            raise too_little_memory(error) from error
+        self._add(prepared)
+
+    def _add(self, batch: PreparedBatch) -> None:
+        if self.way.low_memory and batch.elements > self.planned:
             self._plan(batch)
         try:
             if self.unproved:
-                self._prove(index, batch)
-            self._pass(index, batch)
+                self._prove(batch)
+            self._pass(batch)
         except torch.OutOfMemoryError as error:
             self._make_room(batch, error)
-            self.run(index, batch)
+            self._add(batch)
         else:
-            self._take(index, batch)
+            self._take(batch)
 
-    def _prove(self, index: int, batch: Any) -> None:
+    def _prove(self, batch: PreparedBatch) -> None:
         """BadInput when no gradient gets past the zeros of the last layers; else their weights are drawn too."""
-        self._pass(index, batch)
+        self._pass(batch)
         collector = self.collectors[0]
         check_reached(collector.parts[collector.criteria[0].name], self.graph, self.zeros)
         for each_gather in self.collectors:
@@ -157,7 +164,7 @@ class Scorer:
         self.zeros.replace_in(self.twin, self.seed, last=True)
         self.unproved = False
 
-    def _take(self, index: int, batch: Any) -> None:
+    def _take(self, batch: PreparedBatch) -> None:
         """Add what a pass has given to the sums."""
         while (
             self.precision == "fp16"
@@ -167,9 +174,9 @@ class Scorer:
             for collector in self.collectors:  # the gradients of the scaled loss were too large
                 collector.drop_batch()
                 collector.scale /= 16
-            self._pass(index, batch)
+            self._pass(batch)
         if self.undecided and self.doubt is None:
-            self.doubt = index, batch
+            self.doubt = batch
 
     def end_of_batch(self) -> None:
         for collector in self.collectors:
@@ -199,12 +206,15 @@ class Scorer:
                 found[c.name] = Importance(scores, count, sums[c.name], unranked(self.graph, scores, missing))
         return found
 
-    def _pass(self, index: int, batch: Any) -> None:
-        args, kwargs, target = map_tensors((batch.args, batch.kwargs, batch.target), self._send)
-        args, kwargs = in_precision_of(self.twin, (args, kwargs))
-        args, kwargs, target = cast_batch((args, kwargs, target), self.precision)
+    def _pass(self, batch: PreparedBatch) -> None:
+        batch = batch.unwritten(self.twin, self.device, self.precision)
+        index, args, kwargs, target = batch.index, batch.args, batch.kwargs, batch.target
         plan = self.plan
-        again = None if plan is None or plan.most is None else Recompute(plan.most, self.twin.buffers(), plan.row)
+        again = (
+            None
+            if plan is None or plan.max_macs_per_element is None
+            else Recompute(plan.max_macs_per_element, self.twin.buffers(), plan.max_costly_ops)
+        )
         with again or nullcontext():
             try:
                 laid = channels_last((args, kwargs)) if self.layout else (args, kwargs)
@@ -241,18 +251,13 @@ class Scorer:
         with ConvolutionOverrides(self.layout, self.precision in HALF and self.device.type == "cpu"), NoDropout():
             yield
 
-    def _send(self, t: Tensor) -> Tensor:
-        if self.device.type == "cuda" and t.device.type == "cpu":
-            return t.pin_memory().to(self.device, non_blocking=True)
-        return t.to(self.device)
-
-    def _plan(self, batch: Any) -> None:
-        before, self.planned = self.plan, elements(batch)
+    def _plan(self, batch: PreparedBatch) -> None:
+        before, self.planned = self.plan, batch.elements
         self.plan = self._plan_for(batch, self.way.memory_limit)
         if before is None or self.plan.peak > before.peak:
             self._say()
 
-    def _plan_for(self, batch: Any, limit: int | None, least: bool = False) -> RecomputePlan:
+    def _plan_for(self, batch: PreparedBatch, limit: int | None, least: bool = False) -> RecomputePlan:
         setting = ScoringSetup(self.layout, self.precision, self.device.type)
         return plan(self.model, self.graph, Example(batch.args, batch.kwargs), limit, setting, least)
 
@@ -262,20 +267,20 @@ class Scorer:
             self.way.note(f"what multiplies nothing is computed twice; {self.plan.unknown}")
             return
         self.way.facts.update(foretold_peak_bytes=self.plan.peak, plain_peak_bytes=self.plan.plain)
-        if self.plan.most is not None:
+        if self.plan.max_macs_per_element is not None:
             self.way.facts["computed_twice"] = {
-                "macs_per_element": self.plan.most,
+                "macs_per_element": self.plan.max_macs_per_element,
                 "share_of_forward": round(self.plan.again, 4),
             }
         what = "nothing is computed twice"
-        if self.plan.most is not None:
-            what = f"what takes up to {self.plan.most:.0f} multiply-adds an element is computed twice ({self.plan.again:.0%} of a forward pass)"
+        if self.plan.max_macs_per_element is not None:
+            what = f"what takes up to {self.plan.max_macs_per_element:.0f} multiply-adds an element is computed twice ({self.plan.again:.0%} of a forward pass)"
         self.way.note(
             f"{what}; scoring then has its peak at {shown('train-mem', self.plan.peak)}, "
             f"{self.plan.peak / self.plan.plain:.0%} of a plain pass', as estimated"
         )
 
-    def _make_room(self, batch: Any, error: torch.OutOfMemoryError) -> None:
+    def _make_room(self, batch: PreparedBatch, error: torch.OutOfMemoryError) -> None:
         """The device is full: go on as with `low_memory`, and where that was not enough, with the plan of the lowest peak."""
         for collector in self.collectors:
             collector.drop_batch()
@@ -284,10 +289,7 @@ class Scorer:
         before = self.plan
         self.plan = self._plan_for(batch, None, least=before is not None)
         if before is not None and self.plan.peak >= before.peak:
-            raise BadInput(
-                f"the device has too little memory for a mini-batch ({str(error).splitlines()[0]}); "
-                "give smaller mini-batches or smaller inputs"
-            ) from error
+            raise too_little_memory(error) from error
         how = f"as with {spelled('low_memory', True)}" if before is None else "computing more of it twice"
         self.way.note(f"the device ran out of memory: scoring goes on {how}")
         self._say()
@@ -296,8 +298,7 @@ class Scorer:
         """`auto`: bf16 from the second mini-batch on, if it gives the mask of fp32 on the first."""
         assert self.doubt is not None
         self.undecided = False
-        index, batch = self.doubt
-        self.doubt = None
+        batch, self.doubt = self.doubt, None
         if not has_fast_bf16(self.device):
             self.way.note(f"{spelled('precision', 'auto')}: this {self.device.type} has no bf16 units: fp32")
         else:
@@ -307,7 +308,7 @@ class Scorer:
             fp32, layout = mean_of(c, collector.sums[c.name], places, 1), self.layout
             self.precision = "bf16"
             try:
-                self._pass(index, batch)
+                self._pass(batch)
             except BadInput:  # it ran in fp32
                 self.precision, self.layout = "model", layout
                 self.way.note(f"{spelled('precision', 'auto')}: the model does not run in bf16: fp32")
@@ -327,9 +328,11 @@ class Scorer:
         self.way.facts["precision"] = "bf16" if self.precision == "bf16" else "fp32"
 
 
-def elements(batch: Any) -> int:
-    """How many numbers the inputs of a mini-batch have."""
-    return sum(t.numel() for t in each(Tensor, batch.args, batch.kwargs))
+def too_little_memory(error: torch.OutOfMemoryError) -> BadInput:
+    return BadInput(
+        f"the device has too little memory for a mini-batch ({str(error).splitlines()[0]}); "
+        "give smaller mini-batches or smaller inputs"
+    )
 
 
 def training_twin(model: nn.Module, device: torch.device, own: Container[str] = ()) -> nn.Module:

@@ -1,8 +1,17 @@
-"""What the benchmarks share: results kept as JSON lines, from which a later run goes on, and tables put between marks of a page."""
+"""What the benchmarks share: results kept as JSON lines, from which a later run goes on, and tables put between marks of a page.
+
+A table ends in a stamp: the script that made it, a digest of that script's code, and one of the table. A test compares them
+with what is there, so that a script that was changed, or a table that was written by hand, shows. The digest is of the
+script alone: what a changed package would measure, only a new run can say. `python -m tests.benchmarks.page` stamps the
+tables anew without a run, for a change of a script that does not change its tables.
+"""
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -42,9 +51,60 @@ class Lines:
         return line
 
 
+# the name in the marks, and the script
+SCRIPTS = {
+    "paper rows": "paper_rows", "accuracy": "accuracy", "memory table": "memory", "memory in 16 bits": "memory",
+    "budget": "budget", "speed": "speed", "profilers": "profilers", "scoring": "scoring", "growth": "scoring",
+    "zoo table": "zoo_table",
+    **{f"paper {name}": "paper_accuracy" for name in ("table-1", "table-4", "table-5", "figure-5", "appendix")},
+}  # fmt: skip
+RESULTS = Path(__file__).with_name("RESULTS.md")
+SECTION = re.compile(
+    r"<!-- (?P<name>[^>]*?) -->\n\n(?P<table>.*?)\n\n(?P<stamp><!-- made by [^>]* -->\n)?<!-- end of (?P=name) -->",
+    re.S,
+)
+
+
+def code_digest(script: str) -> str:
+    """Eight digits of what a script does: of its syntax tree, without docstrings, comments and layout."""
+    tree = ast.parse((RESULTS.parent / f"{script}.py").read_text())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            body[0].value.value = None
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:8]
+
+
+def stamp(name: str, table: str) -> str:
+    """The last line of a section."""
+    script = SCRIPTS[name]
+    return f"<!-- made by {script}.py {code_digest(script)}, table {hashlib.sha256(table.encode()).hexdigest()[:8]} -->"
+
+
 def put(path: Path, table: str, marks: tuple[str, str]) -> None:
-    """Replace what stands between the marks of a Markdown file."""
+    """Replace what stands between the marks of a Markdown file, and stamp it where it is of a known script."""
     head, mark, rest = path.read_text().partition(marks[0])
     if not mark or marks[1] not in rest:
         raise SystemExit(f"{path} has no {marks[0]} ... {marks[1]}")
-    path.write_text(f"{head}{mark}\n\n{table}\n\n{marks[1]}{rest.partition(marks[1])[2]}")
+    name = marks[0].removeprefix("<!-- ").removesuffix(" -->")
+    made = f"{stamp(name, table)}\n" if name in SCRIPTS else ""
+    path.write_text(f"{head}{mark}\n\n{table}\n\n{made}{marks[1]}{rest.partition(marks[1])[2]}")
+
+
+def stamped(text: str) -> str:
+    """A page with every section stamped as it is."""
+    return SECTION.sub(
+        lambda m: (
+            f"<!-- {m['name']} -->\n\n{m['table']}\n\n{stamp(m['name'], m['table'])}\n<!-- end of {m['name']} -->"
+        ),
+        text,
+    )
+
+
+if __name__ == "__main__":
+    RESULTS.write_text(stamped(RESULTS.read_text()))

@@ -340,7 +340,7 @@ def test_the_plan_lowers_the_peak_and_keeps_to_the_limit():
     p = planner(unet3d(7, 16, 1, 4), 32)
     plain, lowest = p.measure(None), p.plan(None)
     assert lowest.peak < 0.75 * plain.peak
-    assert lowest == p.measure(lowest.most, lowest.row)
+    assert lowest == p.measure(lowest.max_macs_per_element, lowest.max_costly_ops)
     assert 0 < lowest.again < 0.5
     assert p.plan(plain.peak) == plain
     least = p.measure(0)
@@ -683,7 +683,7 @@ class Tight(Full):
 
     def forward(self, x):
         mode = _get_current_dispatch_mode()
-        if x.device.type != "meta" and not (isinstance(mode, recompute.Recompute) and mode.most > 100):
+        if x.device.type != "meta" and not (isinstance(mode, recompute.Recompute) and mode.max_macs_per_element > 100):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return self.net(x)
 
