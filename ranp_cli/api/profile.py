@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BadInput
 from ..core.spelling import spelled
+from ..io.pairs import pair_note
 from ..io.slim_file import SLIM, load, read_document
 from ..reporting.report import LAYER_COSTS, Report, layer_row, merge_rows, uncounted
 from .options import PROFILE, ModelOptions, StepOptions
@@ -91,6 +92,7 @@ def profile(
         },
         "layers": merge_rows(first["layers"], [_after(row) for row in second["layers"]]),
         "uncounted_ops": first.get("uncounted_ops", []) + second.get("uncounted_ops", []),
+        "notes": first.get("notes", []) + second.get("notes", []),
     }
     if step.time:
         macs = [side.get("after", side["before"])["macs"] for side in (first, second)]  # of what was run
@@ -163,7 +165,7 @@ class Counting:
                 self.running.append((load(path), Example.from_signature(known)))
         mask = document["mask"]
         recorded = {k: mask[k] for k in ("method", "sparsity", "neurons", "floored", "fixed")}
-        return {"model": about, **recorded, **document["profile"]}
+        return {"model": about, **recorded, **document["profile"], "notes": pair_note(path, mask)}
 
     def _onnx(self, path: str, inputs: Any) -> dict[str, Any]:
         from ..io.exchange.onnx_profile import profile_onnx

@@ -161,6 +161,7 @@ def prune(
     if not allow_less and not goal.limits:
         check_enough(settled.selection, mask, ranking.method == "snip", causes)
     pruned = build_pruned(session, graph, mask, settled, init, costing)
+    mask.name_run(pruned.model)
     add_memory(session, settled.model, costing)
     add_speed(session, settled.model, stand, race, chosen[StepOptions].time)
     add_outcome(session, graph, goal, settled.selection, costing)

@@ -15,11 +15,12 @@ from ..core.atomic import write_atomic, write_now
 from ..core.contexts import ignoring
 from ..core.errors import BadInput
 from ..core.example import Example
+from ..core.paths import mask_beside
 from ..core.spelling import spelled
 from ..graph.graph import Graph
 from ..io.slim_file import SCORES, SLIM, VERSION, read_document, read_tensors, slim_tensors, to_bytes
 from ..pruning.mask import Mask
-from ..pruning.methods import weigh
+from ..pruning.methods import METHODS, weigh
 from ..reporting.report import Report
 from ..scoring.compensated_sum import CompensatedSum
 from ..scoring.scorer import Importance
@@ -27,6 +28,7 @@ from ..scoring.zero_scores import SAID, find_zeros, unranked
 from .session import Session
 
 SUM, REST = "ranp:sum:", "ranp:rest:"  # in a file of scores, before a layer's name
+BESIDE = "beside"  # where a mask goes that nobody gave a place
 UNSAID = "default"  # recorded when the option was not given
 
 
@@ -64,7 +66,8 @@ class Scores:
         values, rows = list(self.layers.values()), self.report.parts["layers"]
         rankings = {"vanilla": values, "weighted": weigh(values, "weighted", None, 0.0, 0)}
         kept = [row["kept"] for row in rows] if "kept" in rows[0] else None
-        importance(path, list(self.layers), rankings, kept, self.about["model"]["spec"] or "")
+        stay = {"vanilla": sum(kept)} if kept else {}
+        importance(path, list(self.layers), rankings, kept, self.about["model"]["spec"] or "", stay)
 
     @classmethod
     def of(cls, scores: Scores | str | Path) -> Scores:
@@ -172,7 +175,12 @@ class Pruned:
         if not self.rankings:
             raise BadInput(f"this method ranks no neurons by importance; take another {spelled('method')}")
         kept = [len(layer["kept"]) for layer in self.mask.layers.values()]
-        importance(path, list(self.mask.layers), self.rankings, kept, self.about["model"]["spec"] or "")
+        neurons = sum(layer["neurons"] for layer in self.mask.layers.values())
+        asked = self.mask.requested
+        stay = int(neurons * (1 - asked)) if isinstance(asked, float) else sum(kept)
+        by_layer = METHODS[self.mask.method["name"]].by_layer  # each layer then has a threshold of its own
+        best = {} if by_layer else {list(self.rankings)[-1]: stay}
+        importance(path, list(self.mask.layers), self.rankings, kept, self.about["model"]["spec"] or "", best)
 
     def _save_script(self, path: str | Path) -> None:
         if not isinstance(self.model, torch.jit.ScriptModule):
@@ -180,12 +188,25 @@ class Pruned:
         with ignoring((DeprecationWarning, "")):
             _write(path, self.model.save_to_buffer(), self.report)
 
-    def save(self, path: str | Path) -> None:
-        """Write slim.safetensors: tensors, and in its metadata all that `load` and `profile` need.
+    def save(self, path: str | Path, mask: str | Path | None = BESIDE) -> None:
+        """Write slim.safetensors: tensors, and in its metadata all that `load` and `profile` need; and its mask.
 
         A path that ends in `.onnx` takes a checked ONNX file, one in `.pt2` torch.export's program, likewise checked, one in
         `.pt` the slim TorchScript, when the model was one.
+
+        Args:
+            mask: where the mask goes; by default beside it, as `slim.mask.json`. None: nowhere.
         """
+        self._save_slim(path)
+        if mask is not None:
+            self.save_mask(mask_beside(path) if mask == BESIDE else mask)
+
+    def save_mask(self, path: str | Path) -> None:
+        """Write mask.json."""
+        self.mask.save(path)
+        _record(path, self.mask.to_bytes(), self.report)
+
+    def _save_slim(self, path: str | Path) -> None:
         suffix = Path(path).suffix
         if suffix == ".pt":
             self._save_script(path)
@@ -227,5 +248,10 @@ def _given(key: str, value: Any) -> str:
 
 def _write(path: str | Path, data: bytes, report: Report) -> None:
     write_atomic(path, data)
+    _record(path, data, report)
+
+
+def _record(path: str | Path, data: bytes, report: Report) -> None:
+    """Add a file that was written to the report."""
     outputs = report.parts.setdefault("outputs", {})
     outputs[str(path)] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

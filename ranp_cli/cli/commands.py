@@ -51,7 +51,6 @@ from .process import (
 app = typer.Typer(
     cls=Commands,
     name="ranp",
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -147,7 +146,7 @@ PRUNE_COMMAND = Command(
         INIT,
         *PRUNE.options,
     ],
-    others=[BATCH, OUTPUT, own("write mask.json there", OUT, "--mask", metavar="FILE"), PLOT, HTML, CONFIG, JSON, QUIET],
+    others=[BATCH, OUTPUT, own("where mask.json goes; none: nowhere", OUT, "--mask", metavar="FILE|none", says="beside the first -o"), PLOT, HTML, CONFIG, JSON, QUIET],
 )  # fmt: skip
 
 
@@ -180,7 +179,7 @@ REFINE_COMMAND = Command(
         *REFINE.options,
     ],
     others=[
-        own("mask.json, as ranp prune --mask writes it", FROM, "--mask", metavar="FILE"),
+        own("mask.json, as ranp prune writes it", FROM, "--mask", metavar="FILE"),
         OUTPUT,
         CONFIG,
         JSON,
@@ -198,7 +197,7 @@ def refine(given: dict[str, Any]) -> None:
 
     with run.outputs(SUFFIXES):
         result = ranp.refine(run["model"], run["mask"], full=True, **{"seed": None, **run.keywords()})
-        run.write(result, mask=False)
+        run.write(result)
         run.documents(result.report)
     run.show(result.report)
 
@@ -266,6 +265,8 @@ def _exit_code_of(argv: Sequence[str]) -> int:
             argv = ["--help"]
         if not is_main_process() and not {"-h", "--help", "--version"}.isdisjoint(argv):
             return 0
+        if "_RANP_COMPLETE" in os.environ:  # a shell asks what could stand next; it gives no arguments
+            argv = []
         result = app(args=list(argv), prog_name="ranp", standalone_mode=False)
         stdout.flush()
         return result if isinstance(result, int) else 0

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from ..api.options import SHAPES, TEXT, TEXTS, Kind
 from ..core.atomic import check_output, strict, together, what_was_written, write_atomic
 from ..core.errors import BadInput, Stopped
+from ..core.paths import mask_beside
 from ..core.spelling import respell
 from ..reporting import show
 from .arguments import Command, name_of
@@ -91,18 +92,19 @@ class Run:
         for path in self["output"] or ():
             suffix, script = Path(path).suffix, Path(self["model"]).suffix in (".pt", ".pth", ".ts")
             if suffix not in suffixes:
+                known = ", ".join(suffixes)
                 raise BadInput(
-                    f"-o {path}: ranp {self.command.name} writes {', '.join(suffixes)}; give a file of such a name"
+                    f"-o {path}: ranp {self.command.name} writes {known}; {_better_name(path, suffixes, script)}"
                 )
             if suffix == ".pt" and not script:
                 raise BadInput(
-                    f"-o {path}: a .pt file is written for a TorchScript MODEL only; give a .safetensors or .pt2 name"
+                    f"-o {path}: a .pt file is written for a TorchScript MODEL only; {_better_name(path, suffixes, script)}"
                 )
             if suffix == ".pt2" and script:
                 raise BadInput(f"-o {path}: torch.export takes no TorchScript MODEL; give a .pt name")
         if sum(self[name] == "-" for name in TEXT_OUTPUTS) > 1:
             raise BadInput("stdout holds one document: give - to one of --json, --csv and --markdown")
-        written = [*(self["output"] or ()), *([self["mask"]] if self.command.name == "prune" and self["mask"] else [])]
+        written = [*(self["output"] or ()), *([self.mask_file] if self.mask_file else [])]
         written += [self[name] for name in TEXT_OUTPUTS if self[name] and self[name] != "-"]
         if self["html"]:
             if Path(self["html"]).suffix.lower() not in (".html", ".htm"):
@@ -147,12 +149,25 @@ class Run:
         for path in self["plot"] or ():
             result.plot(path)
 
-    def write(self, result: Any, mask: bool = True) -> None:
+    @property
+    def mask_file(self) -> str | None:
+        """Where prune and refine write mask.json: beside the first output, unless prune is told another place or none."""
+        if self.command.name not in ("prune", "refine"):
+            return None
+        if self.command.name == "prune" and self["mask"]:
+            return None if self["mask"] == "none" else str(self["mask"])
+        if not self["output"]:
+            return None
+        place = mask_beside(self["output"][0])
+        is_there = self.command.name == "refine" and self["mask"] and place.resolve() == Path(self["mask"]).resolve()
+        return None if is_there else str(place)
+
+    def write(self, result: Any) -> None:
         with result.report.timing("write"):
             for path in self["output"]:
-                result.save(path)
-            if mask and self["mask"]:
-                result.mask.save(self["mask"])
+                result.save(path, mask=None)
+            if self.mask_file:
+                result.save_mask(self.mask_file)
 
     def documents(self, report: Any, **texts: str) -> None:
         """Write the report (--json, --html) and its other forms (`csv`, `markdown`) to the files that were asked for."""
@@ -191,6 +206,14 @@ def _document(report: Any) -> dict[str, Any]:
 
 def _as_json(document: dict[str, Any]) -> str:
     return json.dumps(strict(document), indent=1) + "\n"
+
+
+def _better_name(path: str, suffixes: Sequence[str], script: bool) -> str:
+    """What to type for an output that has the suffix of PyTorch's pickles, or another one."""
+    if Path(path).suffix not in (".pth", ".pt", ".ckpt", ".bin", ".ts") or ".safetensors" not in suffixes:
+        return "give a file of such a name"
+    better = Path(path).with_suffix(".pt" if script and ".pt" in suffixes else ".safetensors")
+    return f"give -o {better}" + ("" if script else ", which holds the state dict, and no pickle")
 
 
 def shapes(given: Sequence[str]) -> list[tuple[int, ...]] | None:

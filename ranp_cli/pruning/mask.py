@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from ..core.atomic import write_atomic
 from ..core.errors import BadInput
@@ -31,6 +33,7 @@ class Mask:
     requested: float | str | None = None
     floored: list[str] = field(default_factory=list)
     fixed: dict[str, str] = field(default_factory=dict)
+    run: str | None = None  # the same in all that one run has written
 
     @property
     def total(self) -> int:
@@ -55,11 +58,25 @@ class Mask:
             "layers": self.layers,
             "floored": self.floored,
             "fixed": self.fixed,
+            **({"run": self.run} if self.run else {}),
         }
+
+    def name_run(self, slim: nn.Module) -> None:
+        """Name the run that made this mask and this slim network, by what they hold: the same input has the same name."""
+        digest = hashlib.sha256(json.dumps({**self.to_dict(), "run": None}).encode())
+        for name, t in slim.state_dict().items():
+            digest.update(name.encode())
+            if hasattr(t, "numel") and t.numel():
+                digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        self.run = digest.hexdigest()[:16]
 
     def save(self, path: str | Path) -> None:
         """Write mask.json; an existing file is replaced by a whole one. One line a layer, the same bytes each time."""
-        write_atomic(path, to_json(self.to_dict()).encode())
+        write_atomic(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes."""
+        return to_json(self.to_dict()).encode()
 
     @classmethod
     def of(cls, mask: Mask | dict[str, Any] | str | Path) -> Mask:
@@ -99,6 +116,7 @@ class Mask:
             sparsity.get("requested"),
             list(mask.get("floored") or []),
             dict(mask.get("fixed") or {}),
+            mask["run"] if isinstance(mask.get("run"), str) else None,
         )
 
     @classmethod

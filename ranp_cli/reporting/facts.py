@@ -39,7 +39,17 @@ def counted_on(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     samples = max((side.get("samples", 1) for side in report.get("memory", {}).values()), default=1)
     which = "multiply-adds and activations" if samples > 1 or "rows" in report else "all"
     batch = f", peaks of a batch of {samples}" if samples > 1 else ""
-    return [("input:", f"{', '.join(shapes)}{guessed}"), ("counted:", f"{which} of one sample{batch}")]
+    lines = [("input:", f"{', '.join(shapes)}{guessed}"), ("counted:", f"{which} of one sample{batch}")]
+    counts = report.get("before") or {}
+    if "activation_bytes" in counts and "peak_forward_bytes" in counts:
+        paper = "; the paper's memory: the outputs of all modules, added up" if "paper" in counts else ""
+        lines.append(
+            (
+                "memory:",
+                f"activations: all that a forward pass allocates, added up; a peak: what is held at once{paper}",
+            )
+        )
+    return lines
 
 
 def _shapes(signature: Any) -> list[list[int]]:

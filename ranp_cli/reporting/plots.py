@@ -22,6 +22,7 @@ SUFFIXES = (".png", ".svg", ".pdf")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vP*X"
 DASHES = ("-", "--", "-.", ":")
+LINE = 0.11  # inches: a line of the type that names layers
 SHADE, DOT = "#F0F0F0", 4
 
 
@@ -38,6 +39,7 @@ def importance(
     rankings: Mapping[str, Sequence[np.ndarray]],
     kept: Sequence[int] | None,
     title: str = "",
+    stay: Mapping[str, int] | None = None,
 ) -> None:
     """Fig. 3: a panel a ranking, with the score of each neuron (dots) and the mean of each layer (bars), and below them
     the share of each layer that stays.
@@ -46,11 +48,13 @@ def importance(
         layers: their names, in forward order.
         rankings: name of the ranking -> the scores of each layer's neurons.
         kept: how many neurons of each layer stay; None leaves that panel out.
+        stay: name of a ranking -> how many of its best neurons stay: where its threshold is drawn.
     """
     sizes = [len(s) for s in next(iter(rankings.values()))]
     edges = np.concatenate([[0], np.cumsum(sizes)])
     panels = len(rankings) + (kept is not None)
-    figure = _figure(min(max(6.5, 0.32 * len(layers)), 16), 1.0 + 1.7 * panels)
+    width = max(6.5, 0.32 * min(len(layers), 50), 1.2 + LINE * len(layers))
+    figure = _figure(width, 1.0 + 1.7 * panels)
     axes = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
     for axis, (name, scores), colour in zip(axes, rankings.items(), COLOURS, strict=False):
         flat = np.concatenate(scores)
@@ -61,7 +65,12 @@ def importance(
         means = [float(s.mean()) for s in scores]
         axis.hlines([m if m > 0 else np.nan for m in means], edges[:-1], edges[1:], colors="black", linewidth=1.6)
         axis.set_ylabel("importance")
-        axis.set_title(f"{name} (bars: mean of the layer)", loc="left", fontsize=9)
+        told = "bars: mean of the layer"
+        if stay and 0 < stay.get(name, 0) <= len(flat):
+            threshold = float(np.sort(flat)[-stay[name]])
+            axis.axhline(threshold, color=COLOURS[1], linestyle="--", linewidth=1.2)
+            told += f"; dashed: threshold {threshold:.3g}"
+        axis.set_title(f"{name} ({told})", loc="left", fontsize=9)
     if kept is not None:
         share = [k / n for k, n in zip(kept, sizes, strict=True)]
         axes[-1].bar(
@@ -74,6 +83,8 @@ def importance(
             axis.axvspan(left, right, color=SHADE, zorder=0)
         axis.set_xlim(0, edges[-1])
         _clean(axis)
+    for axis in axes[:-1]:
+        axis.tick_params(axis="x", length=0)
     _name_layers(axes[-1], layers, edges, figure.get_figwidth())
     if title:
         figure.suptitle(title, fontsize=10, x=0.01, ha="left")
@@ -150,22 +161,35 @@ def _clean(axis: Any) -> None:
 
 
 def _name_layers(axis: Any, layers: Sequence[str], edges: np.ndarray, width: float) -> None:
-    """Names under the middle of each layer, leaving out those that would lie on the one before."""
-    room = edges[-1] / (width * 6.5)  # of a line of small type, in neurons
-    at: list[float] = []
-    names: list[str] = []
-    last = -np.inf
-    for name, left, right in zip(layers, edges[:-1], edges[1:], strict=True):
-        middle = (left + right) / 2
-        if middle - last >= room or name == layers[-1]:
-            if middle - last < room and len(at) > 1:  # the output's name before that of its neighbour
-                at.pop()
-                names.pop()
-            at.append(middle)
-            names.append(name if len(name) <= 28 else f"{name[:12]}...{name[-13:]}")
-            last = middle
-    axis.set_xticks(at, names, rotation=90, fontsize=7)
+    """The name of every layer, below its middle or, where layers are narrow, beside it with a line that leads there."""
+    room = edges[-1] * LINE / (width - 1.2)  # of a line of small type, in neurons
+    middles = (edges[:-1] + edges[1:]) / 2
+    places = spread(middles, room, float(edges[-1]))
+    names = [name if len(name) <= 28 else f"{name[:12]}...{name[-13:]}" for name in layers]
+    axis.set_xticks(places, names, rotation=90, fontsize=7)
+    axis.tick_params(axis="x", length=0, pad=14)
+    for middle, place in zip(middles, places, strict=True):
+        axis.plot(
+            [middle, place],
+            [0, -0.12],
+            transform=axis.get_xaxis_transform(),
+            color="#999999",
+            linewidth=0.6,
+            clip_on=False,
+        )
     axis.set_xlabel("neurons, by layer in forward order")
+
+
+def spread(wanted: np.ndarray, room: float, end: float) -> np.ndarray:
+    """Ascending places in [0, end] at least `room` apart, near the wanted ones; closer together only if they must be."""
+    room = min(room, end / len(wanted))
+    places = wanted.astype(float)
+    for k in range(1, len(places)):
+        places[k] = max(places[k], places[k - 1] + room)
+    places[-1] = min(places[-1], end - room / 2)
+    for k in range(len(places) - 2, -1, -1):
+        places[k] = min(places[k], places[k + 1] - room)
+    return places
 
 
 def _write(figure: Any, path: str | Path) -> None:

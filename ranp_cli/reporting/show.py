@@ -20,6 +20,7 @@ from rich.text import Text
 from ..core.numbers import COUNT_UNITS, JOINED, change_text, human, human_bytes, seconds_text
 from .compare_table import counted_lines, rows_table
 from .facts import adding_up, by_reason, model_name
+from .next_steps import next_steps
 from .probe_text import probe_sentences
 from .speed import duration, speed_block
 from .terminal import Column, Terminal, column_cells, lay_out, plain_text, side_by_side
@@ -108,7 +109,10 @@ class _Rate(ProgressColumn):
 
 def _headline(report: Report, page: Terminal) -> list[Text]:
     """What was done to which model, how, and how many neurons stay."""
-    method, outputs = report.get("method", {}), report.get("outputs", {})
+    method, outputs = (
+        report.get("method", {}),
+        [path for path in report.get("outputs", {}) if not path.endswith(".json")],
+    )
     details = [str(method[key]) for key in ("name", "criterion") if method.get(key) is not None]
     terms = [(key, method.get(key)) for key in ("resource", "lambda", "seed")]
     details += [f"{key}{JOINED}{plain_text(value)}" for key, value in terms if value is not None]
@@ -123,7 +127,11 @@ def _headline(report: Report, page: Terminal) -> list[Text]:
     if "kept" in neurons:
         text = f"{neurons['kept']:,} of {neurons['total']:,} neurons"
         text += f", sparsity{JOINED}{plain_text(sparsity['achieved'])}" if "achieved" in sparsity else ""
-        text += f" (requested:{JOINED}{plain_text(sparsity['requested'])})" if "requested" in sparsity else ""
+        asked = plain_text(sparsity.get("requested", ""))
+        if report.get("budget"):
+            text += " (the largest network within the budget)"
+        elif asked:
+            text += f" (requested:{JOINED}{asked})"
         lines += page.paragraph("kept", "bold", text)
     elif "total" in neurons:
         lines += page.paragraph(f"{neurons['total']:,} neurons", "", "")
@@ -291,14 +299,15 @@ def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
         left = by_reason((entry["layer"], entry["reason"]) for entry in transfer["left"])
         yield "transferred:", "bold", f"{len(transfer['matched'])} layers matched" + (f"; left: {left}" if left else "")
     yield from floor_sentences(report, _floored(report))
-    if fixed := _fixed(report):
+    fixed = _fixed(report)
+    if fixed:
         yield "fixed:", "bold", by_reason(fixed.items())
     if followed := report.get("followed"):
         counts = (
             f"{'.'.join(filter(None, (row['module'], row['attribute'])))}{JOINED}{row['value']}" for row in followed
         )
         yield "counts followed:", "bold", ", ".join(counts)
-    if skipped := report.get("not_pruned"):
+    if skipped := [entry for entry in report.get("not_pruned", ()) if entry["layer"] not in fixed]:
         yield "not pruned:", "yellow", by_reason((entry["layer"], entry["reason"]) for entry in skipped)
     if unruled := report.get("unruled_ops"):
         places = (f"{u['op']} in {u['module'] or 'the model'} ({u['source']})" for u in unruled)
@@ -316,6 +325,7 @@ def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
         )
     for path, file in report.get("outputs", {}).items():
         yield "wrote", "bold", f"{path}  {human_bytes(file['bytes']).strip()}  sha256{JOINED}{file['sha256'][:12]}"
+    yield from next_steps(report)
 
 
 def _training(about: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
