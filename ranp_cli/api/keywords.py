@@ -74,7 +74,16 @@ class ScoreKeywords(ModelKeywords, GradientKeywords, LongRunKeywords, total=Fals
     pass
 
 
-class PruneKeywords(ModelKeywords, GradientKeywords, MethodKeywords, LayerKeywords, InputKeywords, StepKeywords, ProbeKeywords, total=False):
+class PruneKeywords(
+    ModelKeywords,
+    GradientKeywords,
+    MethodKeywords,
+    LayerKeywords,
+    InputKeywords,
+    StepKeywords,
+    ProbeKeywords,
+    total=False,
+):
     pass
 
 
@@ -82,7 +91,9 @@ class RefineKeywords(ModelKeywords, InputKeywords, total=False):
     pass
 
 
-class CompareKeywords(FitKeywords, ModelKeywords, GradientKeywords, LayerKeywords, InputKeywords, ProbeKeywords, total=False):
+class CompareKeywords(
+    FitKeywords, ModelKeywords, GradientKeywords, LayerKeywords, InputKeywords, ProbeKeywords, total=False
+):
     pass
 
 
