@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..core.aten import op_name
 from ..core.contexts import NoDropout, each, seeded
 from ..core.copies import meta_copy, replicate
+from ..core.default_dtype import default_dtype
 from ..core.errors import USER_EXCEPTIONS, RuleFailure, VerificationFailed, in_words
 from ..core.example import Example
 from ..core.in_precision import InPrecision
@@ -327,11 +328,11 @@ def _outputs(
             module.eval()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     args, kwargs = map_tensors((example.args, example.kwargs), lambda t: in_dtype(t, dtype).to(device))
-    other = dtype is torch.float64 or torch.get_default_dtype() is not dtype
     with (
         seeded(seed),
         torch.set_grad_enabled(training),
-        InPrecision(dtype) if other else nullcontext(),
+        default_dtype(dtype),
+        InPrecision(dtype) if dtype is torch.float64 else nullcontext(),
         NoDropout(),
         nullcontext() if without is None else WithoutStatistics(without),
     ):

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from ranp_cli.core.default_dtype import default_dtype
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import ranp_cli as ranp
 from ranp_cli.core.contexts import ignoring
+from ranp_cli.core.default_dtype import default_dtype
 from ranp_cli.core.random_state import Private, _global_seed, current, private, seeded
 
 
