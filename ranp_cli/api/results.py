@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core.atomic import write_atomic, write_now
+from ..core.atomic import together, write_atomic, write_now
 from ..core.contexts import ignoring
 from ..core.documents import shown
 from ..core.errors import BadInput, nearest
@@ -200,9 +200,10 @@ class Pruned:
         Args:
             mask: where the mask goes; by default beside it, as `slim.mask.json`. None: nowhere.
         """
-        self._save_slim(path)
-        if mask is not None:
-            self.save_mask(mask_beside(path) if mask == BESIDE else mask)
+        with together():  # the pair comes to its places at once
+            self._save_slim(path)
+            if mask is not None:
+                self.save_mask(mask_beside(path) if mask == BESIDE else mask)
 
     def save_mask(self, path: str | Path) -> None:
         """Write mask.json."""

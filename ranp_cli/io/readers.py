@@ -12,7 +12,6 @@ from __future__ import annotations
 import pickletools
 import re
 import struct
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -65,6 +64,8 @@ _UNREADABLE = {
 def read_torchscript(path: Path, what: str) -> nn.Module:
     import torch
 
+    from ..core.contexts import ignoring
+
     kind = _container(path, what)
     if kind == "pickle":
         refused = "pickled modules run code when they are read and are refused"
@@ -82,8 +83,7 @@ def read_torchscript(path: Path, what: str) -> nn.Module:
         )
     if kind != "torchscript":
         raise BadInput(f"{what}: {_UNREADABLE[kind]}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit as a whole: we know
+    with ignoring((DeprecationWarning, "")):  # of torch.jit as a whole: we know
         try:
             return torch.jit.load(str(path), map_location="cpu")
         except Exception as error:  # broken bytes make the reader raise nearly anything
@@ -121,13 +121,14 @@ def read_torch(path: Path, what: str, advice: str | None = None) -> Any:
     """
     import torch
 
+    from ..core.contexts import ignoring
+
     kind = _container(path, what)
     if kind == "torchscript":
         raise BadInput(f"{what}: is a TorchScript model; give it as the model")
     if kind != "pickle":
         raise BadInput(f"{what}: {_UNREADABLE[kind]}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with ignoring((Warning, "")):
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # broken bytes make the unpickler raise nearly anything

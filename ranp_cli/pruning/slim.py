@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def module_attributes(module: nn.Module, entering: tuple[int, ...] | None) -> di
     channels = len(weight) if isinstance(weight, Tensor) and weight.ndim else None
     if channels is None and entering is not None and len(entering) > 1:
         channels = entering[1]
-    if isinstance(module, nn.LayerNorm):
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         rank = len(module.normalized_shape)
         shape = weight.shape if weight is not None else (entering or ())[-rank:]
         return {"normalized_shape": tuple(shape)} if len(shape) == rank else {}
@@ -112,7 +113,23 @@ def apply_attributes(model: nn.Module, values: dict[str, dict[str, Any]]) -> Non
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, changed in values.items():
         for key, value in changed.items():
-            setattr(modules[name], key, tuple(value) if isinstance(value, list) else value)
+            set_attribute(modules[name], key, value)
+
+
+def set_attribute(module: nn.Module, key: str, value: Any) -> None:
+    """Set an attribute of a module, or of an object that it keeps: `hidden`, `config.hidden`."""
+    path, _, name = key.rpartition(".")
+    owner = attrgetter(path)(module) if path else module
+    setattr(owner, name, in_form_of(getattr(owner, name, None), value))
+
+
+def in_form_of(old: Any, value: Any) -> Any:
+    """`value`, which may come from JSON, with lists as tuples where `old`, or a part of it, is no list."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    parts = old if isinstance(old, (list, tuple)) and len(old) == len(value) else [None] * len(value)
+    kind = list if isinstance(old, list) else tuple
+    return kind(in_form_of(a, b) for a, b in zip(parts, value, strict=True))
 
 
 def check_attributes(model: nn.Module, values: dict[str, dict[str, Any]], what: str) -> None:
