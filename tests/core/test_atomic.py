@@ -223,3 +223,19 @@ def test_threads_that_write_to_one_place_wait_for_each_other(tmp_path):
         thread.join()
     assert len(set((tmp_path / "a").read_bytes())) == 1
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_pair_that_is_saved_from_python_comes_together(tmp_path):
+    import torch
+    from torch import nn
+
+    import ranp_cli as ranp
+
+    net = nn.Sequential(nn.Conv3d(1, 8, 3), nn.ReLU(), nn.Conv3d(8, 2, 1))
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.rand(2, 1, 6, 6, 6, generator=generator), torch.randint(2, (2, 4, 4, 4), generator=generator)
+    pruned = ranp.prune(net, batch, sparsity=0.5)
+    (tmp_path / "slim.mask.json").mkdir()
+    with pytest.raises(BadInput, match="it is a folder"):
+        pruned.save(tmp_path / "slim.safetensors")
+    assert os.listdir(tmp_path) == ["slim.mask.json"]

@@ -187,7 +187,11 @@ def test_250_kills_at_random_lose_nothing(command, folder, tmp_path):
         if k % 25 == 0:
             fork(None)
             assert places[0].read_bytes() == whole
-            left = set(os.listdir(tmp_path)) - {"net.py", "__pycache__", "warm.safetensors", *outputs}
+            left = {name for name in os.listdir(tmp_path) if not name.startswith("warm")} - {
+                "net.py",
+                "__pycache__",
+                *outputs,
+            }
             assert not left
     assert early > 25, "hardly any run was killed before its end: this test tests nothing"
     assert mixed <= 1  # between two renames; `profile` tells of it
