@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 from collections.abc import Callable, Container, Iterator
 from typing import Any
@@ -10,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .closures import copy_model
 from .contexts import ignoring
+from .tensors import has_fractions
 
 COMPILED = "_orig_mod"  # where torch.compile keeps the module that it was given
 
@@ -20,7 +21,7 @@ def meta_copy(model: nn.Module, real: bool = False) -> nn.Module:
     if isinstance(model, torch.jit.ScriptModule):
         return script_copy(model, "cpu" if real else "meta")
     return replicate(
-        model, lambda name, t: t.clone() if real or not t.is_floating_point() else torch.empty_like(t, device="meta")
+        model, lambda name, t: t.clone() if real or not has_fractions(t) else torch.empty_like(t, device="meta")
     )
 
 
@@ -66,7 +67,7 @@ def replicate(model: nn.Module, make: Callable[[str, Tensor], Tensor]) -> nn.Mod
                 if new is own and not is_parameter:
                     new = own.clone()
                 memo[id(t)] = nn.Parameter(new, requires_grad=t.requires_grad) if is_parameter else new
-    return copy.deepcopy(model, memo)
+    return copy_model(model, memo)
 
 
 def _replicate_script(
