@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..core.errors import USER_EXCEPTIONS, BadInput
+from ..core.documents import NotYaml, parse_yaml
+from ..core.errors import USER_EXCEPTIONS, BadInput, is_out_of_memory, shortened
+from ..core.reading import readable
 from ..core.spelling import spelled
 from .code_args import names_code, recorded, text_for_code, with_code
-from .readers import found_instead, pickled_class, read_safetensors, read_torch, read_torchscript, readable, some_of
+from .readers import found_instead, pickled_class, read_safetensors, read_torch, read_torchscript, some_of
 from .user_code import attribute, check_args, import_named, is_code, meant, offered, own_command_line, user_error
 
 if TYPE_CHECKING:
@@ -126,25 +128,23 @@ def parse_args(pairs: Iterable[str] | Mapping[str, Any], option: str = "model_ar
     >>> parse_args(["classes=4", "widths=[8, 16]", "norm=null", "eps=1e-5"])
     {'classes': 4, 'widths': [8, 16], 'norm': None, 'eps': 1e-05}
     """
-    import yaml
-
     if isinstance(pairs, Mapping):
         return dict(pairs)
     args: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = (part.strip() for part in pair.partition("="))
+        what = spelled(option, shortened(pair, 60))
         if not equals or not key.isidentifier():
-            raise BadInput(f"{spelled(option, pair)}: wants name=value, for example {spelled(option, {'classes': 4})}")
+            raise BadInput(f"{what}: wants name=value, for example {spelled(option, {'classes': 4})}")
         if key in args:
-            raise BadInput(f"{spelled(option, pair)}: '{key}' is given twice; leave one out")
+            raise BadInput(f"{what}: '{key}' is given twice; leave one out")
+        # YAML 1.1 takes 1e-5 for a string, as it has no dot.
+        is_number = re.fullmatch(r"[-+]?\d{1,20}[eE][-+]?\d{1,4}", text)
         try:
-            # YAML 1.1 takes 1e-5 for a string, as it has no dot.
-            args[key] = float(text) if re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", text) else yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            problem = getattr(error, "problem", None) or "bad value"
-            raise BadInput(
-                f"{spelled(option, pair)}: the value is not YAML ({problem}); quote it: {key}='...'"
-            ) from None
+            args[key] = float(text) if is_number else parse_yaml(text, what)
+        except NotYaml as error:
+            problem = error.problem or "bad value"
+            raise BadInput(f"{what}: the value is not YAML ({problem}); quote it: {key[:40]}='...'") from None
     return args
 
 
@@ -178,7 +178,12 @@ def load_weights(module: nn.Module, path: str, key: str | None = None) -> None:
     missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
     if not differing:
         # strict=False, because torch's hooks for old files may rename or add names: what is left is held to be strict.
-        result = module.load_state_dict(state, strict=False)
+        try:
+            result = module.load_state_dict(state, strict=False)
+        except Exception as error:  # torch raises nearly anything for what it cannot copy, as a sparse tensor
+            if is_out_of_memory(error):
+                raise
+            raise BadInput(f"{what}: cannot be loaded into the model ({shortened(error, 120)}); save plain tensors") from error  # fmt: skip
         loaded = {_address(tensor) for name, tensor in own.items() if name in state}
         missing = {name for name in result.missing_keys if name not in own or _address(own[name]) not in loaded}
         unexpected = set(result.unexpected_keys)
@@ -197,8 +202,7 @@ def _state_advice(path: Path) -> str:
     pick = ".state_dict()" if holds else '["state_dict"]'
     target = path.with_name(f"{path.stem}.state.pt")
     command = f"torch.save(torch.load({str(path)!r}, weights_only=False){pick}, {str(target)!r})"
-    return (f"{'it is a whole module, of which' if holds else 'of which'} ranp takes the state dict: where you trust the file, run "
-            f"{command} in Python once and give {spelled('weights', target)}")  # fmt: skip
+    return f"{'of a whole module, ' * bool(holds)}where you trust it, run {command} in Python once and give {spelled('weights', target)}"
 
 
 def _address(tensor: Any) -> tuple[Any, ...]:
