@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tokenize
-import warnings
 import zipfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -44,13 +43,14 @@ def _read_npy(stream: IO[bytes], size: int, what: str) -> np.ndarray:
     import numpy as np
     from numpy.lib import format as npy
 
+    from ..core.contexts import ignoring
+
     version = npy.read_magic(stream)
     read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
     if read_header is None:
         raise ValueError(f"version {version} of the .npy format")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the header as a Python literal
+        with ignoring((Warning, "")):  # of the header as a Python literal
             shape, fortran_order, dtype = read_header(stream)
     except (SyntaxError, TypeError, RecursionError, MemoryError, OverflowError, tokenize.TokenError) as error:
         raise ValueError(shortened(error, 60)) from None
