@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import weakref
 from collections import deque
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .errors import BadInput, in_words
+from .errors import BadInput, one_line
 
 MUTABLE = (dict, list, set, deque)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -162,7 +163,7 @@ def copied(value: Any, memo: dict[int, Any], inside: set[int], where: str) -> An
         if not any(id(part) in inside for part in reached(value, {})):
             return value
         raise BadInput(
-            f"the function in {where} holds on to the model through something that cannot be copied: {in_words(error, 120)}; "
+            f"the function in {where} holds on to the model through something that cannot be copied: {one_line(error, 60)}; "
             "take it off the model before pruning (a hook: handle.remove())"
         ) from error
 
@@ -175,4 +176,6 @@ def tensors_kept(model: nn.Module) -> list[Tensor]:
 
 
 def place_of(function: FunctionType) -> str:
-    return f"{function.__qualname__}, {function.__code__.co_filename}:{function.__code__.co_firstlineno}"
+    return (
+        f"{function.__name__} at {os.path.basename(function.__code__.co_filename)}:{function.__code__.co_firstlineno}"
+    )

@@ -27,7 +27,7 @@ aten = torch.ops.aten
 @contextmanager
 def seeded(seed: int = 0) -> Iterator[None]:
     """What is drawn inside is drawn from `seed`; the global generators (torch, numpy, random) come out as they went in."""
-    with _global_seed(seed) if threading.active_count() == 1 else private(Private(seed)):
+    with globally_seeded(seed) if threading.active_count() == 1 else private(Private(seed)):
         yield
 
 
@@ -44,7 +44,8 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextmanager
-def _global_seed(seed: int) -> Iterator[None]:
+def globally_seeded(seed: int = 0) -> Iterator[None]:
+    """`seeded`, of the global generators even beside other threads: torch's tracing for exports bears no dispatch mode."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices):

@@ -77,13 +77,13 @@ def run(
     mark = ties.mark()
     try:
         return trace_once(new_tracer(ties), model, example, slots, training)
-    except RuleFailure:
+    except (RuleFailure, BadInput):  # ours
         raise
     except USER_EXCEPTIONS:  # what the user's code cannot do with meta tensors it may do with real ones
         ties.take_back(mark)
     try:
         return trace_once(new_tracer(ties), model, example, slots, training, real=True)
-    except RuleFailure:
+    except (RuleFailure, BadInput):  # ours
         raise
     except USER_EXCEPTIONS as error:
         raise BadInput(

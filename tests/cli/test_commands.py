@@ -623,7 +623,7 @@ def test_mask_has_the_fixed_form(here: Path) -> None:
     mask = json.loads((here / "mask.json").read_text())
     jsonschema.validate(mask, json.loads(SCHEMA.read_text()))
     assert list(mask) == [
-        *("format", "version", "model", "method", "sparsity", "neurons", "layers", "floored", "fixed")
+        *("format", "version", "model", "method", "sparsity", "neurons", "layers", "floored", "fixed", "run")
     ]
     assert (mask["format"], mask["version"]) == ("ranp-mask", 1)
     assert mask["model"]["spec"] == "net.py:Net"

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import ranp_cli as ranp
 from ranp_cli.core.contexts import ignoring
 from ranp_cli.core.default_dtype import default_dtype
-from ranp_cli.core.random_state import Private, _global_seed, current, private, seeded
+from ranp_cli.core.random_state import Private, current, globally_seeded, private, seeded
 
 
 def in_a_thread(work: Callable[[], Any]) -> Any:
@@ -67,7 +67,7 @@ def test_a_generator_of_the_threads_own_draws_the_same_numbers(name):
     def draw() -> list[Tensor]:
         return flat([DRAWS[name](), torch.rand(3), DRAWS[name]()])
 
-    with _global_seed(7):
+    with globally_seeded(7):
         wanted = draw()
     before = torch.get_rng_state()
     with private(Private(7)):

@@ -95,12 +95,12 @@ def _sound(
 def _by_dynamo(twin: ExportCandidate, sample: Example, level: str) -> ModelProto:
     import torch
 
-    from ...core.contexts import seeded
+    from ...core.random_state import globally_seeded
     from ...core.tensors import tensors_in
 
     outputs = ["output" if k == 0 else f"output_{k}" for k in range(twin.outputs)]
     assert len(twin.names) == len(tensors_in((sample.args, sample.kwargs)))
-    with seeded(), torch.no_grad():
+    with globally_seeded(), torch.no_grad():
         program = torch.onnx.export(twin.model, sample.args, None, kwargs=sample.kwargs, dynamo=True, verbose=False,
                                     dynamic_shapes=dynamic_shapes(twin, sample, level), input_names=twin.names, output_names=outputs)  # fmt: skip
     assert program is not None
@@ -111,14 +111,14 @@ def _by_torchscript(twin: ExportCandidate, sample: Example, level: str) -> Model
     import onnx
     import torch
 
-    from ...core.contexts import seeded
+    from ...core.random_state import globally_seeded
     from ...core.tensors import tensors_in
 
     tensors = tensors_in((sample.args, sample.kwargs))
     dynamic = {name: {axis: f"{name}_{axis}" for axis in axes_at(t.ndim, level)}
                for name, t in zip(twin.names, tensors, strict=True)}  # fmt: skip
     outputs = ["output" if k == 0 else f"output_{k}" for k in range(twin.outputs)]
-    with tempfile.TemporaryDirectory() as folder, seeded(), torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, globally_seeded(), torch.no_grad():
         file = Path(folder) / "model.onnx"
         torch.onnx.export(twin.model, sample.args, str(file), kwargs=sample.kwargs or None, dynamo=False, verbose=False,
                           dynamic_axes=dynamic, input_names=twin.names, output_names=outputs)  # fmt: skip

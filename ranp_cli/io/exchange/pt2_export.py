@@ -84,9 +84,9 @@ class _File:
 def _exported(twin: ExportCandidate, sample: Example, level: str) -> _File:
     import torch
 
-    from ...core.contexts import seeded
+    from ...core.random_state import globally_seeded
 
-    with seeded(), torch.no_grad():
+    with globally_seeded(), torch.no_grad():
         program = torch.export.export(twin.model, sample.args, sample.kwargs, strict=False,
                                       dynamic_shapes=dynamic_shapes(twin, sample, level))  # fmt: skip
         _tidy(program)
