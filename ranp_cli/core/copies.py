@@ -66,7 +66,51 @@ def replicate(model: nn.Module, make: Callable[[str, Tensor], Tensor]) -> nn.Mod
                 if new is own and not is_parameter:
                     new = own.clone()
                 memo[id(t)] = nn.Parameter(new, requires_grad=t.requires_grad) if is_parameter else new
-    return copy.deepcopy(model, memo)
+    return _deep_copy(model, memo)
+
+
+def _deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deep copy that shares what cannot be copied (locks, open files) and takes `__slots__` along."""
+    kept = dict(memo)
+    try:
+        result = copy.deepcopy(model, memo)
+    except TypeError:
+        _share(model, kept)
+        memo = kept
+        result = copy.deepcopy(model, memo)
+    for old, new in zip(model.modules(), result.modules(), strict=True):
+        for slot in {name for kind in type(old).__mro__ for name in _slots(kind)}:
+            if hasattr(old, slot) and slot not in ("__dict__", "__weakref__"):
+                setattr(new, slot, copy.deepcopy(getattr(old, slot), memo))
+    return result
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _share(value: Any, memo: dict[int, Any], seen: set[int] | None = None) -> None:
+    """Note in `memo` the parts of `value` that cannot be copied as copies of themselves."""
+    seen = set() if seen is None else seen
+    if id(value) in memo or id(value) in seen:
+        return
+    seen.add(id(value))
+    try:
+        copy.deepcopy(value, dict(memo))
+    except TypeError:
+        if isinstance(value, dict):
+            parts = list(value.values())
+        elif isinstance(value, (list, tuple)):
+            parts = list(value)
+        else:
+            parts = list(getattr(value, "__dict__", {}).values())
+        for part in parts:
+            _share(part, memo, seen)
+        try:
+            copy.deepcopy(value, dict(memo))
+        except TypeError:  # it is not for its parts
+            memo[id(value)] = value
 
 
 def _replicate_script(
@@ -97,13 +141,19 @@ def outermost_scripts(model: nn.Module) -> dict[str, torch.jit.ScriptModule]:
 
 def uncompiled(model: nn.Module) -> nn.Module:
     """`model` as it was before `torch.compile`; with compiled parts, a copy of it that shares its weights."""
-    model = getattr(model, COMPILED, model)
-    if any(hasattr(module, COMPILED) for module in model.modules()):
+    model = _inner(model)
+    if any(_inner(module) is not module for module in model.modules()):
         model = replicate(model, lambda _, t: t)
         for module in list(model.modules()):
             for name, part in module.named_children():
-                module._modules[name] = getattr(part, COMPILED, part)
+                module._modules[name] = _inner(part)
     return model
+
+
+def _inner(module: nn.Module) -> nn.Module:
+    """The module inside of a compiled one, else itself. Not by `getattr`: a `__getattr__` of the user's may return anything."""
+    inner = module._modules[COMPILED] if COMPILED in module._modules else None  # noqa: SIM401, TorchScript's has no get
+    return module if inner is None else inner
 
 
 def plain_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
