@@ -24,7 +24,7 @@ _HOME = {
     "Pruned": "api.results",
     "Scores": "api.results",
     "Comparison": "api.comparison.result",
-    "load": "io.slim_file",
+    "load": "io.slim_loading",
     "Mask": "pruning.mask",
     "Report": "reporting.report",
     "RanpError": "core.errors",
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from .api.results import Pruned, Scores
     from .api.score import score
     from .core.errors import BadInput, Infeasible, RanpError, VerificationFailed
-    from .io.slim_file import load
+    from .io.slim_loading import load
     from .pruning.mask import Mask
     from .reporting.report import Report
 

@@ -79,6 +79,11 @@ def build_pruned(session: Session, graph: Graph, mask: Mask, settled: Settled, i
         "floored": mask.floored,
         "fixed": mask.fixed,
         "not_pruned": not_pruned(graph, settled.selection.keep),
+        "followed": [
+            {"module": module, "attribute": name, "value": value}
+            for module, values in settled.followed.items()
+            for name, value in values.items()
+        ],
         "unruled_ops": [
             {"op": op, "module": module, "source": where}
             for op, module, where in dict.fromkeys(graph.eval_run.tracer.unruled + graph.train_run.tracer.unruled)

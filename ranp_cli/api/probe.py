@@ -21,7 +21,7 @@ from ..core.contexts import NoDropout, in_checkpoints, labels_on_cpu, seeded
 from ..core.copies import replicate, uncompiled
 from ..core.errors import BadInput
 from ..core.spelling import spelled
-from ..core.tensors import map_tensors
+from ..core.tensors import in_precision_of, map_tensors
 from ..costs.memory import check_optimizer
 from ..io.batches import Batch, Batches, load_batches
 from ..io.losses import load_loss
@@ -202,6 +202,12 @@ class Probing:
         session.note(*notes_of(part))
 
 
+def own_precision(model: nn.Module, batch: Batch) -> Batch:
+    """The mini-batch with its inputs in the model's precision."""
+    args, kwargs = in_precision_of(model, (batch.args, batch.kwargs))
+    return Batch(args, kwargs, batch.target)
+
+
 def run_probe(
     dense: nn.Module,
     slim: nn.Module,
@@ -218,6 +224,7 @@ def run_probe(
         name: Trainee(net, loss, plan, device, ignore_index, seed) for name, net in (("dense", dense), ("slim", slim))
     }
     moved = [batch.to(device) for batch in held]
+    moved = [own_precision(dense, batch) for batch in moved]
     with reproducible(device), progress("probing", plan.steps) as advance:
         for side in sides.values():
             side.first, _ = side.evaluate(moved)

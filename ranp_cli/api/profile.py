@@ -1,4 +1,4 @@
-"""`profile`: of a slim file nothing but its metadata is read, anything else is run on meta tensors."""
+"""`profile`: of a slim file its header alone is read, which has shapes and metadata; anything else is run on meta tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BadInput
 from ..core.spelling import spelled
-from ..io.slim_file import SLIM, load, read_document
+from ..io.pairs import pair_note
+from ..io.slim_document import RECORDED, check_counts
+from ..io.slim_file import SLIM, document_of, read_document
+from ..io.slim_loading import load, on_command_line, without_model
+from ..io.tensor_file import TensorFile
 from ..reporting.report import LAYER_COSTS, Report, layer_row, merge_rows, uncounted
 from .options import PROFILE, ModelOptions, StepOptions
 
@@ -21,19 +25,16 @@ if TYPE_CHECKING:
 
 
 @PROFILE
-def profile(
-    model: nn.Module | str,
-    inputs: Any = None,
-    *,
-    other: nn.Module | str | None = None,
-    tree: bool = False,
-    **options: Unpack[ProfileKeywords],
-) -> Report:
+def profile(network: nn.Module | str, inputs: Any = None, *, other: nn.Module | str | None = None, tree: bool = False,
+            model: nn.Module | str | None = None, trust: bool = False, **options: Unpack[ProfileKeywords]) -> Report:  # fmt: skip
     """Count what a network costs: one sample, eval mode, without running it.
 
     Args:
-        model: an `nn.Module`, a spec, or a slim file; of the latter only the recorded numbers are read, without its
-            code and without torch, unless `inputs` are given.
+        network: an `nn.Module`, a spec, a slim file or an `.onnx` file. A slim file is counted from the shapes and numbers
+            that it holds, without torch and without code.
+        model: the dense network of a slim file, for what needs code: another input, and `tree`, `time`, `optimizer`,
+            `batch_size` and `amp`; by default the other network, where that is one.
+        trust: build the dense network from the spec that the slim file records, which runs what it names.
         inputs: shape(s) of the input such as `(1, 1, 64, 64, 64)`, a tensor, or a tuple of tensors; guessed when missing.
         other: a second model; the report then has both, side by side.
         optimizer, batch_size: of the training step whose memory is estimated (`sgd`, and the samples of the input).
@@ -55,24 +56,28 @@ def profile(
     """
     chosen = PROFILE.read(options)
     report = Report("profile")
-    model = str(model) if isinstance(model, Path) else model
+    network = str(network) if isinstance(network, Path) else network
     other = str(other) if isinstance(other, Path) else other
     if inputs is None and other is not None:  # both on the input that a slim file records
-        inputs = _recorded_input(model) or _recorded_input(other)
+        inputs = _recorded_input(network) or _recorded_input(other)
         if (
             inputs is not None
-            and is_slim(model)
+            and is_slim(network)
             and is_slim(other)
-            and _recorded_input(model) == _recorded_input(other)
+            and _recorded_input(network) == _recorded_input(other)
         ):
             inputs = None  # what the files say is of the same input
     if tree and other is not None:
         raise BadInput(f"{spelled('tree', True)} shows one model: leave the second one out")
     step = chosen[StepOptions]
+    dense = model if model is not None else next((each for each in (network, other) if is_dense(each)), None)
     counting = Counting(
-        report, chosen[ModelOptions], step, tree, autocast_device(step.amp, chosen[ModelOptions].device)
+        report, chosen[ModelOptions], step, tree, autocast_device(step.amp, chosen[ModelOptions].device), dense, trust
     )
-    first = counting.parts(model, inputs)
+    if (model is not None or trust) and not (is_slim(network) or is_slim(other)):
+        named = "--model" if on_command_line() else "model="
+        raise BadInput(f"{named} is the dense network of a slim file, and none is given; leave it out")
+    first = counting.parts(network, inputs)
     if other is None:
         report.parts = first
         if step.time:
@@ -91,6 +96,7 @@ def profile(
         },
         "layers": merge_rows(first["layers"], [_after(row) for row in second["layers"]]),
         "uncounted_ops": first.get("uncounted_ops", []) + second.get("uncounted_ops", []),
+        "notes": first.get("notes", []) + second.get("notes", []),
     }
     if step.time:
         macs = [side.get("after", side["before"])["macs"] for side in (first, second)]  # of what was run
@@ -108,6 +114,8 @@ class Counting:
     step: StepOptions
     tree: bool
     autocast: str | None  # the device of autocast, with --amp
+    dense: Any = None  # the network that slim files were made from: a module, or a spec that the user named
+    trust: bool = False  # build the one that a slim file records
     running: list[tuple[nn.Module, Example]] = field(default_factory=list)  # what is to be timed, with its input
 
     @property
@@ -150,20 +158,36 @@ class Counting:
             self.report.parts["speed"] = stand.speed(stand.forward(*models), *sides)
 
     def _slim_file(self, path: str, inputs: Any) -> dict[str, Any]:
-        document = read_document(path, SLIM)
+        file = TensorFile.read(path)
+        document = document_of(file, SLIM)
+        check_counts(document, file.tensors, path)
         about = {k: v for k, v in document["model"].items() if k != "parameters"} | {"file": path}
         known = _recorded_input(path)
         if inputs not in (None, known) or self.is_asked_for_more:
             about.pop("profiled_input", None)
-            return self._traced(load(path), about, inputs or known)
+            return self._traced(self._loaded(path, about), about, inputs or known)
         if self.step.time:
             from ..core.example import Example
 
+            if known is None:
+                raise BadInput(f"{path} records no input; give --input")
             with self.report.timing("load"):
-                self.running.append((load(path), Example.from_signature(known)))
+                self.running.append((self._loaded(path, about), Example.from_signature(known)))
         mask = document["mask"]
         recorded = {k: mask[k] for k in ("method", "sparsity", "neurons", "floored", "fixed")}
-        return {"model": about, **recorded, **document["profile"]}
+        profile = {k: v for k, v in document["profile"].items() if k in RECORDED}
+        if "memory" in profile:  # lines for a picture are not recorded
+            profile["memory"] = {
+                side: {k: v for k, v in parts.items() if not k.startswith("timeline")}
+                for side, parts in profile["memory"].items()
+            }
+        return {"model": about, **recorded, **profile, "notes": pair_note(path, mask)}
+
+    def _loaded(self, path: str, about: dict[str, Any]) -> nn.Module:
+        """The slim network, of the dense one that the user gave: the file's own spec is built only with `trust`."""
+        if self.dense is None and not self.trust:
+            raise BadInput(without_model(path, about, "profile"), whole=True)
+        return load(path, self.dense, trust=self.trust, model_args=self.model.model_args)
 
     def _onnx(self, path: str, inputs: Any) -> dict[str, Any]:
         from ..io.exchange.onnx_profile import profile_onnx
@@ -234,6 +258,11 @@ def _both(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """The memory of two networks side by side; of a slim file the slim side."""
     later = second.get("after") or second.get("before")
     return {k: v for k, v in (("before", first.get("before")), ("after", later)) if v}
+
+
+def is_dense(model: Any) -> bool:
+    """Whether it is a module, or names one: code, or a TorchScript file."""
+    return model is not None and not (isinstance(model, str) and model.lower().endswith((".safetensors", ".onnx")))
 
 
 def is_slim(model: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,8 @@ from ..core.spelling import spelled
 from ..costs.budget import costs_of
 from ..costs.memory import check_optimizer
 from ..costs.timing import Benchmark, Timings
-from ..graph.graph import Graph, worded
+from ..graph.graph import Graph
+from ..pruning.held_back import held_back, in_words, is_short
 from ..pruning.init import INITS
 from ..pruning.mask import Mask
 from ..pruning.resources import reweighting
@@ -157,12 +157,16 @@ def prune(
         floored=settled.selection.floored,
         method=method_info(ranking, init, importance, score_init, chosen, latencies, goal),
     )
+    causes = held_back(graph, settled.selection)
     if not allow_less and not goal.limits:
-        check_enough(graph, settled.selection, mask, ranking.method == "snip")
+        check_enough(settled.selection, mask, ranking.method == "snip", causes)
     pruned = build_pruned(session, graph, mask, settled, init, costing)
+    mask.name_run(pruned.model)
     add_memory(session, settled.model, costing)
     add_speed(session, settled.model, stand, race, chosen[StepOptions].time)
     add_outcome(session, graph, goal, settled.selection, costing)
+    session.report.parts["held_back"] = causes
+    session.note(*less_than_asked(settled.selection, mask, causes))
     add_ranking(session.report, graph, ranking, importance)
     pruned.rankings = ranking.steps(graph, importance.scores)
     if probing is not None and source is not None:
@@ -281,18 +285,21 @@ def add_ranking(report: Report, graph: Graph, ranking: Ranking, importance: Impo
             row["tau"], row["reweighting"] = float(layer_tau[k]), float(reweighting(layer_tau, ranking.lam)[k])
 
 
-def check_enough(graph: Graph, selection: Selection, mask: Mask, of_weights: bool) -> None:
+def check_enough(selection: Selection, mask: Mask, of_weights: bool, causes: list[dict[str, Any]]) -> None:
     """Raise Infeasible when much less went than was asked for; of a share of weights (SNIP), when nothing did."""
     asked = selection.requested
     if asked == "max" or mask.achieved >= MUCH_LESS * float(asked) or (of_weights and mask.achieved > 0):
         return
-    why = not_pruned(graph, selection.keep)
     text = f"only {mask.achieved:.1%} of the neurons could be removed where {float(asked):.1%} was asked"
-    if not why:
-        raise Infeasible(f"{text}: every layer is at its floor; give {spelled('allow_less', True)} to take it")
-    commonest = Counter(row["reason"] for row in why).most_common(1)[0][0]
-    first = next(row["layer"] for row in why if row["reason"] == commonest)
-    raise Infeasible(
-        f"{text}; {len(why)} of {len(graph.layers)} layers cannot be pruned ({first}: {worded(commonest)}); "
-        f"give {spelled('allow_less', True)} to take it"
-    )
+    why = f"; what stays against the ranking: {in_words(causes)}" if causes else ""
+    raise Infeasible(f"{text}{why}; give {spelled('allow_less', True)} to take it")
+
+
+def less_than_asked(selection: Selection, mask: Mask, causes: list[dict[str, Any]]) -> list[str]:
+    """A note where a share of the neurons was asked for and noticeably less went; nothing of a share of weights (SNIP)."""
+    asked = selection.requested
+    if selection.wanted is None or not causes or not is_short(asked, mask.achieved, mask.total):
+        return []
+    return [
+        f"{mask.achieved:.1%} of the neurons went where {float(asked):.1%} was asked; what stays against the ranking: {in_words(causes)}"
+    ]

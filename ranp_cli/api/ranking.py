@@ -116,7 +116,8 @@ class Ranking:
         if self.round_to == 1:
             return chosen
         least = self.floors(graph, chosen.keep)
-        return replace(chosen, keep=rounded(graph, self.values(graph, scores), chosen.keep, self.round_to, least))
+        values = self.values(graph, scores)
+        return replace(chosen, keep=rounded(graph, values, chosen.keep, self.round_to, least), rounded=chosen.keep)
 
     def floors(self, graph: Graph, keep: np.ndarray) -> np.ndarray:
         """The fewest neurons of each layer in a network of these units, of shape (layers,)."""

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core.atomic import write_atomic, write_now
+from ..core.atomic import together, write_atomic, write_now
 from ..core.contexts import ignoring
-from ..core.errors import BadInput
+from ..core.documents import shown
+from ..core.errors import BadInput, nearest
 from ..core.example import Example
 from ..core.paths import mask_beside
 from ..core.spelling import spelled
@@ -23,6 +24,7 @@ from ..pruning.mask import Mask
 from ..pruning.methods import METHODS, weigh
 from ..reporting.report import Report
 from ..scoring.compensated_sum import CompensatedSum
+from ..scoring.criteria import CRITERIA
 from ..scoring.scorer import Importance
 from ..scoring.zero_scores import SAID, find_zeros, unranked
 from .session import Session
@@ -76,6 +78,7 @@ class Scores:
             return scores
         about = read_document(scores, SCORES)
         tensors = read_tensors(scores)
+        _check_scores(scores, tensors, about)
         sums = {
             name.removeprefix(SUM): CompensatedSum(t, tensors[REST + name.removeprefix(SUM)])
             for name, t in tensors.items()
@@ -197,9 +200,10 @@ class Pruned:
         Args:
             mask: where the mask goes; by default beside it, as `slim.mask.json`. None: nowhere.
         """
-        self._save_slim(path)
-        if mask is not None:
-            self.save_mask(mask_beside(path) if mask == BESIDE else mask)
+        with together():  # the pair comes to its places at once
+            self._save_slim(path)
+            if mask is not None:
+                self.save_mask(mask_beside(path) if mask == BESIDE else mask)
 
     def save_mask(self, path: str | Path) -> None:
         """Write mask.json."""
@@ -231,6 +235,21 @@ class Pruned:
         _write(path, to_bytes(tensors, document), self.report)
 
 
+def _check_scores(path: Any, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
+    """BadInput where scores are not finite real numbers, or the sums that they come from are not there in pairs."""
+    for name, t in tensors.items():
+        if not t.is_floating_point() or not bool(torch.isfinite(t).all()):
+            kind = f"{t.dtype}" if not t.is_floating_point() else "NaN or infinite"
+            raise BadInput(f"the scores of {name[-80:]} in {path} are {kind}; score the model anew")
+        pair = name.replace(SUM, REST, 1) if name.startswith(SUM) else name.replace(REST, SUM, 1)
+        if pair != name and (pair not in tensors or tensors[pair].shape != t.shape):
+            raise BadInput(f"{path} holds {name[-80:]} without {pair[-80:]}; copy it again, or score the model anew")
+    if about["criterion"] not in CRITERIA:
+        raise BadInput(
+            f"{path}: unknown criterion {shown(about['criterion'])}{nearest(about['criterion'], CRITERIA)}; score anew"
+        )
+
+
 def _check_said(path: Any, about: dict[str, Any]) -> None:
     """BadInput where a file of scores does not say as ranp does what was scored at one, drawn, or not ranked."""
     for key in SAID:
@@ -238,7 +257,7 @@ def _check_said(path: Any, about: dict[str, Any]) -> None:
         texts = given.values() if isinstance(given, dict) else given
         sound = isinstance(given, dict if key == "not_ranked" and given else list)
         if not (sound and all(isinstance(text, str) for text in texts)):
-            raise BadInput(f"'{key}' of {path} must be {wanted}, not {given!r}; write it anew with ranp score")
+            raise BadInput(f"'{key}' of {path} must be {wanted}, not {shown(given)}; write it anew with ranp score")
 
 
 def _given(key: str, value: Any) -> str:

@@ -20,6 +20,7 @@ from ..core.example import Example
 from ..core.fingerprint import fingerprint
 from ..core.job import job
 from ..core.spelling import spelled
+from ..core.tensors import in_precision_of
 from ..core.usable import usable
 from ..graph.analyse import analyse
 from ..graph.graph import Graph
@@ -92,7 +93,8 @@ class Session:
                 initialise(self.model, init, [layer.slot for layer in graph.layers])
 
     def analyse(self, example: Example, strict: bool = False) -> Graph:
-        """Trace the network on an input; with `strict` an op without a rule is BadInput."""
+        """Trace the network on an input, in its own precision; with `strict` an op without a rule is BadInput."""
+        example = Example(*in_precision_of(self.model, (example.args, example.kwargs)))
         with self.report.timing("start"):  # torch's own start-up of meta tensors, once a process
             import_module("torch.fx.experimental.symbolic_shapes")
         with self.report.timing("trace"):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from ..core.errors import VerificationFailed
 from ..graph.graph import Graph
+from ..pruning.follow import Followed, follow_counts
 from ..pruning.select import Selection
 from ..pruning.slim import slim_model
 from ..pruning.slim_trace import HardCoded, SlimRun, check_runs
+from ..pruning.verify import verify
 from .session import Session
 
 
@@ -25,10 +27,17 @@ class Settled:
     model: nn.Module
     attributes: dict[str, Any]  # what refining changed besides tensors
     trace: SlimRun  # its run on meta tensors
+    followed: dict[str, dict[str, Any]] = field(default_factory=dict)  # counts in attributes of the user's own modules
 
 
 def settle(session: Session, graph: Graph, choose: Callable[[], Selection]) -> Settled:
-    """Select and refine until the slim network runs: what its code insists on is fixed, and the rest goes on."""
+    """Select and refine until the slim network runs.
+
+    Counts that the modules keep in attributes of their own are corrected where that lets it run and the laws hold; what the
+    code insists on beyond that is fixed, and the rest goes on.
+    """
+    follows = True
+    known = Followed()
     while True:
         with session.report.timing("select"):
             chosen = choose()
@@ -36,17 +45,30 @@ def settle(session: Session, graph: Graph, choose: Callable[[], Selection]) -> S
         with session.report.timing("refine"):
             slim, changed = slim_model(session.model, graph, stays)
             ran = check_runs(slim, graph, stays)
-        if isinstance(ran, SlimRun):
-            return Settled(chosen, slim, changed, ran)
-        _fix(graph, ran, stays)
+            followed = Followed(known=known.known)
+            if isinstance(ran, HardCoded) and follows:
+                ran = follow_counts(slim, graph, stays, ran, partial(check_runs, slim, graph, stays), followed)
+        if isinstance(ran, HardCoded):
+            _fix(graph, ran)
+            continue
+        if followed.changed:
+            try:
+                verify(session.model, slim, graph, stays)
+            except VerificationFailed:  # it runs, but is another network: the counts were not what they looked like
+                follows = False
+                continue
+            for name, values in followed.changed.items():
+                changed.setdefault(name, {}).update(values)
+        return Settled(chosen, slim, changed, ran, followed.changed)
 
 
-def _fix(graph: Graph, found: HardCoded, stays: np.ndarray) -> None:
-    graph.ties.fix(found.ids, found.reason.what, found.reason.where)
+def _fix(graph: Graph, found: HardCoded) -> None:
+    """Fix what the code insists on; where equal parts were only suggested by a slice there, they are taken apart first."""
     before = graph.fixed_units.sum()
+    if not graph.ties.untie_lanes(found.reason.where):
+        graph.ties.fix(found.ids, found.reason.what, found.reason.where)
+        graph.settle()
+        if graph.fixed_units.sum() == before:
+            raise VerificationFailed(f"the slim network does not run ({found.reason}) and no unit could be kept to mend it; "
+                                     "nothing was written. This is a defect of ranp: please report the model")  # fmt: skip
     graph.settle()
-    if graph.fixed_units.sum() == before:
-        raise VerificationFailed(
-            f"the slim network does not run ({found.reason}) and no unit could be kept to mend it; "
-            "nothing was written. This is a defect of ranp: please report the model"
-        )

@@ -13,11 +13,13 @@ from typer.core import TyperCommand
 
 from ..api.options import FROM, OUT, PANELS, PRUNE, SWITCH, TEXT, TEXTS, Option
 
-MODEL = "file.py:Name, package.module:Name, or a TorchScript file"
+MODEL = "file.py:Name, package.module:Name, or a TorchScript file: code, which runs"
 
 
 def name_of(option: Option) -> str:
     """The name of its value in a command: as in a config file, with a `_` behind a word of Python."""
+    if option.flag == "--model":  # MODEL has that name
+        return "dense"
     key = option.key
     return f"{key}_" if keyword.iskeyword(key) or key in ("input", "json") else key
 
@@ -50,7 +52,13 @@ JSON = own("write the report as JSON; - for stdout", OUT, "--json", metavar="PAT
 QUIET = own("print nothing but errors", OUT, "-q", "--quiet", kind=SWITCH)
 CONFIG = own("YAML with the same keys; an option beats it", OUT, "--config", metavar="FILE")
 BATCH = replace(
-    own(".pt, .safetensors, .npz of (input, target), or file.py:Name", FROM, "--batch", metavar="B"), keyword="batches"
+    own(
+        ".pt, .safetensors, .npz of (input, target), which never run code, or file.py:Name, which does",
+        FROM,
+        "--batch",
+        metavar="B",
+    ),
+    keyword="batches",
 )
 INPUT = replace(
     next(o for o in PRUNE.options if o.keyword == "inputs"), help="shape of an input, as 1x4x128x128x128 (repeatable)"

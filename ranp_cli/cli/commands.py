@@ -14,7 +14,16 @@ import typer
 from .. import __version__
 from ..api.options import COST, COUNT, FAR, FROM, OUT, PROFILE, PRUNE, REFINE, SCORE, SHARE, SIZE, SWITCH, TEXTS, WHAT
 from ..core.atomic import what_was_written, written
-from ..core.errors import GateExceeded, Interrupted, RanpError, Stopped
+from ..core.errors import (
+    GateExceeded,
+    Interrupted,
+    RanpError,
+    Stopped,
+    is_out_of_memory,
+    memory_advice,
+    one_line,
+    shortened,
+)
 from ..core.job import job
 from ..core.spelling import spelling
 from ..costs.budget import gate, limit
@@ -212,13 +221,16 @@ PROFILE_COMMAND = Command(
     "Count parameters, multiply-adds, FLOPs and memory of one or two networks, without running them (but for --time).",
     "Example: ranp profile model.py:UNet3D slim.safetensors",
     arguments=[
-        Argument("model", "MODEL", "file.py:Name, package.module:Name, TorchScript, slim.safetensors or .onnx"),
+        Argument("model", "MODEL", "file.py:Name, package.module:Name or TorchScript (code, which runs), slim.safetensors or .onnx "
+                 "(read only)"),
         Argument("model2", "[MODEL2]", "a second one, to lay beside it"),
     ],
     library=[
         INPUT,
         own("the module tree instead of the layers: what each module and all below it cost, and save for the backward pass",
             OUT, "--tree", kind=SWITCH),
+        own("the dense network of a slim file (file.py:Name), for what needs its code: another --input, --tree, --time, "
+            "--optimizer, --batch-size, --amp", WHAT, "--model", metavar="SPEC"),
         *PROFILE.options,
     ],
     others=[
@@ -285,11 +297,13 @@ def _exit_code_of(argv: Sequence[str]) -> int:
             return _fail(error, str(error), error.exit_code)
         usage = getattr(error, "format_message", None)
         if usage is not None:
-            return _fail(error, f"{' '.join(usage().split())}; see ranp --help", 2)
+            return _fail(error, f"{shortened(' '.join(usage().split()), 250)}; see ranp --help", 2)
         if isinstance(error, OSError) and _is_of_stdout(error):
             mute(1)
             return _fail(error, f"cannot write to stdout: {error.strerror}; give another stdout", 2)
-        text = f"a bug of ranp: {type(error).__name__}: {error}; RANP_DEBUG=1 shows the traceback, please report it"
+        if is_out_of_memory(error):
+            return _fail(error, memory_advice(error), 2)
+        text = f"a bug of ranp: {one_line(error)}; RANP_DEBUG=1 shows the traceback, please report it"
         return _fail(error, text, 1)
     finally:
         sys.stdout = stdout

@@ -14,17 +14,20 @@ relative to the current directory, like those of the command line.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ..core.documents import NotYaml, parse_yaml
+from ..core.errors import BadInput, nearest, shortened
+from ..core.reading import YAML, read_bytes
 
-from ..core.errors import BadInput, nearest
-
-INPUTS = frozenset({"model", "model2", "batch", "weights", "scores", "resume", "mask", "loss", "latencies", "fit"})
+INPUTS = frozenset(
+    {"model", "model2", "dense", "batch", "weights", "scores", "resume", "mask", "loss", "latencies", "fit"}
+)
 
 
 def read_config(
@@ -49,7 +52,9 @@ def read_config(
     for key, value in _read_mapping(Path(path), what).items():
         plain = _plain(str(key))
         if plain not in options:
-            raise BadInput(f"{what}: no option '{key}'{nearest(plain.replace('_', '-'), _shown(options))}")
+            raise BadInput(
+                f"{what}: no option '{shortened(key, 60)}'{nearest(plain.replace('_', '-'), _shown(options))}"
+            )
         if options[plain] in config:
             raise BadInput(f"{what}: '{key}' is given twice; leave one out")
         if isinstance(value, Mapping):
@@ -87,16 +92,11 @@ def _shown(names: Iterable[str]) -> list[str]:
 
 def _read_mapping(path: Path, what: str) -> Mapping[Any, Any]:
     try:
-        content = yaml.safe_load(path.read_bytes())
-    except FileNotFoundError:
-        raise BadInput(f"{what}: no such file (looked in {path.resolve().parent}); check the path") from None
-    except OSError as error:
-        raise BadInput(f"{what}: cannot be read ({error.strerror}); give a readable YAML file") from None
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise BadInput(f"{what}: is not YAML; {line}{error.problem}; mend that line") from None
-    except (yaml.YAMLError, ValueError):  # bytes that are no text; a value such as the date 2020-99-99
-        raise BadInput(f"{what}: is not YAML text; give a file of `option: value` lines") from None
+        content = parse_yaml(read_bytes(path, what, YAML), what)
+    except NotYaml as error:
+        if error.line is None:
+            raise BadInput(f"{what}: is not YAML text; give a file of `option: value` lines") from None
+        raise BadInput(f"{what}: is not YAML; line {error.line}: {error.problem}; mend that line") from None
     if content is None:
         return {}
     if not isinstance(content, Mapping):
@@ -106,8 +106,9 @@ def _read_mapping(path: Path, what: str) -> Mapping[Any, Any]:
 
 def _text(value: Any) -> str:
     """`value` as one writes it behind `key=` on the command line, where it is read as YAML."""
-    if isinstance(value, str) and yaml.safe_load(value) == value:
-        return value
+    with contextlib.suppress(BadInput):  # no YAML as it stands
+        if isinstance(value, str) and parse_yaml(value, "") == value:
+            return value
     return json.dumps(value, default=str)
 
 

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from ..api.options import SHAPES, TEXT, TEXTS, Kind
 from ..core.atomic import check_output, strict, together, what_was_written, write_atomic
+from ..core.documents import shown
 from ..core.errors import BadInput, Stopped
 from ..core.paths import mask_beside
 from ..core.spelling import respell
@@ -239,7 +240,7 @@ def typed(where: str, key: str, value: Any, kind: Kind) -> Any:
         return [as_shape(v) for v in (value if isinstance(value, list) and not _ints(value) else [value])]
     items = value if kind is TEXTS and isinstance(value, list) else [value]
     if not all(kind.accepts(item) for item in items):
-        raise BadInput(f"{where}: '{key.strip('_').replace('_', '-')}' is {value!r}; wants {kind.wants}")
+        raise BadInput(f"{where}: '{key.strip('_').replace('_', '-')}' is {shown(value)}; wants {kind.wants}")
     return value
 
 

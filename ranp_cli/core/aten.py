@@ -46,3 +46,8 @@ def writes(func: Any, k: int) -> bool:
     returns = func._schema.returns
     info = returns[min(k, len(returns) - 1)].alias_info if returns else None
     return bool(info and info.is_write)
+
+
+def writes_any(func: Any) -> bool:
+    """Does the op write to one of its arguments?"""
+    return any(a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments)

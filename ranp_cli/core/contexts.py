@@ -86,13 +86,13 @@ def _hook_checkpoints() -> None:
             return forward(ctx, *given)
 
         def second(ctx: Any, *grads: Any) -> Any:
-            with ctx.again():
+            with getattr(ctx, "again", nullcontext)():  # a checkpoint that is older than these hooks has none
                 return backward(ctx, *grads)
 
         @contextmanager
         def recomputation(target: Any, *given: Any) -> Iterator[None]:
             of = target()
-            with nullcontext() if of is None else of.again(), hook(target, *given):
+            with getattr(of, "again", nullcontext)(), hook(target, *given):
                 yield
 
         frame.__init__ = made
@@ -104,13 +104,13 @@ def _hook_checkpoints() -> None:
 def _as_now() -> During:
     """What enters again the contexts of now, and draws again what is drawn from now on."""
     during, own = _during.get(), random_state.current()
-    if during is None:
+    if during is None and own is None:
         return nullcontext
     drawn = None if own is None else own.copy()
 
     @contextmanager
     def again() -> Iterator[None]:
-        with nullcontext() if drawn is None else random_state.private(drawn.copy()), during():
+        with nullcontext() if drawn is None else random_state.private(drawn.copy()), (during or nullcontext)():
             yield
 
     return again

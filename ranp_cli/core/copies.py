@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 from collections.abc import Callable, Container, Iterator
 from typing import Any
@@ -10,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .closures import copy_model
 from .contexts import ignoring
+from .tensors import has_fractions
 
 COMPILED = "_orig_mod"  # where torch.compile keeps the module that it was given
 
@@ -20,7 +21,7 @@ def meta_copy(model: nn.Module, real: bool = False) -> nn.Module:
     if isinstance(model, torch.jit.ScriptModule):
         return script_copy(model, "cpu" if real else "meta")
     return replicate(
-        model, lambda name, t: t.clone() if real or not t.is_floating_point() else torch.empty_like(t, device="meta")
+        model, lambda name, t: t.clone() if real or not has_fractions(t) else torch.empty_like(t, device="meta")
     )
 
 
@@ -66,51 +67,7 @@ def replicate(model: nn.Module, make: Callable[[str, Tensor], Tensor]) -> nn.Mod
                 if new is own and not is_parameter:
                     new = own.clone()
                 memo[id(t)] = nn.Parameter(new, requires_grad=t.requires_grad) if is_parameter else new
-    return _deep_copy(model, memo)
-
-
-def _deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A deep copy that shares what cannot be copied (locks, open files) and takes `__slots__` along."""
-    kept = dict(memo)
-    try:
-        result = copy.deepcopy(model, memo)
-    except TypeError:
-        _share(model, kept)
-        memo = kept
-        result = copy.deepcopy(model, memo)
-    for old, new in zip(model.modules(), result.modules(), strict=True):
-        for slot in {name for kind in type(old).__mro__ for name in _slots(kind)}:
-            if hasattr(old, slot) and slot not in ("__dict__", "__weakref__"):
-                setattr(new, slot, copy.deepcopy(getattr(old, slot), memo))
-    return result
-
-
-def _slots(kind: type) -> tuple[str, ...]:
-    slots = vars(kind).get("__slots__", ())
-    return (slots,) if isinstance(slots, str) else tuple(slots)
-
-
-def _share(value: Any, memo: dict[int, Any], seen: set[int] | None = None) -> None:
-    """Note in `memo` the parts of `value` that cannot be copied as copies of themselves."""
-    seen = set() if seen is None else seen
-    if id(value) in memo or id(value) in seen:
-        return
-    seen.add(id(value))
-    try:
-        copy.deepcopy(value, dict(memo))
-    except TypeError:
-        if isinstance(value, dict):
-            parts = list(value.values())
-        elif isinstance(value, (list, tuple)):
-            parts = list(value)
-        else:
-            parts = list(getattr(value, "__dict__", {}).values())
-        for part in parts:
-            _share(part, memo, seen)
-        try:
-            copy.deepcopy(value, dict(memo))
-        except TypeError:  # it is not for its parts
-            memo[id(value)] = value
+    return copy_model(model, memo)
 
 
 def _replicate_script(

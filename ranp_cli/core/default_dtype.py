@@ -74,6 +74,8 @@ class _Factories(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func == torch.where and any(isinstance(a, float) for a in args) and not any(map(_is_tensor, args[1:])):
+            return func(args[0], *(torch.tensor(a, dtype=self.dtype) for a in args[1:]), **kwargs)
         if (
             kwargs.get("dtype") is not None
             or kwargs.get("out") is not None
@@ -81,7 +83,7 @@ class _Factories(TorchFunctionMode):
         ):
             return func(*args, **kwargs)
         if func in FLOATING:
-            if func is torch.normal and any(isinstance(a, Tensor) for a in args):  # a dtype is its tensors' then
+            if func == torch.normal and any(isinstance(a, Tensor) for a in args):  # a dtype is its tensors' then
                 return func(*args, **kwargs)
             return func(*args, **{**kwargs, "dtype": self.dtype})
         out = func(*args, **kwargs)
@@ -120,6 +122,10 @@ def _takes_dtype(func: Any) -> bool:
     return func.overloadpacket in (aten._to_copy, aten.view, aten.copy, aten.bernoulli) or any(
         a.name == "dtype" and a.default_value is None and not a.kwarg_only for a in func._schema.arguments
     )
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
 
 
 def _is_float(t: Tensor) -> bool:

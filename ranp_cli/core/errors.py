@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sysconfig
 import traceback
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ from typing import Any
 
 from .paths import is_ours
 
+MESSAGE = 287  # characters of a message at most: with `ranp: error: ` before it a line of 300
 USER_EXCEPTIONS = (Exception, SystemExit)  # what the user's own code may raise, caught once and shown as one line
 
 
@@ -37,9 +39,16 @@ class RuleFailure(RanpError):
 
 
 class BadInput(RanpError, ValueError):
-    """The user gave something that cannot be used."""
+    """The user gave something that cannot be used. Of a message that is too long the middle is left out.
+
+    Args:
+        whole: leave nothing out, as the message holds a command to type.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: object = "", whole: bool = False) -> None:
+        super().__init__(message if whole else shortened(message))
 
 
 class PeerGone(BadInput):
@@ -97,12 +106,48 @@ class FitsInterrupted(KeyboardInterrupt):
         self.kept, self.total, self.path = kept, total, path
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that this machine's memory (or a GPU's) is not enough: of Python, numpy or torch."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
+
+
+def memory_advice(error: BaseException) -> str:
+    """The line for an error of memory: how much was wanted, where it is known, and what helps."""
+    text = str(error)
+    amount = re.search(
+        r"tried to allocate ([\d.]+) ?(bytes|[KMGT]iB)|Unable to allocate ([\d.]+ [KMGT]?i?B)", text, re.I
+    )
+    wanted = ""
+    if amount is not None:
+        bytes_ = amount[1] if (amount[2] or "").lower() == "bytes" else None
+        size = f"{int(bytes_) / 2**20:,.0f} MiB" if bytes_ else amount[3] or f"{amount[1]} {amount[2]}"
+        wanted = f": {size} more were wanted"
+    return (
+        f"out of memory{wanted}; give a smaller --batch or fewer samples in it, a smaller --input, --low-memory or "
+        "--memory-limit where the command has it, or a machine with more"
+    )
+
+
+_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|std::bad_alloc", re.I)
+
+
 def nearest(given: str, known: Iterable[str]) -> str:
     """The tail of a message on an unknown name: `; did you mean 'mem'? (known: flops, mem)`."""
     known = list(known)
     close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
     guess = f"; did you mean '{close[0]}'?" if close else ""
     return f"{guess} (known: {', '.join(known)})"
+
+
+def shortened(message: object, most: int = MESSAGE) -> str:
+    """A message on one line of at most so many characters; its beginning and its end are kept."""
+    text = " ".join(str(message).splitlines())
+    if len(text) <= most:
+        return text
+    tail = (most - 5) // 3
+    return f"{text[: most - 5 - tail]} ... {text[-tail:]}"
 
 
 def one_line(error: BaseException, most: int = 300) -> str:

@@ -107,10 +107,11 @@ def _drawing(func: Any) -> Any:
     """The overload of a random op that takes a generator; None where there is none."""
     if any(a.name == "generator" for a in func._schema.arguments):
         return func
-    packet, name = func.overloadpacket, func._overloadname
-    for other in ("generator" if name == "default" else f"{name}_generator", f"generator_{name}", "generator"):
-        if other in packet.overloads():
-            return getattr(packet, other)
+    wanted = [a.name for a in func._schema.arguments]
+    for name in func.overloadpacket.overloads():
+        other = getattr(func.overloadpacket, name)
+        if [a.name for a in other._schema.arguments if a.name != "generator"] == wanted and other is not func:
+            return other
     return None
 
 

@@ -55,11 +55,29 @@ def rebatch(value: Any, n: int) -> Any:
     return map_tensors(value, resize)
 
 
+def in_precision_of(model: nn.Module, value: Any) -> Any:
+    """`value` with its floating-point tensors in the model's precision, where all of its parameters have another one."""
+    mine = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    given = {t.dtype for t in tensors_in(value) if t.is_floating_point()}
+    if len(mine) != 1 or not given or mine & given:
+        return value
+    (dtype,) = mine
+    return map_tensors(value, lambda t: t.to(dtype) if t.is_floating_point() else t)
+
+
 def to_meta(value: Any) -> Any:
     """Floating-point tensors of `value` as meta tensors of the same shape; index tensors keep their values."""
-    return map_tensors(
-        value, lambda t: torch.empty_like(t, device="meta") if t.is_floating_point() else t.detach().cpu()
-    )
+    return map_tensors(value, lambda t: torch.empty_like(t, device="meta") if has_fractions(t) else t.detach().cpu())
+
+
+def has_fractions(t: Tensor) -> bool:
+    """Are its numbers real or complex ones, of floating point?"""
+    return t.is_floating_point() or t.is_complex()
+
+
+def in_dtype(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """A real tensor of floating point as `dtype`, a complex one as complex numbers of that precision, another as it is."""
+    return t.to(dtype.to_complex() if t.is_complex() else dtype) if has_fractions(t) else t
 
 
 def to_real(t: Tensor, device: torch.device) -> Tensor:

@@ -31,8 +31,7 @@ def analyse(model: nn.Module, example: Example) -> Graph:
     """
     ties = Ties()
     slots = {name: make_slot(ties, name, tuple(t.shape)) for name, t in named_tensors(model)}
-    eval_run = run(model, example.with_batch(1), ties, slots, training=False)
-    train_run = run(model, example.with_batch(2), ties, slots, training=True)
+    eval_run, train_run = (run_any_batch(model, example, ties, slots, training) for training in (False, True))
     for each in (eval_run, train_run):
         for t in tensors_in(each.output):
             ties.fix(each.tracer.labels(t).ids(), "network output", "")
@@ -54,17 +53,34 @@ def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return list(first.values())
 
 
+def run_any_batch(
+    model: nn.Module, example: Example, ties: Ties, slots: dict[str, LabelledParameter], training: bool
+) -> TraceResult:
+    """One shadow run: of one sample, two in training mode, or as many as the code insists on; the given number is tried."""
+    failure: BadInput | None = None
+    for samples in dict.fromkeys((2 if training else 1, example.samples, 1)):
+        mark = ties.mark()
+        try:
+            return run(model, example.with_batch(samples), ties, slots, training)
+        except BadInput as error:
+            ties.take_back(mark)
+            if failure is None or samples == example.samples:
+                failure = error
+    assert failure is not None
+    raise failure
+
+
 def run(
     model: nn.Module, example: Example, ties: Ties, slots: dict[str, LabelledParameter], training: bool
 ) -> TraceResult:
     """One shadow run, on meta tensors if the model's code allows, else on copies of the real ones."""
-    known = len(ties.uses)
+    mark = ties.mark()
     try:
         return trace_once(new_tracer(ties), model, example, slots, training)
     except RuleFailure:
         raise
     except USER_EXCEPTIONS:  # what the user's code cannot do with meta tensors it may do with real ones
-        del ties.uses[known:]
+        ties.take_back(mark)
     try:
         return trace_once(new_tracer(ties), model, example, slots, training, real=True)
     except RuleFailure:
@@ -88,7 +104,10 @@ def trace_once(
     training: bool,
     real: bool = False,
 ) -> TraceResult:
-    """A shadow run under `tracer`. Raises whatever the model's code raises; the tracer then holds the ops so far."""
+    """A shadow run under `tracer`, in training mode with gradients on, as in a training step.
+
+    Raises whatever the model's code raises; the tracer then holds the ops so far.
+    """
     copy = meta_copy(model, real)
     copy.train(training)
     for p in copy.parameters():
@@ -109,7 +128,7 @@ def trace_once(
     watch_features(copy, tracer, features)
     if not any(isinstance(m, torch.jit.ScriptModule) for m in copy.modules()):
         paper = PaperCounting.watching(copy)
-    with seeded(), torch.no_grad(), tracer:
+    with seeded(), torch.set_grad_enabled(training), tracer:
         output = copy(*args, **kwargs)
     return TraceResult(tracer, output, example.samples, real, features, paper)
 
@@ -146,8 +165,8 @@ def trace_costs(model: nn.Module, example: Example, both_modes: bool = False) ->
     """
     ties = Ties()
     slots = {name: make_slot(ties, name, tuple(t.shape)) for name, t in named_tensors(model)}
-    modes = ((1, False), (2, True)) if both_modes else ((1, False),)
-    runs = [run(model, example.with_batch(n), ties, slots, training) for n, training in modes]
+    modes = (False, True) if both_modes else (False,)
+    runs = [run_any_batch(model, example, ties, slots, training) for training in modes]
     layers = {(layer.slot, layer.axis): layer for layer in find_layers(ties, slots, *runs)}
     return TracedCosts(runs[0], layers, cost_of(model, runs[0]))
 

@@ -98,6 +98,7 @@ class Graph:
     unit_roots: np.ndarray = field(default_factory=lambda: np.empty(0))
     reasons: list[Reason | None] = field(default_factory=list)
     unranked: frozenset[str] = frozenset()  # layers without scores
+    left_out: frozenset[str] = frozenset()  # layers that `--keep` and `--only` leave out of pruning
 
     def settle(self) -> None:
         """Work out the units; again after more labels were fixed."""
@@ -149,6 +150,13 @@ class Graph:
         result: np.ndarray = np.bincount(self.unit[self.ranked], minlength=len(self.unit_roots)) == 0
         return result
 
+    @property
+    def left_out_units(self) -> np.ndarray:
+        """One flag per unit: one of its layers is left out of pruning."""
+        mine = np.repeat([layer.name in self.left_out for layer in self.layers], self.sizes)
+        result: np.ndarray = np.bincount(self.unit[mine], minlength=len(self.unit_roots)) > 0
+        return result
+
     def flags(self, keep_units: np.ndarray) -> np.ndarray:
         """One flag per label: does it stay? Labels without a neuron always do."""
         root_stays = np.ones(self.ties.size, dtype=bool)
@@ -173,9 +181,14 @@ class Graph:
                 raise BadInput(
                     f"no layer matches '{glob}'; the layers are {', '.join(names[:8])}{', ...' * (len(names) > 8)}"
                 )
+        left_out = set()
         for layer in self.layers:
             if any(fnmatchcase(layer.name, g) for g in keep):
                 self.ties.fix(layer.neurons, KEPT)
             elif only and not any(fnmatchcase(layer.name, g) for g in only):
                 self.ties.fix(layer.neurons, NOT_NAMED)
+            else:
+                continue
+            left_out.add(layer.name)
+        self.left_out = frozenset(left_out)
         self.settle()

@@ -11,10 +11,15 @@ from .graph import LabelledParameter, Layer, TraceResult
 
 
 def make_slot(ties: Ties, name: str, shape: tuple[int, ...]) -> LabelledParameter:
-    """Fresh labels for the axes that may carry channels: all of size > 1, but the window axes of a kernel."""
+    """Fresh labels for the axes that may carry channels: all of size > 1, but the window axes of a kernel.
+
+    The third axis is no window where several kernels lie in one parameter: (kernels, out, in, *window).
+    """
     kernel = len(shape) > 2 and shape[0] > 1 and shape[1] > 1
+    several = kernel and (len(shape) > 5 or (len(shape) == 5 and shape[2] != shape[3]))
+    window = len(shape) if not kernel else 3 if several else 2
     return LabelledParameter(
-        name, shape, tuple(ties.new(n) if n > 1 and not (kernel and axis > 1) else None for axis, n in enumerate(shape))
+        name, shape, tuple(ties.new(n) if n > 1 and axis < window else None for axis, n in enumerate(shape))
     )
 
 
@@ -32,8 +37,8 @@ def find_layers(ties: Ties, slots: dict[str, LabelledParameter], *runs: TraceRes
         for op in each.tracer.ops:
             for use in op.uses:
                 parts = split_by_owner(use, owner, places, slots, ties)
-                whole = sum(len(neurons) for *_, neurons in parts)
-                for slot, axis, neurons in parts:
+                whole = sum(used for *_, used in parts)
+                for slot, axis, neurons, used in parts:
                     layer = seen.get((slot, axis)) or layers.get((slot, axis))
                     if layer is None:
                         layer = Layer("", slot, axis, use.op, neurons)
@@ -41,9 +46,9 @@ def find_layers(ties: Ties, slots: dict[str, LabelledParameter], *runs: TraceRes
                         for key, value in use.how.items():
                             setattr(layer, key, value) if key != "axis" else None
                     if (slot, axis) not in layers or (slot, axis) in seen:
-                        layer.macs += op.flops // 2 * len(neurons) // whole // each.samples
-                        layer.output_elements += int(np.prod(op.outs[0].shape)) * len(neurons) // whole // each.samples
-                        layer.calls.append((op.call, len(neurons) / whole / each.samples))
+                        layer.macs += op.flops // 2 * used // whole // each.samples
+                        layer.output_elements += int(np.prod(op.outs[0].shape)) * used // whole // each.samples
+                        layer.calls.append((op.call, used / whole / each.samples))
                         seen[slot, axis] = layer
         layers.update(seen)
     found = list(layers.values())
@@ -60,7 +65,10 @@ def find_layers(ties: Ties, slots: dict[str, LabelledParameter], *runs: TraceRes
 def split_by_owner(
     use: Any, owner: np.ndarray, places: list[Any], slots: dict[str, LabelledParameter], ties: Ties
 ) -> list[Any]:
-    """(parameter, axis, neuron labels) of a layer's weight; several where it is put together from parameters."""
+    """(parameter, axis, neuron labels, how many are used) of a layer's weight; several where it is put together from parameters.
+
+    One that is used in slices is one layer with all its neurons, however many a call takes.
+    """
     if use.neurons is None:  # a single neuron, or neurons that no rule could follow: labels that nothing is tied to
         given = use.how.get("axis", 1 if use.how.get("transposed") else 0)
         count = use.weight.shape[given]
@@ -71,9 +79,16 @@ def split_by_owner(
         axis = given if given in fitting and use.weight.ndim == len(slots[slot].shape) else fitting[0]
         labels = ties.new(count)
         ties.fix(labels, "its only neuron" if count == 1 else "its neurons could not be followed", "")
-        return [(slot, axis, labels.numpy())]
+        return [(slot, axis, labels.numpy(), count)]
     by = owner[ids := use.neurons.numpy()]
-    return [(*places[k], ids[by == k]) for k in dict.fromkeys(by.tolist()) if k >= 0]
+    parts = []
+    for k in (k for k in dict.fromkeys(by.tolist()) if k >= 0):
+        (slot, axis), mine = places[k], ids[by == k]
+        by_group = (
+            use.how.get("transposed") and use.how.get("groups", 1) > 1
+        )  # an index of the weight is several neurons
+        parts.append((slot, axis, mine if by_group else slots[slot].ids[axis].numpy(), len(mine)))
+    return parts
 
 
 def owner_of(parameter: str) -> str:

@@ -30,7 +30,7 @@ from ..core.flops import flops_of
 from ..core.paths import is_ours
 from ..core.tensors import map_tensors
 from ..rules import Rule
-from ..rules.labels import FIXED, Labels, LayerUse, Ties, axes_of
+from ..rules.labels import FIXED, Labels, LayerUse, Place, Ties, axes_of
 from .storage import Geometry, coordinates, geometry, reshaped
 
 SMALL = 1 << 16  # constants up to this many elements keep their values: they may be indices
@@ -48,6 +48,7 @@ class Op:
     counted: bool = False
     new_bytes: int = 0  # of the storages that it allocated
     uses: tuple[LayerUse, ...] = ()
+    places: tuple[Place, ...] = ()
     call: Any = None  # of a layer: (func, args, kwargs), empty tensors on meta in the place of its own
 
 
@@ -127,7 +128,7 @@ class Tracer(TorchDispatchMode):
     def _record(self, func: Any, args: Any, kwargs: Any, l_args: Any, l_kwargs: Any, out: Any) -> None:
         outs = [t for t in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(t, Tensor)]
         ins = tuple(each(Labels, l_args, l_kwargs))
-        name, seen = op_name(func), len(self.ties.uses)
+        name, seen, placed = op_name(func), len(self.ties.uses), len(self.ties.places)
         self.ties.step = (id(self), len(self.ops))
         shapes = [tuple(t.shape) for t in outs]
         rule = self.rule_for(name)
@@ -149,7 +150,8 @@ class Tracer(TorchDispatchMode):
             if writes(func, k) and t.untyped_storage()._cdata in self.owned:
                 self.written.add(self.owned[t.untyped_storage()._cdata])
             self.put(t, lab, write=writes(func, k))
-        op = Op(name, ins, tuple(labelled), new_bytes=self.live_bytes - before, uses=tuple(self.ties.uses[seen:]))
+        op = Op(name, ins, tuple(labelled), new_bytes=self.live_bytes - before,
+                uses=tuple(self.ties.uses[seen:]), places=tuple(self.ties.places[placed:]))  # fmt: skip
         if op.uses:
             op.call = (func, *map_tensors((args, kwargs), lambda t: torch.empty_like(t, device="meta")))
         self._count(op, func, args, kwargs, out)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import USER_EXCEPTIONS, BadInput
+from ..core.reading import readable
 from ..core.spelling import spelled
 from .batch_keys import Keys
-from .readers import found_instead, read_safetensors, read_torch, readable, some_of
+from .npz import read_npz
+from .readers import found_instead, read_safetensors, read_torch, some_of
 from .user_code import is_code, meant, named, own_command_line, user_error
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
 
@@ -167,7 +167,7 @@ def _read_batches(spec: str, name: str, keys: Keys) -> Any:
     if is_code(spec):
         return named(spec, name)
     readers: dict[str, Callable[[Path, str], Any]] = {
-        ".pt": read_torch, ".pth": read_torch, ".safetensors": read_safetensors, ".npz": _read_npz
+        ".pt": read_torch, ".pth": read_torch, ".safetensors": read_safetensors, ".npz": read_npz
     }  # fmt: skip
     reader = readers.get(Path(spec).suffix.lower())
     if reader is None and not Path(spec).exists() and (better := meant(spec)):
@@ -183,27 +183,11 @@ def _read_batches(spec: str, name: str, keys: Keys) -> Any:
     return content
 
 
-def _read_npz(path: Path, what: str) -> dict[str, np.ndarray]:
-    import numpy as np
-
-    with path.open("rb") as file:
-        if file.read(2) != b"PK":
-            raise BadInput(f"{what}: is not an .npz file; write it with numpy.savez")
-        file.seek(0)
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                return dict(arrays)
-        except ValueError:
-            raise BadInput(f"{what}: holds Python objects, which are pickles; save arrays of numbers only") from None
-        except (zipfile.BadZipFile, EOFError, OSError) as error:
-            raise BadInput(f"{what}: is damaged or cut off ({error}); write or copy it again") from None
-
-
 def _by_key(content: Mapping[str, Any], name: str, names: Keys) -> list[dict[str, Any]]:
     """`input.0`, `target.0`, `input.1`, ... -> a dict for each mini-batch, in order; one where there are no numbers."""
     found: dict[int, dict[str, Any]] = {}
     for key, value in content.items():
-        match = re.fullmatch(r"(.+?)(?:\.(\d+))?", key)
+        match = re.fullmatch(r"(.+?)(?:\.(\d{1,9}))?", key)
         if match and match[1] in (*names.input, *names.target):
             found.setdefault(int(match[2] or -1), {})[match[1]] = value
     if not found:

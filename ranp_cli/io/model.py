@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..core.errors import USER_EXCEPTIONS, BadInput
+from ..core.documents import NotYaml, parse_yaml
+from ..core.errors import USER_EXCEPTIONS, BadInput, is_out_of_memory, shortened
+from ..core.reading import readable
 from ..core.spelling import spelled
-from .code_args import names_code, recorded, text_for_code, with_code
-from .readers import found_instead, pickled_class, read_safetensors, read_torch, read_torchscript, readable, some_of
+from .code_args import recorded, text_for_code, with_code
+from .readers import found_instead, pickled_class, read_safetensors, read_torch, read_torchscript, some_of
 from .user_code import attribute, check_args, import_named, is_code, meant, offered, own_command_line, user_error
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ class LoadedModel:
     kind: Literal["factory", "torchscript"]
 
 
-def load_model(spec: str, args: dict[str, Any] | None = None, code_in_args: bool = True) -> LoadedModel:
+def load_model(spec: str, args: dict[str, Any] | None = None) -> LoadedModel:
     """Build or read the network that `spec` names.
 
     Random weights are drawn from the global generator; whoever wants them the same every time seeds it before.
@@ -42,7 +44,6 @@ def load_model(spec: str, args: dict[str, Any] | None = None, code_in_args: bool
             an `nn.Module` (used as it is, not copied); a bare `file.py` that defines one `nn.Module` class; or a
             TorchScript file (.pt, .ts, .pth), which is read onto the CPU.
         args: keyword arguments for the class or function.
-        code_in_args: whether the arguments may name code, as those of the user may and those of a data file may not.
 
     Raises:
         BadInput: says which of the many ways this can go wrong it was, and what to do.
@@ -50,7 +51,7 @@ def load_model(spec: str, args: dict[str, Any] | None = None, code_in_args: bool
     args = dict(args or {})
     what = f"model {spec}"
     if is_code(spec):
-        return LoadedModel(built(factory_of(spec, what), args, what, code_in_args), spec, recorded(args), "factory")
+        return LoadedModel(built(factory_of(spec, what), args, what), spec, recorded(args), "factory")
     suffix = Path(spec).suffix.lower()
     if suffix in TORCHSCRIPT:
         if args:
@@ -87,7 +88,7 @@ def factory_of(spec: str, what: str) -> Any:
     return attribute(module, name, what, offers)
 
 
-def built(factory: Any, args: dict[str, Any], what: str, code_in_args: bool = True) -> nn.Module:
+def built(factory: Any, args: dict[str, Any], what: str) -> nn.Module:
     """The network that a factory makes of `args`; a ready `nn.Module` is returned as it is. BadInput says what is wrong."""
     from torch import nn
 
@@ -101,11 +102,7 @@ def built(factory: Any, args: dict[str, Any], what: str, code_in_args: bool = Tr
         return uncompiled(factory)
     if not callable(factory):
         raise BadInput(f"{what}: is {found_instead(factory)}; wants a class or function that returns an nn.Module")
-    if code_in_args:
-        args = with_code(args, factory, what)
-    elif name := names_code(args):
-        raise BadInput(f"{what}: the file records arguments that name code ({name}), and no data file leads to code; give the "
-                       "dense model itself, or trust the file")  # fmt: skip
+    args = with_code(args, factory, what)
     check_args(factory, args, what)
     try:
         with own_command_line():
@@ -126,25 +123,23 @@ def parse_args(pairs: Iterable[str] | Mapping[str, Any], option: str = "model_ar
     >>> parse_args(["classes=4", "widths=[8, 16]", "norm=null", "eps=1e-5"])
     {'classes': 4, 'widths': [8, 16], 'norm': None, 'eps': 1e-05}
     """
-    import yaml
-
     if isinstance(pairs, Mapping):
         return dict(pairs)
     args: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = (part.strip() for part in pair.partition("="))
+        what = spelled(option, shortened(pair, 60))
         if not equals or not key.isidentifier():
-            raise BadInput(f"{spelled(option, pair)}: wants name=value, for example {spelled(option, {'classes': 4})}")
+            raise BadInput(f"{what}: wants name=value, for example {spelled(option, {'classes': 4})}")
         if key in args:
-            raise BadInput(f"{spelled(option, pair)}: '{key}' is given twice; leave one out")
+            raise BadInput(f"{what}: '{key}' is given twice; leave one out")
+        # YAML 1.1 takes 1e-5 for a string, as it has no dot.
+        is_number = re.fullmatch(r"[-+]?\d{1,20}[eE][-+]?\d{1,4}", text)
         try:
-            # YAML 1.1 takes 1e-5 for a string, as it has no dot.
-            args[key] = float(text) if re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", text) else yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            problem = getattr(error, "problem", None) or "bad value"
-            raise BadInput(
-                f"{spelled(option, pair)}: the value is not YAML ({problem}); quote it: {key}='...'"
-            ) from None
+            args[key] = float(text) if is_number else parse_yaml(text, what)
+        except NotYaml as error:
+            problem = error.problem or "bad value"
+            raise BadInput(f"{what}: the value is not YAML ({problem}); quote it: {key[:40]}='...'") from None
     return args
 
 
@@ -178,7 +173,12 @@ def load_weights(module: nn.Module, path: str, key: str | None = None) -> None:
     missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
     if not differing:
         # strict=False, because torch's hooks for old files may rename or add names: what is left is held to be strict.
-        result = module.load_state_dict(state, strict=False)
+        try:
+            result = module.load_state_dict(state, strict=False)
+        except Exception as error:  # torch raises nearly anything for what it cannot copy, as a sparse tensor
+            if is_out_of_memory(error):
+                raise
+            raise BadInput(f"{what}: cannot be loaded into the model ({shortened(error, 120)}); save plain tensors") from error  # fmt: skip
         loaded = {_address(tensor) for name, tensor in own.items() if name in state}
         missing = {name for name in result.missing_keys if name not in own or _address(own[name]) not in loaded}
         unexpected = set(result.unexpected_keys)
@@ -197,8 +197,7 @@ def _state_advice(path: Path) -> str:
     pick = ".state_dict()" if holds else '["state_dict"]'
     target = path.with_name(f"{path.stem}.state.pt")
     command = f"torch.save(torch.load({str(path)!r}, weights_only=False){pick}, {str(target)!r})"
-    return (f"{'it is a whole module, of which' if holds else 'of which'} ranp takes the state dict: where you trust the file, run "
-            f"{command} in Python once and give {spelled('weights', target)}")  # fmt: skip
+    return f"{'of a whole module, ' * bool(holds)}where you trust it, run {command} in Python once and give {spelled('weights', target)}"
 
 
 def _address(tensor: Any) -> tuple[Any, ...]:

@@ -19,9 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from ..core.errors import USER_EXCEPTIONS, BadInput, nearest, one_line, user_line
+from ..core.errors import USER_EXCEPTIONS, BadInput, is_out_of_memory, memory_advice, nearest, one_line, user_line
+from ..core.reading import readable
 from ..core.spelling import Word, spelled
-from .readers import readable
 
 
 class ParsedArguments(SystemExit):
@@ -30,12 +30,14 @@ class ParsedArguments(SystemExit):
 
 def user_error(what: str, error: BaseException) -> BadInput:
     """The one line for an exception out of the user's code: `what: ValueError: message (file.py:3)`."""
+    if is_out_of_memory(error):
+        return BadInput(f"{what}: {memory_advice(error)}")
     line = user_line(error)
     advice = "mend it there" if line else "check what it is given"
     if isinstance(error, ParsedArguments):
         where = f" ({line})" if line else ""
         return BadInput(f"{what}: the code parses arguments of its own, which are not there in ranp{where}: {error}; give them "
-                        "defaults there, or parse them only below: if __name__ == '__main__'")  # fmt: skip
+                        "defaults there, or parse them only below: if __name__ == '__main__'", whole=True)  # fmt: skip
     if isinstance(error, ModuleNotFoundError):
         advice = f"install {error.name}, or mend the import"
     return BadInput(f"{what}: {one_line(error)}{f' ({line})' if line else ''}; {advice}")

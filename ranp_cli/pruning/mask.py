@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from ..core.atomic import write_atomic
+from ..core.documents import check_form, check_numbers, parse_json, shown
 from ..core.errors import BadInput
+from ..core.reading import read_bytes
+from ..core.signature import check_signature
 from ..graph.graph import Graph, worded
 
 if TYPE_CHECKING:
@@ -18,6 +23,15 @@ if TYPE_CHECKING:
 
 
 FORMAT, VERSION = "ranp-mask", 1
+WRITE = "give a mask.json written by ranp prune"
+INITS = frozenset({"keep", "factory", "glorot", "orthogonal"})
+REST = {  # of a mask, beside its layers: what is read of it, where it is there
+    "model": {"spec?": (None, str), "args?": {str: object}, "fingerprint?": str},
+    "method": {"name?": (None, str), "criterion?": (None, str), "resource?": (None, str), "lambda?": (None, float), "init?": INITS,
+               "seed?": (None, int), "score_init?": INITS, "latency?": {"seconds?": {str: float}}},
+    "sparsity": {"requested?": (None, float, str), "achieved?": float},
+    "fixed": {str: str},
+}  # fmt: skip
 SCHEMA = Path(__file__).with_name("mask.schema.json")
 
 
@@ -31,6 +45,7 @@ class Mask:
     requested: float | str | None = None
     floored: list[str] = field(default_factory=list)
     fixed: dict[str, str] = field(default_factory=dict)
+    run: str | None = None  # the same in all that one run has written
 
     @property
     def total(self) -> int:
@@ -55,7 +70,17 @@ class Mask:
             "layers": self.layers,
             "floored": self.floored,
             "fixed": self.fixed,
+            **({"run": self.run} if self.run else {}),
         }
+
+    def name_run(self, slim: nn.Module) -> None:
+        """Name the run that made this mask and this slim network, by what they hold: the same input has the same name."""
+        digest = hashlib.sha256(json.dumps({**self.to_dict(), "run": None}).encode())
+        for name, t in slim.state_dict().items():
+            digest.update(name.encode())
+            if hasattr(t, "numel") and t.numel():
+                digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        self.run = digest.hexdigest()[:16]
 
     def save(self, path: str | Path) -> None:
         """Write mask.json; an existing file is replaced by a whole one. One line a layer, the same bytes each time."""
@@ -78,7 +103,7 @@ class Mask:
             )
         if mask.get("version") != VERSION:
             raise BadInput(
-                f"mask version {mask.get('version')!r} is not {VERSION}; write it anew with this version of ranp"
+                f"mask version {shown(mask.get('version'))} is not {VERSION}; write it anew with this version of ranp"
             )
         layers = mask.get("layers")
         if not isinstance(layers, dict) or not layers:
@@ -88,13 +113,14 @@ class Mask:
         for key, kind in (("model", dict), ("method", dict), ("sparsity", dict), ("fixed", dict), ("floored", list)):
             if not isinstance(mask.get(key) or kind(), kind):
                 raise BadInput(
-                    f"'{key}' of the mask must be {'an object' if kind is dict else 'a list'}, not {mask[key]!r}"
+                    f"'{key}' of the mask must be {'an object' if kind is dict else 'a list'}, not {shown(mask[key])}"
                 )
+        check_form({key: mask.get(key) or {} for key in REST}, REST, "the mask", WRITE)
+        check_numbers({key: mask.get(key) for key in (*REST, "floored")}, "the mask", WRITE)
+        check_form(mask.get("floored") or [], [str], "the mask", WRITE, "floored")
         given = (mask.get("model") or {}).get("input")
-        if given is not None and not (isinstance(given, dict) and {"args", "kwargs"} <= given.keys()):
-            raise BadInput(
-                f"'model.input' of the mask must be a signature as ranp writes it, not {given!r}; leave it out"
-            )
+        if given is not None:
+            check_signature(given, "the mask", "leave it out, or write it anew with ranp prune")
         sparsity = mask.get("sparsity") or {}
         return cls(
             layers,
@@ -103,6 +129,7 @@ class Mask:
             sparsity.get("requested"),
             list(mask.get("floored") or []),
             dict(mask.get("fixed") or {}),
+            mask["run"] if isinstance(mask.get("run"), str) else None,
         )
 
     @classmethod
@@ -226,25 +253,19 @@ def to_json(document: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"cannot read mask {path}: {error.strerror}; give a mask.json written by ranp prune") from error
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"mask {path} is not JSON ({error}); give a mask.json written by ranp prune") from error
+    what = f"mask {path}"
+    return parse_json(read_bytes(path, what, wanted=WRITE), what, WRITE)
 
 
 def _check_layer(name: str, layer: Any) -> None:
     neurons = layer.get("neurons") if isinstance(layer, dict) else None
     kept = layer.get("kept") if isinstance(layer, dict) else None
-    sound = (
-        isinstance(neurons, int) and isinstance(kept, list) and all(type(i) is int and 0 <= i < neurons for i in kept)
-    )
+    sound = type(neurons) is int and isinstance(kept, list) and all(type(i) is int and 0 <= i < neurons for i in kept)
     if not sound or not kept or len(set(kept)) != len(kept):
         raise BadInput(
-            f"layer {name} of the mask must be {{'neurons': N, 'kept': [one or more different indices below N]}}"
+            f"layer {str(name)[-80:]} of the mask must be {{'neurons': N, 'kept': [one or more different indices below N]}}"
         )
 
 
 def _shown(value: Any) -> str:
-    return f"one of format {value.get('format')!r}" if isinstance(value, dict) else f"a {type(value).__name__}"
+    return f"one of format {shown(value.get('format'))}" if isinstance(value, dict) else f"a {type(value).__name__}"

@@ -39,14 +39,20 @@ def check_floor(given: object) -> Floor:
 
 
 def floors(graph: Graph, floor: Floor, kappa: int) -> np.ndarray:
-    """The fewest neurons of each layer, of shape (layers,), when `kappa` neurons are to stay in all."""
+    """The fewest neurons of each layer, of shape (layers,), when `kappa` neurons are to stay in all.
+
+    What `--keep` and `--only` leave out of pruning stays; with `auto`, the level is that of the rest.
+    """
     sizes = np.array(graph.sizes)
     if floor != AUTO:
         least: np.ndarray = np.minimum(int(floor), sizes)
-    else:
-        share = np.ceil(np.minimum(level(sizes, kappa), sizes) * SHARE - 1e-9).astype(int)
-        least = np.clip(share, 1, MOST)
-    return least
+        return least
+    stay = graph.left_out_units
+    left_out = np.array([int(stay[units].sum()) for units in graph.by_layer(graph.unit)])
+    free = sizes - left_out
+    share = np.ceil(np.minimum(level(free, max(0, kappa - int(left_out.sum()))), free) * SHARE - 1e-9).astype(int)
+    most: np.ndarray = np.maximum(np.clip(share, 1, MOST), left_out)
+    return most
 
 
 def level(sizes: np.ndarray, kappa: int) -> float:

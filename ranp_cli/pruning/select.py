@@ -20,13 +20,16 @@ from .rounding import _fill, _layer_units, lacking, raise_to
 class Selection:
     """One flag per unit, the layers that the floor raised, and the sparsity that was asked for.
 
-    `by_score`: the flags with a floor of one neuron, where the floor raised a layer.
+    `by_score`: the flags with a floor of one neuron, where the floor raised a layer. `wanted`: those that the ranking alone
+    would keep, no more than were asked for. `rounded`: what stayed before the layers were rounded.
     """
 
     keep: np.ndarray
     floored: list[str]
     requested: float | str
     by_score: np.ndarray | None = None
+    wanted: np.ndarray | None = None
+    rounded: np.ndarray | None = None
 
 
 def select(
@@ -35,33 +38,40 @@ def select(
     """Keep the best units until kappa = int(n * (1 - sparsity)) neurons stay.
 
     Ties at the threshold stay. Fixed units stay in any case. Where layers have no scores, n and kappa are of the others:
-    what cannot be ranked neither takes their places nor costs them theirs. `floor`: a number of neurons that every layer keeps, beyond
+    what cannot be ranked neither takes their places nor costs them theirs. What `--keep` and `--only` leave out is not ranked
+    either: the share that is asked for is taken from the rest. `floor`: a number of neurons that every layer keeps, beyond
     kappa (the paper's rule), or `auto` (see `floors`), which counts within kappa. `sparsity` "max": the largest at which no
     layer needs its floor. The method `layerwise` keeps the best share of every layer, `flat` the same number of neurons in
     every layer; of these `auto` raises none.
     """
     unranked = graph.unranked_units
-    value = np.where(unranked, math.inf, unit_values(graph, scores))
+    value = np.where(unranked | graph.left_out_units, math.inf, unit_values(graph, scores))
     if sparsity == "max":
         keep = value >= _lowest_needed(graph, value, floors(graph, floor, graph.n))
         return Selection(keep | graph.fixed_units, [], sparsity)
     outside = int(unranked[graph.unit].sum())
     kappa = outside + int((graph.n - outside) * (1 - check(sparsity)))
     if method in ("layerwise", "flat"):
-        keep = _layerwise(graph, value, check(sparsity)) if method == "layerwise" else _flat(graph, value, kappa)
+        keep = (
+            _layerwise(graph, value, _rate(graph, check(sparsity)))
+            if method == "layerwise"
+            else _flat(graph, value, kappa)
+        )
+        wanted = keep & ~graph.fixed_units
         keep, floor = keep | graph.fixed_units, 1 if floor == AUTO else floor
     else:
+        wanted = _first(graph, value, kappa)
         keep = _best(graph, value, kappa) | graph.fixed_units
     least = floors(graph, floor, kappa)
     floored = lacking(graph, keep, least)
     if not floored:
-        return Selection(keep, [], sparsity)
+        return Selection(keep, [], sparsity, wanted=wanted)
     by_score = raise_to(graph, value, keep, floors(graph, 1, kappa))
     if floor == AUTO:
         raised = _fill_up_to(graph, value, raise_to(graph, value, graph.fixed_units, least), kappa)
     else:
         raised = raise_to(graph, value, keep, least)
-    return Selection(raised, floored, sparsity, by_score)
+    return Selection(raised, floored, sparsity, by_score, wanted)
 
 
 def _best(graph: Graph, value: np.ndarray, kappa: int) -> np.ndarray:
@@ -72,6 +82,15 @@ def _best(graph: Graph, value: np.ndarray, kappa: int) -> np.ndarray:
     total = np.cumsum(np.bincount(graph.unit, minlength=len(value))[order])
     last = min(int(np.searchsorted(total, kappa)), len(value) - 1)
     result: np.ndarray = value >= value[order[last]]
+    return result
+
+
+def _first(graph: Graph, value: np.ndarray, kappa: int) -> np.ndarray:
+    """The best units that have no more than `kappa` neurons in all."""
+    order = np.lexsort((np.arange(len(value)), -value))
+    total = np.cumsum(np.bincount(graph.unit, minlength=len(value))[order])
+    result = np.zeros(len(value), dtype=bool)
+    result[order[total <= kappa]] = True
     return result
 
 
@@ -99,6 +118,12 @@ def check(sparsity: float | str) -> float:
             f"{spelled('sparsity', sparsity)}: give a number in [0, 1), the fraction of neurons to remove, or 'max'"
         )
     return value
+
+
+def _rate(graph: Graph, sparsity: float) -> float:
+    """The share that each layer loses where `sparsity` of all neurons is taken from what may be pruned."""
+    may_go = graph.n - int(graph.left_out_units[graph.unit].sum())
+    return min(1.0, sparsity * graph.n / may_go) if may_go else sparsity
 
 
 def _layerwise(graph: Graph, value: np.ndarray, sparsity: float) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from ..core.copies import replicate
+from ..core.documents import shown
+from ..core.errors import BadInput
 from ..graph.analyse import named_tensors
 from ..graph.graph import Graph, Layer
 from ..graph.layers import owner_of
 
+ATTRIBUTES = frozenset(
+    "in_channels out_channels groups in_features out_features normalized_shape input_size hidden_size embedding_dim "
+    "num_groups num_channels num_features num_parameters".split()
+)  # that refining may set
 # -- slicing
 
 
@@ -85,7 +92,7 @@ def module_attributes(module: nn.Module, entering: tuple[int, ...] | None) -> di
     channels = len(weight) if isinstance(weight, Tensor) and weight.ndim else None
     if channels is None and entering is not None and len(entering) > 1:
         channels = entering[1]
-    if isinstance(module, nn.LayerNorm):
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         rank = len(module.normalized_shape)
         shape = weight.shape if weight is not None else (entering or ())[-rank:]
         return {"normalized_shape": tuple(shape)} if len(shape) == rank else {}
@@ -106,7 +113,55 @@ def apply_attributes(model: nn.Module, values: dict[str, dict[str, Any]]) -> Non
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, changed in values.items():
         for key, value in changed.items():
-            setattr(modules[name], key, tuple(value) if isinstance(value, list) else value)
+            set_attribute(modules[name], key, value)
+
+
+def set_attribute(module: nn.Module, key: str, value: Any) -> None:
+    """Set an attribute of a module, or of an object that it keeps: `hidden`, `config.hidden`."""
+    path, _, name = key.rpartition(".")
+    owner = attrgetter(path)(module) if path else module
+    setattr(owner, name, in_form_of(getattr(owner, name, None), value))
+
+
+def in_form_of(old: Any, value: Any) -> Any:
+    """`value`, which may come from JSON, with lists as tuples where `old`, or a part of it, is no list."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    parts = old if isinstance(old, (list, tuple)) and len(old) == len(value) else [None] * len(value)
+    kind = list if isinstance(old, list) else tuple
+    return kind(in_form_of(a, b) for a, b in zip(parts, value, strict=True))
+
+
+def check_attributes(model: nn.Module, values: dict[str, dict[str, Any]], what: str) -> None:
+    """BadInput unless `values` are attributes that refining sets, smaller than before, and true of the module's tensors."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, changed in values.items():
+        module = modules.get(name)
+        true = {} if module is None else true_attributes(module)
+        for key, value in changed.items():
+            old = getattr(module, key, None) if key in ATTRIBUTES else None
+            before, after = (v if isinstance(v, (list, tuple)) else [v] for v in (old, value))
+            known = all(type(n) is int for n in (*before, *after)) and len(before) == len(after)
+            now = tuple(value) if isinstance(value, list) else value
+            if (
+                not known
+                or any(not 0 < n <= most for n, most in zip(after, before, strict=True))
+                or true.get(key, now) != now
+            ):
+                raise BadInput(
+                    f"{what}: the attribute '{f'{name}.{key}'[-80:]}' = {shown(value)} is not one that refining sets; "
+                    "copy it again, or write it anew with ranp"
+                )
+
+
+def true_attributes(module: nn.Module) -> dict[str, Any]:
+    """The channel counts of torch's own modules, as their tensors have them."""
+    weight = module._parameters.get("weight")
+    if isinstance(module, nn.modules.conv._ConvNd) and weight is not None:
+        return {"in_channels" if module.transposed else "out_channels": weight.shape[0]}
+    if isinstance(module, nn.Linear) and weight is not None:
+        return {"out_features": weight.shape[0], "in_features": weight.shape[1]}
+    return {key: value for key, value in module_attributes(module, None).items() if key != "num_groups"}
 
 
 def kept_shape(shape: tuple[int, ...], planes: tuple[Tensor, ...], stays: np.ndarray) -> tuple[int, ...]:

@@ -33,12 +33,13 @@ def select_snip(graph: Graph, scores: Sequence[np.ndarray], sparsity: float | st
     """Mask the share `sparsity` of all weights, those of least |g|; keep the units that still have live weights.
 
     `scores`: |g| of every weight, one array a layer of its parameter's shape; a layer without scores has all its weights
-    alive, and the share is of the others'. Ties at the threshold live. "max": the largest share at which every layer keeps
+    alive, as one that `--keep` or `--only` leaves out, and the share is of the others'. Ties at the threshold live. "max": the largest share at which every layer keeps
     its floor (see `floors`; for `auto` by the neurons that are alive).
     """
-    ranked = [layer.name not in graph.unranked for layer in graph.layers]
-    every = np.sort(np.concatenate([g.reshape(-1) for g, known in zip(scores, ranked, strict=True) if known]))
-    alive = graph.unranked_units
+    whole = graph.unranked | graph.left_out
+    ranked = [g.reshape(-1) for layer, g in zip(graph.layers, scores, strict=True) if layer.name not in whole]
+    every = np.sort(np.concatenate(ranked or [g.reshape(-1) for g in scores]))
+    alive = graph.unranked_units | graph.left_out_units
     links = [links_of(graph, k, g) for k, g in enumerate(scores)]
     links = [replace(each, strength=np.where(alive[each.neurons][:, None], np.inf, each.strength)) for each in links]
     if sparsity == "max":

@@ -119,6 +119,22 @@ class Reason(TypedDict):
     reason: str
 
 
+class HeldBack(TypedDict):
+    """Neurons that stay though the ranking alone would remove them, by cause."""
+
+    reason: str
+    neurons: int
+    layers: list[str]
+
+
+class FollowedCount(TypedDict):
+    """A channel count in an attribute of a user's module that was corrected; the value in the slim network."""
+
+    module: str
+    attribute: str
+    value: Any
+
+
 class UnruledOp(TypedDict):
     op: str
     module: str
@@ -140,6 +156,7 @@ class Verified(TypedDict):
     max_rel_error_fp32: NotRequired[float]
     max_rel_error_fp64: NotRequired[float]
     not_comparable: NotRequired[list[str]]
+    rounding_fp32: NotRequired[float]  # how far rounding alone moves the dense network's output, of its scale
 
 
 class Part(TypedDict):

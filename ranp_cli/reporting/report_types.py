@@ -14,6 +14,8 @@ from .report_parts import (
     BudgetRow,
     Counts,
     Floor,
+    FollowedCount,
+    HeldBack,
     LayerRow,
     Model,
     ModuleRow,
@@ -143,6 +145,8 @@ class ReportDocument(TypedDict):
     narrowest: NotRequired[list[Narrowest]]
     fixed: NotRequired[dict[str, str]]
     not_pruned: NotRequired[list[Reason]]
+    held_back: NotRequired[list[HeldBack]]
+    followed: NotRequired[list[FollowedCount]]
     unruled_ops: NotRequired[list[UnruledOp]]
     uncounted_ops: NotRequired[list[UncountedOp]]
     probe: NotRequired[Probe]

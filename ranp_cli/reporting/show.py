@@ -302,6 +302,11 @@ def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
     fixed = _fixed(report)
     if fixed:
         yield "fixed:", "bold", by_reason(fixed.items())
+    if followed := report.get("followed"):
+        counts = (
+            f"{'.'.join(filter(None, (row['module'], row['attribute'])))}{JOINED}{row['value']}" for row in followed
+        )
+        yield "counts followed:", "bold", ", ".join(counts)
     if skipped := [entry for entry in report.get("not_pruned", ()) if entry["layer"] not in fixed]:
         yield "not pruned:", "yellow", by_reason((entry["layer"], entry["reason"]) for entry in skipped)
     if unruled := report.get("unruled_ops"):
@@ -357,5 +362,8 @@ def _verdict(verified: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     if errors:
         against = verified.get("against", "masked")
         yield "verified", "green", f"against the {against} network: max error {', '.join(errors)}"
+    if rounding := verified.get("rounding_fp32"):
+        text = f"in fp32 rounding alone moves the dense network's output by {rounding:.1g} of its scale: the proof is that in fp64"
+        yield "note:", "bold", text
     if other := verified.get("not_comparable"):
         yield "not comparable:", "yellow", ", ".join(other)

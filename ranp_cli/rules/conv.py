@@ -25,6 +25,8 @@ def convolution(ties, x, weight, bias, stride, padding, dilation, transposed, ou
         ties.fix(weight.ids(), "used as a computed weight")
     ties.consume(w_in)
     n_in, n_out = x.shape[1], out[1]
+    if x_in is not None and w_in is None and n_in > groups:
+        ties.fix(x_in, "convolved with a weight that is not a parameter")
 
     # neurons: one label for each of the O output channels
     if transposed and groups > 1:
@@ -43,12 +45,17 @@ def convolution(ties, x, weight, bias, stride, padding, dilation, transposed, ou
         elif n_in == groups:  # depthwise, with a multiplier
             if x_in is not None and neurons is not None:
                 ties.tie(x_in[:, None], neurons.view(groups, -1))
+            elif (
+                x_in is not None and not weight.is_data
+            ):  # one window for all channels, expanded to as many as there are
+                ties.suspect(x_in)
+                neurons = x_in.repeat_interleave(n_out // groups)
         else:
             ties.tie(lanes(ties, x_in, groups), w_in)
             lanes(ties, neurons, groups)
     if bias is not None:
         ties.tie(neurons, ties.vector(bias, 0))
-    if not weight.is_data and weight.origin:
+    if not weight.is_data and weight.origin and (w_out is not None or w_in is not None or n_out == 1):
         how = {"transposed": transposed, "groups": groups, "kernel": tuple(weight.shape[2:]), "bias": bias is not None}
         ties.layer(f"conv{'_transpose' if transposed else ''}{x.ndim - 2}d", weight, neurons, **how)
     batch = tuple(p for p in x.planes if p.shape[0] > 1 and p.shape[1] == 1)

@@ -12,7 +12,7 @@ UNARY = """
     log_sigmoid_forward threshold rrelu rrelu_with_noise clamp clamp_min clamp_max clip
     clone contiguous detach alias lift lift_fresh lift_fresh_copy detach_copy alias_copy _to_copy
     to type_as dropout native_dropout feature_dropout alpha_dropout bernoulli
-    _conj conj resolve_conj resolve_neg real view_as_real_copy fake_quantize_per_tensor_affine
+    _conj conj _conj_physical conj_physical resolve_conj resolve_neg angle fake_quantize_per_tensor_affine
 """.split()
 
 BINARY = """

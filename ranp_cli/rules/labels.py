@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .components import components, distinct
+
 FIXED = 1  # the label of everything that may not change: network inputs, what an op without a rule returns
 
 
@@ -76,23 +78,48 @@ class LayerUse(NamedTuple):
     how: dict[str, Any]
 
 
+class Place(NamedTuple):
+    """Where a slice begins along a labelled axis, and the labels before it."""
+
+    start: int
+    before: Tensor
+
+
 class Ties:
     """A growing union of labels, and the set of fixed ones."""
 
     def __init__(self) -> None:
         self.size = FIXED + 1
         self._edges: list[np.ndarray] = []
+        self._lanes: list[
+            tuple[str, np.ndarray]
+        ] = []  # ties that a slice suggests, by its line, and that may be undone
         self._fixed: list[tuple[np.ndarray, Reason]] = [(np.array([FIXED]), Reason("network input"))]
         self._splits: list[Tensor] = []
         self._consumed: list[np.ndarray] = []
-        self._statistics: list[tuple[np.ndarray, Reason]] = []
+        self._statistics: list[tuple[np.ndarray, Reason, tuple[int, int]]] = []
         self.uses: list[LayerUse] = []
+        self.places: list[Place] = []
         self.scales: list[Labels] = []
         self.step: tuple[int, int] = (0, 0)  # the trace at work and the number of its op, set by it
         self.suspects: dict[tuple[int, int], list[Tensor]] = {}
         self.locate: Callable[[], str] = str
 
     # -- saying
+
+    def mark(self) -> tuple[int, ...]:
+        """Where we are, for `take_back`."""
+        return tuple(len(said) for said in self._said)
+
+    def take_back(self, mark: tuple[int, ...]) -> None:
+        """Forget what was said since `mark`; labels made since stay, and mean nothing."""
+        for said, n in zip(self._said, mark, strict=True):
+            del said[n:]
+
+    @property
+    def _said(self) -> list[list[Any]]:
+        lists = (self._fixed, self._splits, self._consumed, self._statistics, self.uses, self.places, self.scales)
+        return [self._edges, self._lanes, *lists]
 
     def new(self, n: int) -> Tensor:
         """n fresh labels."""
@@ -105,9 +132,29 @@ class Ties:
         if a is None or b is None or a is b:
             return
         a, b = torch.broadcast_tensors(a, b)
-        differ = (a != b) & (a > 0) & (b > 0)
+        labelled = (a > 0) & (b > 0)
+        differ = (a != b) & labelled
         if differ.any():
             self._edges.append(distinct(a[differ].numpy(), b[differ].numpy(), self.size))
+        if not labelled.all():
+            self.suspect(torch.cat([a[(a > 0) & ~labelled], b[(b > 0) & ~labelled]]))
+
+    def tie_lanes(self, lanes: Tensor, axis: int) -> None:
+        """Labels along `axis` of `lanes` are equal, as a slice at this line suggests: its parts lose the same."""
+        a, b = torch.broadcast_tensors(lanes, lanes.amax(axis, keepdim=True))
+        differ = (a != b) & (a > 0) & (b > 0)
+        if differ.any():
+            self._lanes.append((self.locate(), distinct(a[differ].numpy(), b[differ].numpy(), self.size)))
+
+    def untie_lanes(self, where: str) -> bool:
+        """Take back what a slice at that line suggested; False where it suggested nothing."""
+        kept = [(line, edges) for line, edges in self._lanes if line != where]
+        found, self._lanes = len(kept) < len(self._lanes), kept
+        return found
+
+    def place(self, start: int, before: Tensor) -> None:
+        """A slice begins at index `start` of an axis, behind the labels `before`."""
+        self.places.append(Place(start, before.reshape(-1)))
 
     def fix(self, ids: Tensor | np.ndarray | None, what: str, where: str | None = None) -> None:
         """These labels may not go; `where` in the user's code, by default where the trace is."""
@@ -131,7 +178,7 @@ class Ties:
     def statistics(self, ids: Tensor | None, what: str) -> None:
         """A statistic is taken over the indices with these labels: it changes when some of them go."""
         if ids is not None and ids.numel():
-            self._statistics.append((np.unique(ids.numpy()), Reason(what, self.locate())))
+            self._statistics.append((np.unique(ids.numpy()), Reason(what, self.locate()), self.step))
 
     def suspect(self, ids: Tensor) -> None:
         """These labels met indices without labels (a constant): should the op fail once they are gone, they must stay."""
@@ -302,32 +349,23 @@ class Ties:
 
     def changed_statistics(self, gone: np.ndarray) -> list[Reason]:
         """The statistics that see some of the labels flagged in `gone`."""
-        return list(dict.fromkeys(reason for ids, reason in self._statistics if gone[ids].any()))
+        return list(dict.fromkeys(reason for ids, reason, _ in self._statistics if gone[ids].any()))
+
+    def changed_steps(self, gone: np.ndarray, trace: int) -> set[int]:
+        """The numbers of the ops of a trace that take these statistics."""
+        return {step for ids, _, (of, step) in self._statistics if of == trace and gone[ids].any()}
 
     def _components(self) -> np.ndarray:
         """Connected components by hooking to the smaller root and pointer jumping.
 
         The edges are then replaced by one from each label to its root, so asking again costs next to nothing.
         """
-        root = np.arange(self.size)
-        if self._edges:
-            a, b = np.concatenate(self._edges, axis=1)
-            a, b = distinct(a, b, self.size)
-            while a.size:
-                low, high = np.minimum(root[a], root[b]), np.maximum(root[a], root[b])
-                np.minimum.at(root, high, low)
-                while not np.array_equal(up := root[root], root):
-                    root = up
-                live = root[a] != root[b]
-                a, b = a[live], b[live]
-            moved = np.flatnonzero(root != np.arange(self.size))
-            self._edges = [np.stack([moved, root[moved]])]
-        return root
-
-
-def distinct(a: np.ndarray, b: np.ndarray, size: int) -> np.ndarray:
-    """The different edges among (a, b), of shape (2, n); labels are below `size`."""
-    return np.stack(np.divmod(np.unique(np.minimum(a, b) * size + np.maximum(a, b)), size))
+        root = components(self._edges, self.size)
+        moved = np.flatnonzero(root != np.arange(self.size))
+        self._edges = [np.stack([moved, root[moved]])]
+        if not self._lanes:
+            return root
+        return components([*self._edges, *(edges for _, edges in self._lanes)], self.size)
 
 
 def decided_axis(ids: np.ndarray) -> int | None:

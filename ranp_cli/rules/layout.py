@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from . import rule
-from .labels import Labels, axes_of
+from .labels import FIXED, Labels, axes_of
 
 
 def apply_to_planes(t: Labels, fn) -> tuple[Any, ...]:
@@ -23,32 +23,50 @@ def index_axis(p, axis, index):
     return p.index_select(axis, index) if isinstance(index, torch.Tensor) else p[(slice(None),) * axis + (index,)]
 
 
+MOST_LANES = 16  # a slice that would cut an axis into more equal parts is taken as a count that the code insists on
+
+
 def part(ties, t: Labels, axis: int, start: int, size: int, step: int = 1) -> tuple[Any, ...]:
     """Planes of t[start : start + size*step : step] along `axis`.
 
-    Equal parts keep their meaning while each loses the same, so the same place of every part ties. Other parts have
-    their sizes written into the code: the axis is fixed.
+    Where the slice falls on borders of equal parts, the same place of every part ties, and the parts keep their meaning
+    while each loses the same. Otherwise the labels go where they go: whether the code follows shows when the slim network
+    runs (`Ties.place`). The parts that a `view` made, (3, heads, channels per head), tie whole.
     """
     n = t.shape[axis]
     if size == n:
         return t.planes
-    fair = step == 1 and size > 1 and n % size == 0 and start % size == 0
     out = []
     for p in t.planes:
         if p.shape[axis] > 1:
-            others = [a for a in axes_of(p) if a != axis]
-            if not p.narrow(axis, start, (size - 1) * step + 1).any():
-                pass  # an unlabelled part, about to be written
-            elif fair:
-                lanes = p.unflatten(axis, (n // size, size))
-                ties.tie(lanes, lanes.amax(axis, keepdim=True))
-            elif others:  # one of the parts that a `view` made: (3, heads, channels per head)
-                ties.tie(p, p.amax(axis, keepdim=True))
-            else:
-                ties.fix(p, "a slice of unequal size")
+            whole = p
             p = p.narrow(axis, start, (size - 1) * step + 1)[(slice(None),) * axis + (slice(None, None, step),)]
+            if p.any() and any(a != axis for a in axes_of(whole)):
+                fair = step == 1 and size > 1 and n % size == 0 and start % size == 0
+                lanes = whole.unflatten(axis, (n // size, size)) if fair else whole
+                ties.tie(lanes, lanes.amax(axis, keepdim=True))
+            elif p.any():
+                _slice_of(ties, whole.reshape(-1), start, size, step)
         out.append(p)
     return tuple(p for p in out if axes_of(p))
+
+
+def _slice_of(ties, ids, start: int, size: int, step: int) -> None:
+    """ids[start : start + size*step : step] is taken out of an axis with the labels ids (n)."""
+    n = len(ids)
+    if step > 1:  # every k-th of equal parts of k
+        if n % step == 0 and size * step == n:
+            ties.tie_lanes(ids.view(-1, step), 1)
+        else:
+            ties.fix(ids, "a slice with a step")
+        return
+    ties.place(start, ids[:start])
+    if size == 1:
+        ties.fix(ids[start], "a single index")
+        return
+    lane = math.gcd(start, size, n)
+    if lane > 1 and n // lane <= MOST_LANES:
+        ties.tie_lanes(ids.view(-1, lane), 0)
 
 
 @rule("aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.view_copy", "aten._reshape_copy",
@@ -65,6 +83,19 @@ def view(ties, x, *shape, out, **options):
         return apply_to_planes(x, lambda p: p if p.shape[-1] == 1 else p.repeat_interleave(m // n, -1))
     ties.fix(ties.along(x, [x.ndim - 1]), "read as larger numbers")
     return tuple(p for p in x.planes if p.shape[-1] == 1)
+
+
+@rule("aten.view_as_real", "aten.view_as_real_copy")
+def view_as_real(ties, x, *, out):
+    """A new last axis, of the real and the imaginary part, without labels."""
+    return apply_to_planes(x, lambda p: p.unsqueeze(-1))
+
+
+@rule("aten.view_as_complex", "aten.view_as_complex_copy")
+def view_as_complex(ties, x, *, out):
+    """The last axis, of the real and the imaginary part, goes; if it has labels, they are fixed."""
+    ties.fix(ties.along(x, [-1]), "read as complex numbers")
+    return apply_to_planes(ties.collapse(x, [-1]), lambda p: p.squeeze(-1))
 
 
 @rule("aten.permute", "aten.permute_copy")
@@ -107,7 +138,7 @@ def expand(ties, x, *size, out, implicit=False):
 
 @rule("aten.slice", "aten.slice_copy", "aten.narrow")
 def slice_(ties, x, dim=0, start=None, end=None, step=1, *, out):
-    """An equal part ties the same place of every part, another fixes the axis."""
+    """A part on the borders of equal parts ties the same place of every part; another takes its labels."""
     dim, n = dim % x.ndim, x.shape[dim]
     first = min(max(start + n if start and start < 0 else start or 0, 0), n)
     return part(ties, x, dim, first, out[dim], step) if out[dim] else None
@@ -115,7 +146,7 @@ def slice_(ties, x, dim=0, start=None, end=None, step=1, *, out):
 
 @rule("aten.select", "aten.select_copy")
 def select(ties, x, dim, index, *, out):
-    """One index of an axis without labels; of a labelled one: the axis is fixed."""
+    """One index of an axis without labels; of a labelled one: it is fixed."""
     dim %= x.ndim
     one = part(ties, x, dim, index % x.shape[dim], 1)
     return tuple(p.squeeze(dim) for p in one)
@@ -132,7 +163,7 @@ def unbind(ties, x, dim=0, *, out):
 @rule("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.unsafe_split", "aten.unsafe_split_with_sizes",
       "aten.unsafe_chunk", "aten.split_copy", "aten.split_with_sizes_copy", "aten.tensor_split")  # fmt: skip
 def split(ties, x, sizes, dim=0, *, out):
-    """Equal parts tie the same place of every part, unequal ones fix the axis."""
+    """Equal parts tie the same place of every part, unequal ones take their labels."""
     dim %= x.ndim
     shapes = out if isinstance(out, list) else [out]
     planes, start = [], 0
@@ -208,7 +239,7 @@ def repeat_interleave(ties, x, repeats=None, dim=None, *, out, output_size=None)
 
 @rule("aten.constant_pad_nd", "aten.pad")
 def constant_pad(ties, x, pad, *value, out, **options):
-    """The padding carries no labels; it must adapt by itself."""
+    """The padding of an axis with labels gets labels of its own, so what meets it later ties with it."""
     planes = []
     for p in x.planes:
         for k in range(len(pad) // 2):
@@ -218,9 +249,19 @@ def constant_pad(ties, x, pad, *value, out, **options):
                 lo = max(before, 0)
                 src = p.narrow(axis, max(-before, 0), x.shape[axis] + min(before, 0) + min(after, 0))
                 wide.narrow(axis, lo, src.shape[axis]).copy_(src)
+                if axes_of(p) == [axis] and not (p == FIXED).all():
+                    _padding(ties, wide.view(-1), lo, max(after, 0))
                 p = wide
         planes.append(p)
     return tuple(planes)
+
+
+def _padding(ties, ids, before: int, after: int) -> None:
+    """Labels of its own for the padding of an axis, the same on both sides where both are as wide."""
+    made = ties.new(before)
+    ids[:before] = made
+    ids[len(ids) - after :] = made if before == after else ties.new(after)
+    ties.place(before, ids[:before])
 
 
 @rule("aten.index_select")

@@ -1,10 +1,20 @@
-"""Reductions. Along an axis without labels they pass; over channels nothing can stand in for what is gone."""
+"""Reductions. Along an axis without labels they pass.
+
+Over channels nothing can stand in for what is gone. A statistic of the channels, as in a norm, goes on without them and is
+another one then, so the numbers of both networks cannot be compared; what else reduces channels fixes them.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from . import rule
+from .labels import Labels, axes_of
 
 ZERO_NEUTRAL = {"sum", "norm", "linalg_vector_norm"}  # a zeroed slice of a parameter leaves these as a removed one does
+
+STATISTICS = set("sum mean var std var_mean std_mean norm linalg_vector_norm max min amax amin aminmax".split())
 
 # name -> position of the axis argument after x; None in its place reduces all axes
 REDUCE = {
@@ -24,8 +34,12 @@ ALONG = (
 def _reduce(ties, name: str, x, axes, keepdim: bool, out):
     axes = range(x.ndim) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
     axes = [a % x.ndim for a in axes] if x.ndim else []
+    if x.is_data and name in STATISTICS:
+        x = by_group(ties, x, axes)
     lost = ties.along(x, axes)
-    if x.is_data:
+    if x.is_data and name in STATISTICS:
+        ties.statistics(lost, f"{name} over channels")
+    elif x.is_data:
         ties.fix(lost, f"{name} over channels")
     elif name in ZERO_NEUTRAL:
         ties.consume(lost)
@@ -38,6 +52,23 @@ def _reduce(ties, name: str, x, axes, keepdim: bool, out):
         keep = len(shape) == x.ndim
         result.append(planes if keep else tuple(p.squeeze(axes) for p in planes))
     return result
+
+
+def by_group(ties, x: Labels, axes) -> Labels:
+    """x with labels along `axes` alone where channels were split into (groups, channels a group) and a group is reduced.
+
+    Then each group loses the same channels. Where there are more groups than channels in one (maxout), groups go whole.
+    """
+    planes = []
+    for p in x.planes:
+        inner, outer = ([a for a in axes_of(p) if (a in axes) is reduced] for reduced in (True, False))
+        groups = math.prod(p.shape[a] for a in outer)
+        if inner and outer and p.amax(outer).unique().numel() >= groups:
+            first = p.amax(outer, keepdim=True)
+            ties.tie(p, first)
+            p = first
+        planes.append(p)
+    return replace(x, planes=tuple(planes))
 
 
 def _register(name: str, place: int) -> None:

@@ -41,6 +41,13 @@ for _name in POOL + UPSAMPLE + PAD:
     _register(_name)
 
 
+@rule("aten._fft_r2c", "aten._fft_c2r", "aten._fft_c2c", free=False)
+def fft(ties, x, dim, *args, out):
+    """Channels pass; labels on the axes that are transformed are fixed."""
+    ties.fix(ties.along(x, dim), "Fourier transform along a labelled axis")
+    return ties.collapse(x, dim).planes
+
+
 @rule("aten.max_unpool2d", "aten.max_unpool3d")
 def max_unpool(ties, x, indices, *args, out):
     """Channels tie with those of the indices and pass; labels on the spatial axes are fixed."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +47,8 @@ class ActivationGradientCollector(GradientCollector):
         super().__init__(criteria, len(graph.sizes))
         self.sizes, self.device = graph.sizes, next(model.parameters()).device
         self.at = post_activations(model, graph)
-        self.placed = {k for places in self.at.values() for k, _ in places}
-        self.masks: list[list[tuple[Tensor, int]]] = []
+        self.placed = {place.layer for places in self.at.values() for place in places}
+        self.masks: list[list[Mask]] = []
 
     def forward(self) -> AbstractContextManager[Any]:
         self.masks = [[] for _ in self.sums[self.criteria[0].name]]
@@ -63,7 +63,7 @@ class ActivationGradientCollector(GradientCollector):
     def take(self) -> None:
         """What the masks of the mini-batch at hand have got."""
         for k, masks in enumerate(self.masks):
-            grads = [(mask.grad.double() / self.scale, n) for mask, n in masks if mask.grad is not None]
+            grads = [(self.gradient_of(k, mask), mask.positions) for mask in masks if mask.ones.grad is not None]
             for c in self.criteria if grads else ():
                 if c.reduce == "batch":
                     self.put(c, k, torch.stack([g.sum(0) for g, _ in grads]).sum(0).abs())
@@ -71,8 +71,34 @@ class ActivationGradientCollector(GradientCollector):
                     self.put(c, k, torch.stack([(g / n).abs().mean(0) for g, n in grads]).sum(0))
         self.masks = []
 
+    def gradient_of(self, k: int, mask: Mask) -> Tensor:
+        """The gradient of a mask, of shape (B, N) with zeros for neurons of the layer that its call does not use."""
+        assert mask.ones.grad is not None
+        grad = mask.ones.grad.real.double() / self.scale
+        if mask.neurons is None:
+            return grad
+        whole = torch.zeros((len(grad), self.sizes[k]), dtype=grad.dtype, device=grad.device)
+        return whole.index_copy(1, mask.neurons.to(grad.device), grad)
 
-Places = dict[tuple[str, int], list[tuple[int, int]]]
+
+class Place(NamedTuple):
+    """Which axis of a call's result the neurons of a layer lie along; `neurons`: which of them, None for all."""
+
+    layer: int
+    axis: int
+    neurons: Tensor | None
+
+
+@dataclass
+class Mask:
+    """A mask of ones (B, N), the number of positions that each of its values multiplies, and its neurons (None: all)."""
+
+    ones: Tensor
+    positions: int
+    neurons: Tensor | None
+
+
+Places = dict[tuple[str, int], list[Place]]
 
 
 def is_checkpointed() -> bool:
@@ -88,11 +114,11 @@ def is_checkpointed() -> bool:
 class ActivationMaskMode(TorchFunctionMode):
     """Multiplies the outputs of chosen calls by masks of ones, one value an example and neuron.
 
-    `at`: (name of the function called, number of the call by that name) -> (layer, axis of its neurons). Appends each mask
-    (B, N) to `masks[layer]`, with the number of positions that each of its values multiplies.
+    `at`: (name of the function called, number of the call by that name) -> where the neurons lie. Appends each mask to
+    `masks[layer]`.
     """
 
-    def __init__(self, at: Places, masks: list[list[tuple[Tensor, int]]]):
+    def __init__(self, at: Places, masks: list[list[Mask]]):
         super().__init__()
         self.at, self.masks = at, masks
         self.calls: Counter[str] = Counter()
@@ -102,7 +128,7 @@ class ActivationMaskMode(TorchFunctionMode):
         call = name, self.calls[name]
         self.calls[name] += 1
         out = func(*args, **(kwargs or {}))
-        for layer, axis in self.at.get(call, ()):
+        for layer, axis, neurons in self.at.get(call, ()):
             if is_checkpointed():
                 raise BadInput(
                     "the criterion multiplies activations by masks, and the model checkpoints them; "
@@ -110,7 +136,7 @@ class ActivationMaskMode(TorchFunctionMode):
                 )
             size = out.shape[0], out.shape[axis]
             mask = torch.ones(size, dtype=out.dtype, device=out.device, requires_grad=True)
-            self.masks[layer].append((mask, out.numel() // (size[0] * size[1])))
+            self.masks[layer].append(Mask(mask, out.numel() // (size[0] * size[1]), neurons))
             out = out * mask.view([n if a in (0, axis) else 1 for a, n in enumerate(out.shape)])
         return out
 
@@ -142,7 +168,7 @@ class CallMode(TorchFunctionMode):
 
 
 def post_activations(model: nn.Module, graph: Graph) -> Places:
-    """The torch call whose result is the post-activation of a layer (see MaskMode) -> (layer, axis of its neurons).
+    """The torch call whose result is the post-activation of a layer (see ActivationMaskMode) -> where its neurons lie.
 
     From the layer's own call on, follow the only consumer as long as it has no other input and keeps the shape: a
     norm, an activation, a dropout.
@@ -153,20 +179,22 @@ def post_activations(model: nn.Module, graph: Graph) -> Places:
     tracer.ties.size = graph.ties.size
     for name, t in named_tensors(copy):
         tracer.put(t, graph.slots[name].labels)
-    example: Example = graph.example.with_batch(2)
+    example: Example = graph.example.with_batch(graph.train_run.samples)
     given, place = (example.args, example.kwargs), next(model.parameters()).device
     args, kwargs = map_tensors(given, lambda t: to_real(t, place)) if real else to_meta(given)
     for t in each(Tensor, args, kwargs):
         tracer.put(t, tracer.labels(t).__class__(tuple(t.shape), (), None))
     mode = CallMode(tracer)
-    with seeded(), torch.no_grad(), tracer, NoDropout(), mode:
+    for p in copy.parameters():
+        p.requires_grad_(False)
+    with seeded(), torch.enable_grad(), tracer, NoDropout(), mode:
         copy(*args, **kwargs)
     users: dict[int, list[int]] = {}
     for i, call in enumerate(mode.calls):
         for t in call.ins:
             if isinstance(call.out, (Tensor, tuple, list)):
                 users.setdefault(id(t), []).append(i)
-    first = {int(layer.neurons[0]): k for k, layer in enumerate(graph.layers)}
+    at_label = {n: (k, i) for k, layer in enumerate(graph.layers) for i, n in enumerate(layer.neurons.tolist())}
     by_name: Counter[str] = Counter()
     numbers = []
     for call in mode.calls:
@@ -177,9 +205,11 @@ def post_activations(model: nn.Module, graph: Graph) -> Places:
         for use in call.uses:
             if use.neurons is None or not isinstance(call.out, Tensor):
                 continue
-            k = first.get(int(use.neurons[0]))
-            if k is None:
+            if (known := at_label.get(int(use.neurons[0]))) is None:
                 continue
+            k, mine = known[0], None
+            if len(use.neurons) != graph.sizes[k]:
+                mine = torch.tensor([at_label[n][1] for n in use.neurons.tolist() if at_label[n][0] == k])
             axis = next((a for a, n in enumerate(call.out.shape) if n == len(use.neurons) and a > 0), None)
             if axis is None:
                 continue
@@ -199,5 +229,5 @@ def post_activations(model: nn.Module, graph: Graph) -> Places:
                 ):
                     break
                 at, out = later[0], after.out
-            found.setdefault(numbers[at], []).append((k, axis))
+            found.setdefault(numbers[at], []).append(Place(k, axis, mine))
     return found

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.contexts import each
-from ..core.errors import USER_EXCEPTIONS, BadInput, in_words
+from ..core.errors import USER_EXCEPTIONS, BadInput, in_words, is_out_of_memory
 from ..core.paths import is_ours
 from ..core.spelling import spelled
 from ..graph.graph import Layer
@@ -23,6 +23,8 @@ def run_model(model: nn.Module, args: Any, kwargs: Any, index: int) -> Any:
     except (torch.OutOfMemoryError, BadInput):
         raise  # mended where it is known how, or told
     except USER_EXCEPTIONS as error:
+        if is_out_of_memory(error):
+            raise
         shapes = ", ".join(str(tuple(t.shape)) for t in each(Tensor, args, kwargs))
         raise BadInput(
             f"the model fails on mini-batch {index}, of shape {shapes}: {in_words(error, 300)}; "
@@ -37,6 +39,8 @@ def run_backward(value: Tensor, index: int) -> None:
     except (torch.OutOfMemoryError, BadInput):
         raise
     except USER_EXCEPTIONS as error:
+        if is_out_of_memory(error):
+            raise
         last = traceback.extract_tb(error.__traceback__)[-1].filename
         if is_ours(last):
             raise  # a defect of ours

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.contexts import each
-from ..core.tensors import map_tensors
+from ..core.tensors import in_precision_of, map_tensors
 from .precision import cast_batch
 
 
@@ -26,17 +26,17 @@ class PreparedBatch:
     versions: tuple[int, ...]  # of the inputs and the target: a forward pass may write into them
 
     @classmethod
-    def of(cls, index: int, batch: Any, device: torch.device, precision: str) -> PreparedBatch:
+    def of(cls, index: int, batch: Any, model: nn.Module, device: torch.device, precision: str) -> PreparedBatch:
         sent = map_tensors((batch.args, batch.kwargs, batch.target), lambda t: _send(t, device))
-        args, kwargs, target = cast_batch(sent, precision)
+        args, kwargs, target = cast_batch((*in_precision_of(model, sent[:2]), sent[2]), precision)
         count = sum(t.numel() for t in each(Tensor, args, kwargs))
         return cls(index, args, kwargs, target, count, batch, _versions(args, kwargs, target))
 
-    def unwritten(self, device: torch.device, precision: str) -> PreparedBatch:
+    def unwritten(self, model: nn.Module, device: torch.device, precision: str) -> PreparedBatch:
         """Itself, or prepared anew where a pass has written into what was prepared."""
         if _versions(self.args, self.kwargs, self.target) == self.versions:
             return self
-        return PreparedBatch.of(self.index, self.given, device, precision)
+        return PreparedBatch.of(self.index, self.given, model, device, precision)
 
 
 def _send(t: Tensor, device: torch.device) -> Tensor:

@@ -136,7 +136,7 @@ class Scorer:
         if self.undecided and self.doubt is not None:
             self._decide()
         try:
-            prepared = PreparedBatch.of(index, batch, self.device, self.precision)
+            prepared = PreparedBatch.of(index, batch, self.twin, self.device, self.precision)
         except torch.OutOfMemoryError as error:
             raise too_little_memory(error) from error
         self._add(prepared)
@@ -207,7 +207,7 @@ class Scorer:
         return found
 
     def _pass(self, batch: PreparedBatch) -> None:
-        batch = batch.unwritten(self.device, self.precision)
+        batch = batch.unwritten(self.twin, self.device, self.precision)
         index, args, kwargs, target = batch.index, batch.args, batch.kwargs, batch.target
         plan = self.plan
         again = (

@@ -107,7 +107,8 @@ class WeightGradientCollector(GradientCollector):
 
     def nothing(self, criterion: Criterion, k: int) -> Tensor:
         weight = self.weights[k]
-        zeros = torch.zeros_like(weight, dtype=torch.float32 if weight.dtype in HALVES else None, requires_grad=False)
+        dtype = torch.float32 if weight.dtype in HALVES else weight.dtype.to_real()
+        zeros = torch.zeros_like(weight, dtype=dtype, requires_grad=False)
         if criterion.reduce == "nothing":
             return zeros
         rows = rows_of(zeros, self.layers[k])
@@ -119,7 +120,9 @@ class WeightGradientCollector(GradientCollector):
     def _take(self, p: Tensor, ks: list[int]) -> None:
         assert p.grad is not None
         g, p.grad = p.grad, None
-        g = (g.float() if g.dtype in HALVES else g).mul_(p.detach())
+        g = (g.float() if g.dtype in HALVES else g).mul_(p.detach().conj())
+        if g.is_complex():  # the derivative by a real mask
+            g = g.real.clone()
         if self.scale != 1:
             g = g.div_(self.scale)
         # |g| is taken in place, after all that want the sign
@@ -163,5 +166,10 @@ def norms(model: nn.Module, graph: Graph, criterion: Criterion) -> list[np.ndarr
     weights = dict(named_tensors(model))
     with torch.no_grad():
         return [
-            criterion.over_weights(rows_of(weights[layer.slot].double(), layer)).cpu().numpy() for layer in graph.layers
+            criterion.over_weights(rows_of(size_of(weights[layer.slot]), layer)).cpu().numpy() for layer in graph.layers
         ]
+
+
+def size_of(weight: Tensor) -> Tensor:
+    """Weights in fp64; complex ones by their absolute value."""
+    return weight.abs().double() if weight.is_complex() else weight.double()

@@ -130,7 +130,9 @@ def zero_scales(model: nn.Module, graph: Graph, zero: frozenset[str]) -> frozens
     """
     tracer = ZeroTracer(Ties(), rules.find, rules.is_free)
     tracer.ties.size, tracer.zero = graph.ties.size, zero
-    trace_once(tracer, model, graph.example.with_batch(2), graph.slots, True, graph.train_run.real)
+    trace_once(
+        tracer, model, graph.example.with_batch(graph.train_run.samples), graph.slots, True, graph.train_run.real
+    )
     found = (t for t in multipliers(tracer.ties) if t.value is not None and not t.value.any())
     return frozenset().union(*(t.origin or () for t in found)) & zero
 

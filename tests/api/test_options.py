@@ -19,8 +19,8 @@ from ranp_cli.core.paths import PACKAGE
 
 FUNCTIONS = {name: getattr(ranp, name) for name in keyword_types.FUNCTIONS}
 COMMANDS = {c.name: c for c in (SCORE_COMMAND, PRUNE_COMMAND, REFINE_COMMAND, COMPARE_COMMAND, PROFILE_COMMAND)}
-NOT_ON_THE_COMMAND_LINE = {"progress", "distributed", "full", "cells", "kept_in"}
-POSITIONAL = {"batches": "batch", "mask": "mask", "other": "model2", "model": "model"}
+NOT_ON_THE_COMMAND_LINE = {"progress", "distributed", "full", "cells", "kept_in", "trust"}
+POSITIONAL = {"batches": "batch", "mask": "mask", "other": "model2", "network": "model"}
 
 
 def net() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:

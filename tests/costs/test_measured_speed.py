@@ -173,7 +173,7 @@ def test_time_on_the_command_line(folder, capsys):
     assert one["before_s"] == pytest.approx(pruned["speed"]["before_s"])
     assert not {"after_s", "speedup", "train_before_s", "theoretical_speedup"} & set(one)
 
-    slim = document("profile slim.safetensors --time", capsys)
+    slim = document(f"profile slim.safetensors --time --model {UNET}", capsys)
     assert slim["speed"]["after_s"] == pytest.approx(pruned["speed"]["after_s"])
     assert "before_s" not in slim["speed"]
     assert slim["speed"]["samples"] == 2

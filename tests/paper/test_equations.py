@@ -141,11 +141,11 @@ def weigh(scores, method, resource=None, cost=None):
     return {name: s * factor[name] for name, s in scores.items()}
 
 
-def select(scores, kappa, floor=1):
+def select(scores, kappa, floor=1, output=None):
     """Eq. 11, ties kept, the output layer kept, the best `floor` neurons of a layer that would have fewer."""
     flat = sorted(np.concatenate(list(scores.values())), reverse=True)
     least = flat[kappa - 1] if kappa else np.inf
-    out, floored, output = {}, [], list(scores)[-1]
+    out, floored, output = {}, [], output or list(scores)[-1]
     for name, s in scores.items():
         out[name] = [i for i, v in enumerate(s) if v >= least or name == output]
         if len(out[name]) < min(floor, len(s)):
@@ -215,14 +215,19 @@ def test_min_neurons_is_the_floor_of_every_layer(floor):
 
 
 @pytest.mark.parametrize("options", [{"keep": ["encoders.*"]}, {"only": ["decoders.*", "encoders.1.conv?"]}], ids=str)
-def test_keep_and_only_keep_whole_layers_and_leave_the_threshold(options):
+def test_keep_and_only_keep_whole_layers_and_take_the_share_from_the_rest(options):
     model, scores = case("unet3d", 0)[0], saved("unet3d", 0)
-    plain = kept(prune(model, scores=scores, sparsity=0.5))
-    got = kept(prune(model, scores=scores, sparsity=0.5, allow_less=True, **options))
-    for name, s in scores.layers.items():
-        named = any(fnmatch(name, glob) for globs in options.values() for glob in globs)
-        whole = named == ("keep" in options)
-        assert got[name] == (list(range(len(s))) if whole else plain[name]), name
+    got = kept(prune(model, scores=scores, sparsity=0.3, method="vanilla", min_neurons=1, allow_less=True, **options))
+    whole = {
+        name
+        for name in scores.layers
+        if any(fnmatch(name, glob) for globs in options.values() for glob in globs) == ("keep" in options)
+    }
+    assert all(got[name] == list(range(len(scores.layers[name]))) for name in whole)
+    n, taken = sum(map(len, scores.layers.values())), sum(len(scores.layers[name]) for name in whole)
+    rest = {name: s for name, s in scores.layers.items() if name not in whole}
+    want, _ = select(rest, max(0, int(n * 0.7) - taken), 1, output="head")
+    assert {name: got[name] for name in rest} == {name: want[name] for name in rest}
 
 
 @pytest.mark.parametrize("sparsity", [0.25, 0.5, 0.8])

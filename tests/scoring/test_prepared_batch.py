@@ -53,7 +53,7 @@ def twice(net, layout=True):
     """The scores of two passes over one mini-batch, as `--precision auto` and a proof take them."""
     work = at_work(net)
     work.layout = layout
-    prepared = PreparedBatch.of(0, batch(), CPU, "fp64")
+    prepared = PreparedBatch.of(0, batch(), net, CPU, "fp64")
     (collector,) = work.collectors
     found = []
     with collector.watching():
@@ -82,7 +82,7 @@ def test_what_a_pass_has_written_into_is_prepared_again(sent):
 
 
 def test_numbers_are_counted_in_the_inputs_alone():
-    prepared = PreparedBatch.of(3, batch(), CPU, "fp64")
+    prepared = PreparedBatch.of(3, batch(), Net(), CPU, "fp64")
     assert (prepared.index, prepared.elements) == (3, 2 * 5**3)
     assert prepared.args[0].dtype == prepared.target.dtype == torch.float64
-    assert PreparedBatch.of(0, batch(), CPU, "model").args[0].dtype == torch.float32
+    assert PreparedBatch.of(0, batch(), Net(), CPU, "model").args[0].dtype == torch.float32

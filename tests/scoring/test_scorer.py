@@ -187,9 +187,16 @@ def test_half_precision_reads_nothing_that_nobody_wrote(low_memory):
         assert close(wanted, found, 0.1)
 
 
+class Shared(list):
+    """A list that a copied model goes on to write to."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
 def layouts(model, x, y):
     """Which activations of convolutions lie channels last while the model is scored."""
-    seen = []
+    seen = Shared()
     handles = [m.register_forward_hook(lambda m, i, out: seen.append(out.is_contiguous(memory_format=torch.channels_last_3d)))
                for m in model.modules() if isinstance(m, nn.Conv3d)]  # fmt: skip
     ranp.score(model, [(x, y)])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...core.flop_formulas import attention, einsum
-from .onnx_shapes import SMALL, VIEWS, Inference, Value
+from .onnx_shapes import FOLDED, SMALL, VIEWS, Inference, Value
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -17,16 +17,7 @@ if TYPE_CHECKING:
 
 KIND = "pkg.torch.export.graph_signature.InputSpec.kind"  # torch writes it beside an initializer: PARAMETER or BUFFER
 # what the profile knowingly counts no multiply-adds for, as the rules of torch ops have it
-FREE = set(
-    # element-wise
-    "Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil "
-    "Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish IsInf IsNaN "
-    "LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Shrink "
-    "Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor "
-    # layout
-    "Compress Concat Constant ConstantOfShape DepthToSpace Dropout Expand EyeLike Flatten Gather GatherElements GatherND "
-    "Identity OneHot Pad Range Reshape ReverseSequence ScatterElements ScatterND Shape Size Slice SpaceToDepth Split "
-    "Squeeze Tile Transpose Trilu Unsqueeze NonZero "
+FREE = FOLDED | set(
     # normalisation, reduction, windows
     "ArgMax ArgMin AveragePool BatchNormalization CumSum GlobalAveragePool GlobalLpPool GlobalMaxPool "
     "GroupNormalization Hardmax InstanceNormalization LRN LayerNormalization LogSoftmax LpNormalization LpPool MaxPool "

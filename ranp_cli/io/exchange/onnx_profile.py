@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core.errors import BadInput
+from ...core.errors import BadInput, one_line, shortened
+from ...core.reading import readable
 from ...core.spelling import spelled
 from .onnx_count import Count
 from .onnx_shapes import axes_in
@@ -16,6 +18,19 @@ if TYPE_CHECKING:
 
 
 ONE_FILE = 1_900_000_000  # bytes of weights; a protobuf holds at most 2 GB, so larger ones lie in a file beside it
+MOST_NODES, MOST_DEPTH = 100_000, 100  # of a graph, and of functions that call functions
+FOUR_BITS = (21, 22, 23, 25, 26)  # types of onnx.TensorProto of fewer than 8 bits
+# what counting raises for a graph that the checker lets pass but that makes no sense, such as a Conv of vectors
+_UNSOUND = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    RecursionError,
+    RuntimeError,
+)
 
 
 def profile_onnx(path: str | Path, input_shapes: Any = None) -> dict[str, Any]:
@@ -38,9 +53,20 @@ def profile_onnx(path: str | Path, input_shapes: Any = None) -> dict[str, Any]:
         >>> profile_onnx("slim.onnx", (1, 1, 64, 64, 64))["before"]["macs"]  # doctest: +SKIP
         1290240
     """
+    model = read_onnx(Path(path))
     import onnx
 
-    model = read_onnx(Path(path))
+    try:
+        return _counted(model, path, input_shapes)
+    except (*_UNSOUND, onnx.checker.ValidationError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"{path} is no sound ONNX model ({one_line(error, 80)}); write it anew") from error
+
+
+def _counted(model: ModelProto, path: str | Path, input_shapes: Any) -> dict[str, Any]:
+    import onnx
+
     if model.functions:
         import onnx.inliner
 
@@ -68,25 +94,81 @@ def profile_onnx(path: str | Path, input_shapes: Any = None) -> dict[str, Any]:
 
 
 def read_onnx(path: Path) -> ModelProto:
+    """The model in a file, which is small enough, sound by ONNX's own checker, and holds what it declares."""
     import onnx
 
     DecodeError = importlib.import_module("google.protobuf.message").DecodeError
     wanted = "give an .onnx file"
     try:
-        model = onnx.load(str(path), load_external_data=False)
-    except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}; {wanted}") from error
+        model = onnx.load(str(readable(path, str(path), wanted=wanted)), load_external_data=False)
     except (DecodeError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
         raise BadInput(f"{path} is not an ONNX file, or is truncated; {wanted}") from error
     if not model.ir_version or not model.HasField("graph"):
         raise BadInput(f"{path} is not an ONNX file, or is truncated: it holds no graph; {wanted}")
+    _check_calls(model, path)
     large = model.ByteSize() >= ONE_FILE or any(t.data_location for t in model.graph.initializer)
     try:
         onnx.checker.check_model(str(path) if large else model)
-    except (onnx.checker.ValidationError, ValueError) as error:
-        text = " ".join(str(error).split())
-        raise BadInput(f"{path} is no sound ONNX model, or is truncated: {text[:200]}; write it anew") from error
+        for tensor in model.graph.initializer:
+            _check_tensor(tensor)
+    except (onnx.checker.ValidationError, ValueError, TypeError, KeyError) as error:
+        raise BadInput(
+            f"{path} is no sound ONNX model, or is truncated: {shortened(error, 150)}; write it anew"
+        ) from error
     return model
+
+
+def _check_calls(model: ModelProto, path: Path) -> None:
+    """BadInput where the functions of a model, written out, are too many nodes: functions that call functions grow fast."""
+    functions = {(f.domain, f.name): f.node for f in model.functions}
+    sizes: dict[tuple[str, str], int] = {}
+
+    def size(nodes: Any, depth: int) -> int:
+        if depth > MOST_DEPTH:
+            raise BadInput(
+                f"{path}: its functions call one another more than {MOST_DEPTH} deep; write it anew, inlined"
+            )
+        total = 0
+        for node in nodes:
+            called = (node.domain, node.op_type)
+            if called in functions and called not in sizes:
+                sizes[called] = size(functions[called], depth + 1)
+            inner = [graph for a in node.attribute for graph in (a.g, *a.graphs) if graph.node]
+            total += sizes.get(called, 1) + sum(size(graph.node, depth + 1) for graph in inner)
+            if total > MOST_NODES:
+                raise BadInput(
+                    f"{path}: has more than {MOST_NODES:,} nodes, its functions written out; give a smaller graph"
+                )
+        return total
+
+    size(model.graph.node, 0)
+
+
+def _check_tensor(tensor: Any) -> None:
+    """ValueError where a stored tensor holds more or fewer bytes than its shape says."""
+    from onnx import helper
+
+    count = math.prod(tensor.dims)
+    if min(tensor.dims, default=1) < 0:
+        raise ValueError(f"tensor {tensor.name[:40]} has the shape {list(tensor.dims)[:8]}")
+    if tensor.data_location or not tensor.HasField("raw_data"):
+        held, wanted = _typed(tensor), count
+    else:
+        held, wanted = len(tensor.raw_data), count * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    packed = tensor.data_type in FOUR_BITS  # two numbers a byte
+    if (
+        not tensor.data_location
+        and not packed
+        and held not in (wanted, 2 * wanted if tensor.data_type in (14, 15) else wanted)
+    ):
+        raise ValueError(f"tensor {tensor.name[:40]} holds {held} of {wanted}")
+
+
+def _typed(tensor: Any) -> int:
+    fields = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+    return sum(len(getattr(tensor, name)) for name in fields)
 
 
 def _as_shapes(given: Any) -> list[tuple[int, ...]] | None:

@@ -14,6 +14,18 @@ if TYPE_CHECKING:
 
 VIEWS = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Dropout"}  # their output is their input's memory
 SMALL = 4096  # numbers; values up to this size are followed through the graph, as they may be shapes
+# the ops that shapes are computed with: the work of each is that of its inputs and outputs, which are small
+FOLDED = set(
+    # element-wise
+    "Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil "
+    "Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish IsInf IsNaN "
+    "LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Shrink "
+    "Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor "
+    # layout
+    "Compress Concat Constant ConstantOfShape DepthToSpace Dropout Expand EyeLike Flatten Gather GatherElements GatherND "
+    "Identity OneHot Pad Range Reshape ReverseSequence ScatterElements ScatterND Shape Size Slice SpaceToDepth Split "
+    "Squeeze Tile Transpose Trilu Unsqueeze NonZero".split()
+) | {f"Reduce{how}" for how in ("L1", "L2", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")}
 
 
 @dataclass
@@ -80,7 +92,7 @@ class Inference:
 
     def _evaluate(self, node: NodeProto, ins: dict[str, Value], named: list[str]) -> list[np.ndarray] | None:
         """The numbers that a node gives, when they are known and few: the shapes that a graph computes with."""
-        if node.domain not in ("", "ai.onnx") or node.op_type.startswith(("Random", "Bernoulli", "If", "Loop", "Scan")):
+        if node.domain not in ("", "ai.onnx") or node.op_type not in FOLDED | {"Shape", "Size"}:
             return None
         if node.op_type in ("Shape", "Size") and node.input[0] in ins:
             value = ins[node.input[0]]

@@ -1,0 +1,409 @@
+"""Counts that modules keep in attributes of their own follow the channels; what only looks like a count does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ranp_cli as ranp
+
+LABELS = [
+    (torch.randn(2, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 8, 8, 8, dtype=torch.long))
+]
+CLASSES = [(LABELS[0][0], torch.tensor([0, 1]))]
+CLIPS = [(torch.randn(2, 4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1]))]
+
+
+class Cell(nn.Module):
+    def __init__(self, i, h):
+        super().__init__()
+        self.input_dim = i
+        self.hidden_dim = h
+        self.conv = nn.Conv2d(i + h, 4 * h, 3, padding=1)
+
+    def forward(self, x, st):
+        h, c = st
+        cc = self.conv(torch.cat([x, h], 1))
+        i, f, o, g = torch.split(cc, self.hidden_dim, dim=1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        return (h, c)
+
+    def init_hidden(self, b, hw):
+        return (torch.zeros(b, self.hidden_dim, *hw), torch.zeros(b, self.hidden_dim, *hw))
+
+
+class ConvLSTM(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pre = nn.Conv2d(1, 16, 3, padding=1)
+        self.cells = nn.ModuleList([Cell(16, 16), Cell(16, 24)])
+        self.fc = nn.Linear(24, 4)
+
+    def forward(self, x):
+        B, T = x.shape[:2]
+        seq = [self.pre(x[:, t]).relu() for t in range(T)]
+        for c in self.cells:
+            st = c.init_hidden(B, seq[0].shape[-2:])
+            out = []
+            for z in seq:
+                st = c(z, st)
+                out.append(st[0])
+            seq = out
+        return self.fc(seq[-1].mean((2, 3)))
+
+
+class TSM(nn.Module):
+    def __init__(self, div=8):
+        super().__init__()
+        self.c0 = nn.Conv3d(1, 32, 3, padding=1)
+        self.c1 = nn.Conv3d(32, 32, 3, padding=1)
+        self.c2 = nn.Conv3d(32, 32, 3, padding=1)
+        self.fc = nn.Linear(32, 4)
+        self.div = div
+
+    def shift(self, x):
+        fold = x.shape[1] // self.div
+        out = torch.zeros_like(x)
+        out[:, :fold, :-1] = x[:, :fold, 1:]
+        out[:, fold : 2 * fold, 1:] = x[:, fold : 2 * fold, :-1]
+        out[:, 2 * fold :] = x[:, 2 * fold :]
+        return out
+
+    def forward(self, x):
+        x = self.c0(x).relu()
+        x = x + self.c1(self.shift(x)).relu()
+        x = x + self.c2(self.shift(x)).relu()
+        return self.fc(x.mean((2, 3, 4)))
+
+
+class PConv(nn.Module):
+    def __init__(self, dim, div=4, how="split"):
+        super().__init__()
+        self.dim_conv3 = dim // div
+        self.dim_untouched = dim - self.dim_conv3
+        self.partial_conv3 = nn.Conv3d(self.dim_conv3, self.dim_conv3, 3, padding=1, bias=False)
+        self.how = how
+
+    def forward(self, x):
+        if self.how == "slice":
+            x = x.clone()
+            x[:, : self.dim_conv3] = self.partial_conv3(x[:, : self.dim_conv3])
+            return x
+        a, b = torch.split(x, [self.dim_conv3, self.dim_untouched], dim=1)
+        return torch.cat((self.partial_conv3(a), b), 1)
+
+
+class FBlock(nn.Module):
+    def __init__(self, d, how):
+        super().__init__()
+        self.mix = PConv(d, how=how)
+        self.mlp = nn.Sequential(
+            nn.Conv3d(d, 2 * d, 1, bias=False), nn.BatchNorm3d(2 * d), nn.ReLU(), nn.Conv3d(2 * d, d, 1, bias=False)
+        )
+
+    def forward(self, x):
+        return x + self.mlp(self.mix(x))
+
+
+class FasterNet(nn.Module):
+    def __init__(self, how="split"):
+        super().__init__()
+        self.e = nn.Conv3d(1, 32, 3, padding=1)
+        self.b = nn.Sequential(FBlock(32, how), FBlock(32, how), nn.Conv3d(32, 64, 2, 2), FBlock(64, how))
+        self.fc = nn.Linear(64, 4)
+
+    def forward(self, x):
+        return self.fc(self.b(self.e(x)).mean((2, 3, 4)))
+
+
+class R2(nn.Module):
+    def __init__(self, i, w, scale=4):
+        super().__init__()
+        self.width = w
+        self.nums = scale - 1
+        self.conv1 = nn.Conv3d(i, w * scale, 1)
+        self.convs = nn.ModuleList([nn.Conv3d(w, w, 3, padding=1) for _ in range(self.nums)])
+        self.conv3 = nn.Conv3d(w * scale, i, 1)
+
+    def forward(self, x):
+        out = self.conv1(x).relu()
+        spx = torch.split(out, self.width, 1)
+        sp = spx[0]
+        for i in range(self.nums):
+            sp = sp if i == 0 else sp + spx[i]
+            sp = self.convs[i](sp).relu()
+            out = sp if i == 0 else torch.cat((out, sp), 1)
+        out = torch.cat((out, spx[self.nums]), 1)
+        return (x + self.conv3(out)).relu()
+
+
+class Res2Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e = nn.Conv3d(1, 32, 3, padding=1)
+        self.b = nn.Sequential(R2(32, 8), R2(32, 8))
+        self.fc = nn.Linear(32, 4)
+
+    def forward(self, x):
+        return self.fc(self.b(self.e(x)).mean((2, 3, 4)))
+
+
+class ResB(nn.Module):
+    def __init__(self, i, o, st):
+        super().__init__()
+        self.i, self.o, self.st = (i, o, st)
+        self.c1, self.c2 = (nn.Conv3d(i, o, 3, st, 1), nn.Conv3d(o, o, 3, 1, 1))
+
+    def forward(self, x):
+        y = self.c2(F.relu(self.c1(x)))
+        if self.i != self.o:
+            x = F.pad(x[:, :, :: self.st, :: self.st, :: self.st], (0, 0, 0, 0, 0, 0, 0, self.o - self.i))
+        return F.relu(x + y)
+
+
+class ResAEnd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv3d(1, 8, 3, 1, 1)
+        self.l = nn.Sequential(ResB(8, 8, 1), ResB(8, 16, 2), ResB(16, 16, 1), ResB(16, 32, 2))
+        self.fc = nn.Linear(32, 4)
+
+    def forward(self, x):
+        return self.fc(self.l(self.stem(x)).mean((2, 3, 4)))
+
+
+class ResZ(ResB):
+    def forward(self, x):
+        y = self.c2(F.relu(self.c1(x)))
+        if self.i != self.o:
+            out = F.avg_pool3d(x, 1, self.st)
+            z = torch.zeros(out.shape[0], self.o - out.shape[1], *out.shape[2:])
+            x = torch.cat([out, z], 1)
+        return F.relu(x + y)
+
+
+class MedicalNetA(ResAEnd):
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Sequential(ResZ(8, 8, 1), ResZ(8, 16, 2), ResZ(16, 16, 1), ResZ(16, 32, 2))
+
+
+class HighPad(nn.Module):
+    def __init__(self, i, o):
+        super().__init__()
+        self.c = nn.Sequential(
+            nn.BatchNorm3d(i),
+            nn.ReLU(),
+            nn.Conv3d(i, o, 3, padding=1),
+            nn.BatchNorm3d(o),
+            nn.ReLU(),
+            nn.Conv3d(o, o, 3, padding=1),
+        )
+        p = (o - i) // 2
+        self.pad = (0, 0, 0, 0, 0, 0, p, o - i - p)
+        self.i, self.o = (i, o)
+
+    def forward(self, x):
+        y = self.c(x)
+        return y + (F.pad(x, self.pad) if self.i != self.o else x)
+
+
+class HighRes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e = nn.Conv3d(1, 16, 3, padding=1)
+        self.b = nn.Sequential(HighPad(16, 16), HighPad(16, 16), HighPad(16, 32), HighPad(32, 32), HighPad(32, 64))
+        self.h = nn.Conv3d(64, 2, 1)
+
+    def forward(self, x):
+        return self.h(self.b(self.e(x)))
+
+
+class Ghost(nn.Module):
+    def __init__(self, i, o):
+        super().__init__()
+        self.oup = o
+        init = (o + 1) // 2
+        self.p = nn.Conv3d(i, init, 1)
+        self.cheap = nn.Conv3d(init, init, 3, padding=1, groups=init)
+
+    def forward(self, x):
+        a = self.p(x).relu()
+        b = self.cheap(a).relu()
+        return torch.cat([a, b], 1)[:, : self.oup]
+
+
+class GhostNet(nn.Module):
+    def __init__(self, o=16):
+        super().__init__()
+        self.e = nn.Conv3d(1, 16, 3, padding=1)
+        self.b = nn.Sequential(Ghost(16, o), Ghost(o, o + 1))
+        self.h = nn.Conv3d(o + 1, 2, 1)
+
+    def forward(self, x):
+        return self.h(self.b(self.e(x)))
+
+
+class Cfg:
+    pass
+
+
+class ConfigNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cfg = Cfg()
+        self.cfg.hidden = 16
+        self.a = nn.Conv3d(1, 16, 3, padding=1)
+        self.b = nn.Conv3d(16, 2 * 16, 1)
+        self.h = nn.Conv3d(16, 2, 1)
+
+    def forward(self, x):
+        y = self.b(self.a(x).relu())
+        return self.h(y[:, : self.cfg.hidden] * y[:, self.cfg.hidden :].sigmoid())
+
+
+class ViewNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.width = 32
+        self.a = nn.Conv3d(1, 32, 3, padding=1)
+        self.b = nn.Conv3d(32, 32, 3, padding=1)
+        self.fc = nn.Linear(32, 4)
+
+    def forward(self, x):
+        y = self.b(self.a(x).relu()).relu()
+        y = y.view(y.shape[0], self.width, -1).mean(2)
+        return self.fc(y)
+
+
+class FlatNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.nflat = 8 * 4 * 4 * 4
+        self.a = nn.Conv3d(1, 32, 3, padding=1, stride=2)
+        self.b = nn.Conv3d(32, 8, 3, padding=1)
+        self.fc = nn.Linear(self.nflat, 16)
+        self.g = nn.Linear(16, 4)
+
+    def forward(self, x):
+        y = self.b(self.a(x).relu()).relu()
+        return self.g(self.fc(y.view(-1, self.nflat)).relu())
+
+
+class Shortcut(nn.Module):
+    def __init__(self, i, o, stride):
+        super().__init__()
+        self.i, self.o, self.st = i, o, stride
+        self.c1, self.c2 = nn.Conv3d(i, o, 3, stride, 1), nn.Conv3d(o, o, 3, 1, 1)
+
+    def forward(self, x):
+        y = self.c2(F.relu(self.c1(x)))
+        if self.i != self.o:
+            k = (self.o - self.i) // 2
+            x = F.pad(x[:, :, :: self.st, :: self.st, :: self.st], (0, 0, 0, 0, 0, 0, k, k))
+        return F.relu(x + y)
+
+
+class ResNetA(ResAEnd):
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Sequential(Shortcut(8, 8, 1), Shortcut(8, 16, 2), Shortcut(16, 16, 1), Shortcut(16, 32, 2))
+
+
+NETS = {
+    "ConvLSTM": (ConvLSTM, CLIPS),
+    "TSM": (TSM, CLASSES),
+    "FasterNet": (FasterNet, CLASSES),
+    "Res2Net": (Res2Net, CLASSES),
+    "shortcut padded at the end": (ResAEnd, CLASSES),
+    "shortcut padded on both sides": (ResNetA, CLASSES),
+    "shortcut of zeros": (MedicalNetA, CLASSES),
+    "HighResNet": (HighRes, LABELS),
+    "GhostNet": (GhostNet, LABELS),
+    "GhostNet, odd": (lambda: GhostNet(17), LABELS),
+    "count in a config object": (ConfigNet, LABELS),
+    "count in a view": (ViewNet, CLASSES),
+    "count of a flattened volume": (FlatNet, CLASSES),
+}
+
+
+def made(make, seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_half_of_the_neurons_go(name, tmp_path):
+    make, batch = NETS[name]
+    result = ranp.prune(made(make), batch, sparsity=0.5)
+    report = result.report.to_dict()
+    assert report["sparsity"]["achieved"] >= 0.45
+    assert report["verified"]["max_rel_error_fp64"] < 1e-10
+    assert set(report["fixed"].values()) <= {"network output"}
+    result.save(tmp_path / "slim.safetensors")
+    again = ranp.load(tmp_path / "slim.safetensors", made(make)).eval()
+    x = batch[0][0]
+    assert torch.equal(again(x), result.model.eval()(x))
+    assert torch.equal(ranp.refine(made(make), result.mask).eval()(x), again(x))
+
+
+class LooksLikeACount(nn.Module):
+    """8 channels, and a pool of 8 that has nothing to do with them; the true count is written as a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool, self.a, self.b = 8, nn.Conv3d(1, 8, 3, padding=1), nn.Conv3d(8, 2, 1)
+
+    def forward(self, x):
+        y = self.a(x).relu().view(len(x), 8, -1)
+        return self.b(y.view(len(x), 8, *x.shape[2:])) + F.avg_pool3d(x, self.pool)
+
+
+def test_what_only_looks_like_a_count_stays():
+    net = made(LooksLikeACount)
+    result = ranp.prune(net, LABELS, sparsity=0.5, allow_less=True)
+    assert (result.model.pool, net.pool) == (8, 8)
+    assert "fixed in the code" in result.report.to_dict()["fixed"]["a"]
+
+
+class RunsButIsWrong(nn.Module):
+    """The count chooses a part of the channels by a remainder: set to another number it runs, and is another network."""
+
+    def __init__(self):
+        super().__init__()
+        self.n, self.a, self.b, self.c = 8, nn.Conv3d(1, 8, 3, padding=1), nn.Conv3d(8, 8, 1), nn.Conv3d(8, 2, 1)
+
+    def forward(self, x):
+        y = self.b(self.a(x).relu()).relu()
+        scale = 1.0 if self.n == 8 else 2.0
+        return self.c(torch.cat([y[:, : self.n // 2], y[:, self.n // 2 :]], 1)) * scale
+
+
+def test_a_count_that_changes_what_is_computed_is_not_followed():
+    net = made(RunsButIsWrong)
+    result = ranp.prune(net, LABELS, sparsity=0.5, allow_less=True)
+    assert result.model.n == 8
+    assert result.report.to_dict()["verified"]["max_rel_error_fp64"] < 1e-10
+
+
+class OnlyWhatMust(nn.Module):
+    """The first 5 of 12 are written as a number: they stay, and the other 7 may go."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv3d(1, 12, 3, padding=1), nn.Conv3d(12, 12, 3, padding=1), nn.Conv3d(12, 2, 1)
+
+    def forward(self, x):
+        y = self.b(self.a(x).relu()).relu()
+        return self.c(torch.cat([y[:, :5], y[:, 5:].tanh()], 1))
+
+
+def test_only_the_units_that_must_stay_do():
+    result = ranp.prune(made(OnlyWhatMust), LABELS, sparsity=0.5, min_neurons=1)
+    kept = result.mask.layers["b"]["kept"]
+    assert kept[:5] == [0, 1, 2, 3, 4]
+    assert len(kept) < 12
