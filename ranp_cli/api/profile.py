@@ -11,7 +11,7 @@ from ..core.spelling import spelled
 from ..io.pairs import pair_note
 from ..io.slim_document import RECORDED, check_counts
 from ..io.slim_file import SLIM, document_of, read_document
-from ..io.slim_loading import load, on_command_line, without_model
+from ..io.slim_loading import load, without_model
 from ..io.tensor_file import TensorFile
 from ..reporting.report import LAYER_COSTS, Report, layer_row, merge_rows, uncounted
 from .options import PROFILE, ModelOptions, StepOptions
@@ -25,8 +25,16 @@ if TYPE_CHECKING:
 
 
 @PROFILE
-def profile(network: nn.Module | str, inputs: Any = None, *, other: nn.Module | str | None = None, tree: bool = False,
-            model: nn.Module | str | None = None, trust: bool = False, **options: Unpack[ProfileKeywords]) -> Report:  # fmt: skip
+def profile(
+    network: nn.Module | str,
+    inputs: Any = None,
+    *,
+    other: nn.Module | str | None = None,
+    tree: bool = False,
+    model: nn.Module | str | None = None,
+    trust: bool = False,
+    **options: Unpack[ProfileKeywords],
+) -> Report:
     """Count what a network costs: one sample, eval mode, without running it.
 
     Args:
@@ -75,8 +83,7 @@ def profile(network: nn.Module | str, inputs: Any = None, *, other: nn.Module | 
         report, chosen[ModelOptions], step, tree, autocast_device(step.amp, chosen[ModelOptions].device), dense, trust
     )
     if (model is not None or trust) and not (is_slim(network) or is_slim(other)):
-        named = "--model" if on_command_line() else "model="
-        raise BadInput(f"{named} is the dense network of a slim file, and none is given; leave it out")
+        raise BadInput(f"{spelled('model')} is the dense network of a slim file, and none is given; leave it out")
     first = counting.parts(network, inputs)
     if other is None:
         report.parts = first
@@ -170,7 +177,7 @@ class Counting:
             from ..core.example import Example
 
             if known is None:
-                raise BadInput(f"{path} records no input; give --input")
+                raise BadInput(f"{path} records no input; give {spelled('inputs')}")
             with self.report.timing("load"):
                 self.running.append((self._loaded(path, about), Example.from_signature(known)))
         mask = document["mask"]

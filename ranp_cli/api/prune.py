@@ -137,9 +137,7 @@ def prune(
         graph, importance = restore_scores(session, known_scores, strict)
     else:
         source, score_init = None, chosen[GradientOptions].score_init
-        source, graph, importance = take_scores(
-            session, batches, ranking, goal, chosen[GradientOptions], strict, probing, progress
-        )
+        source, graph, importance = take_scores(session, batches, ranking, goal, chosen, strict, probing, progress)
 
     graph.fix_layers(chosen[LayerOptions].keep, chosen[LayerOptions].only)
     keep_whole(graph, importance.not_ranked)
@@ -164,23 +162,30 @@ def prune(
     mask.name_run(pruned.model)
     add_memory(session, settled.model, costing)
     add_speed(session, settled.model, stand, race, chosen[StepOptions].time)
-    add_outcome(session, graph, goal, settled.selection, costing)
-    session.report.parts["held_back"] = causes
-    session.note(*less_than_asked(settled.selection, mask, causes))
-    add_ranking(session.report, graph, ranking, importance)
-    pruned.rankings = ranking.steps(graph, importance.scores)
+    add_outcome(session, graph, goal, settled.selection, costing, mask, causes)
+    pruned.rankings = add_ranking(session.report, graph, ranking, importance)
     if probing is not None and source is not None:
         probing.report(session, settled.model, source, progress)
     return pruned
 
 
-def add_outcome(session: Session, graph: Graph, goal: Goal, selection: Selection, costing: Costing) -> None:
-    """Write to the report whether limits are met, what was not pruned, and what the slim network needs to learn."""
+def add_outcome(
+    session: Session,
+    graph: Graph,
+    goal: Goal,
+    selection: Selection,
+    costing: Costing,
+    mask: Mask,
+    causes: list[dict[str, Any]],
+) -> None:
+    """Write to the report whether limits are met, what was not pruned and why, and what the slim network needs to learn."""
     parts = session.report.parts
     if goal.limits:
         parts["budget"] = goal.rows(costs_of(parts, "before"), costs_of(parts, "after"))
     parts["not_pruned"] = not_pruned(graph, selection.keep)
     parts |= trainability(session, graph, selection, costing)
+    parts["held_back"] = causes
+    session.note(*less_than_asked(selection, mask, causes))
 
 
 def add_speed(session: Session, slim: nn.Module, stand: Benchmark | None, race: Timings | None, training: bool) -> None:
@@ -236,12 +241,13 @@ def take_scores(
     batches: Any,
     ranking: Ranking,
     goal: Goal,
-    options: GradientOptions,
+    chosen: Chosen,
     strict: bool,
     probing: Probing | None,
     progress: Progress,
 ) -> tuple[Batches, Graph, Importance]:
     """The mini-batches, the graph, and the importance from their gradients; zeros for a method without a criterion."""
+    options = chosen[GradientOptions]
     source, example = first_batch(batches, options, session.seed)
     if probing is not None:
         source.hold = probing.plan.kept
@@ -276,13 +282,14 @@ def method_info(
     return info
 
 
-def add_ranking(report: Report, graph: Graph, ranking: Ranking, importance: Importance) -> None:
-    """Write to each layer's row its mean importance, and what the resource made of it."""
+def add_ranking(report: Report, graph: Graph, ranking: Ranking, importance: Importance) -> dict[str, list[np.ndarray]]:
+    """Write to each layer's row its mean importance, and what the resource made of it. Return the ranking, step by step."""
     layer_tau = ranking.tau(graph)
     for k, row in enumerate(report.parts["layers"]):
         row["importance_mean"] = float(np.mean(importance.scores[k]))
         if layer_tau is not None:
             row["tau"], row["reweighting"] = float(layer_tau[k]), float(reweighting(layer_tau, ranking.lam)[k])
+    return ranking.steps(graph, importance.scores)
 
 
 def check_enough(selection: Selection, mask: Mask, of_weights: bool, causes: list[dict[str, Any]]) -> None:

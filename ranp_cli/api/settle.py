@@ -69,6 +69,8 @@ def _fix(graph: Graph, found: HardCoded) -> None:
         graph.ties.fix(found.ids, found.reason.what, found.reason.where)
         graph.settle()
         if graph.fixed_units.sum() == before:
-            raise VerificationFailed(f"the slim network does not run ({found.reason}) and no unit could be kept to mend it; "
-                                     "nothing was written. This is a defect of ranp: please report the model")  # fmt: skip
+            raise VerificationFailed(
+                f"the slim network does not run ({found.reason}) and no unit could be kept to mend it; "
+                "nothing was written. This is a defect of ranp: please report the model"
+            )
     graph.settle()

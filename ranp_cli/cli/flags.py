@@ -23,12 +23,14 @@ class FlagSpelling:
     """
 
     def __init__(self, options: Iterable[Option] = (), config: Iterable[str] = (), path: Any = None) -> None:
-        self.options = {option.keyword: option for option in [*PRUNE.options, BATCH, *options]}
+        own = {option.keyword: option for option in options}
+        self.options = {**{option.keyword: option for option in [*PRUNE.options, BATCH]}, **own}
+        self.arguments = {keyword: name for keyword, name in ARGUMENTS.items() if keyword not in own}
         self.config, self.path = frozenset(config), path
 
     def __call__(self, keyword: str, value: Any) -> str:
-        if keyword in ARGUMENTS:
-            flag = key = ARGUMENTS[keyword]
+        if keyword in self.arguments:
+            flag = key = self.arguments[keyword]
         else:
             option = self.options.get(keyword)
             flag = option.flags[0] if option else f"--{keyword.strip('_').replace('_', '-')}"

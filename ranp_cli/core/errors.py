@@ -23,6 +23,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .paths import is_ours
+from .spelling import spelled
 
 MESSAGE = 287  # characters of a message at most: with `ranp: error: ` before it a line of 300
 USER_EXCEPTIONS = (Exception, SystemExit)  # what the user's own code may raise, caught once and shown as one line
@@ -125,8 +126,8 @@ def memory_advice(error: BaseException) -> str:
         size = f"{int(bytes_) / 2**20:,.0f} MiB" if bytes_ else amount[3] or f"{amount[1]} {amount[2]}"
         wanted = f": {size} more were wanted"
     return (
-        f"out of memory{wanted}; give a smaller --batch or fewer samples in it, a smaller --input, --low-memory or "
-        "--memory-limit where the command has it, or a machine with more"
+        f"out of memory{wanted}; give smaller {spelled('batches')} or fewer samples in it, smaller {spelled('inputs')}, "
+        f"{spelled('low_memory', True)} or {spelled('memory_limit')} where there is such an option, or a machine with more"
     )
 
 

@@ -90,8 +90,10 @@ def check_unfolded(declared: int, size: int, what: str, holds: str) -> None:
     """BadInput where a file of `size` bytes declares so many bytes of content that it can only be damaged or a trap."""
     allowed = min(HEAD_ROOM + UNFOLDS * size, bound())
     if declared > allowed:
-        raise BadInput(f"{what}: {holds} of {_size(declared)} in a file of {_size(size)}; at most {_size(allowed)} are taken from it: "
-                       "save the tensors whole and uncompressed (clone() before torch.save, numpy.savez)")  # fmt: skip
+        raise BadInput(
+            f"{what}: {holds} of {_size(declared)} in a file of {_size(size)}; at most {_size(allowed)} are taken from it: "
+            "save the tensors whole and uncompressed (clone() before torch.save, numpy.savez)"
+        )
 
 
 def check_tree(tree: Any, what: str, seen: Callable[[Any], None]) -> None:

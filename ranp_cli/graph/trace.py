@@ -150,8 +150,14 @@ class Tracer(TorchDispatchMode):
             if writes(func, k) and t.untyped_storage()._cdata in self.owned:
                 self.written.add(self.owned[t.untyped_storage()._cdata])
             self.put(t, lab, write=writes(func, k))
-        op = Op(name, ins, tuple(labelled), new_bytes=self.live_bytes - before,
-                uses=tuple(self.ties.uses[seen:]), places=tuple(self.ties.places[placed:]))  # fmt: skip
+        op = Op(
+            name,
+            ins,
+            tuple(labelled),
+            new_bytes=self.live_bytes - before,
+            uses=tuple(self.ties.uses[seen:]),
+            places=tuple(self.ties.places[placed:]),
+        )
         if op.uses:
             op.call = (func, *map_tensors((args, kwargs), lambda t: torch.empty_like(t, device="meta")))
         self._count(op, func, args, kwargs, out)

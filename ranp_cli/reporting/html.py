@@ -204,8 +204,8 @@ def _picture(side: str, memory: Report, top: float, alone: bool) -> str:
     name = "a training step" if alone else side
     amp = ", 16-bit autocast" if "amp" in memory else ""
     return (
-        f'<figure><figcaption>{name}: batch of {samples}, {escape(memory["optimizer"])}{amp}, peak '
-        f'{bytes_(memory["train_peak_bytes"])} at {escape(memory["train_peak_at"])}</figcaption>\n'
+        f"<figure><figcaption>{name}: batch of {samples}, {escape(memory['optimizer'])}{amp}, peak "
+        f"{bytes_(memory['train_peak_bytes'])} at {escape(memory['train_peak_at'])}</figcaption>\n"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT + 34}" width="100%" role="img">{ticks}'
         f'<polygon points="{LEFT},{HEIGHT} {points} {WIDTH},{HEIGHT}" fill="{colour}" opacity=".55"/>'
         f'<line x1="{turn:.1f}" x2="{turn:.1f}" y1="0" y2="{HEIGHT}" stroke="var(--dim)" stroke-dasharray="4 3"/>'
@@ -216,7 +216,7 @@ def _picture(side: str, memory: Report, top: float, alone: bool) -> str:
         f'<text x="{WIDTH}" y="{HEIGHT + 30}" text-anchor="end">op {n}</text>'
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="var(--hot)"/>'
         f'<text x="{x + shift:.1f}" y="{max(y + 4, 12):.1f}" text-anchor="{anchor}">{bytes_(line[at])}</text>{slots}</svg></figure>\n'
-    )  # fmt: skip
+    )
 
 
 def _remarks(report: Report) -> str:

@@ -35,10 +35,11 @@ def next_steps(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         )
     else:
         yield (
-            "next:", "bold",
+            "next:",
+            "bold",
             f"to train it, in Python: ranp_cli.load({file!r}, model), where model is the dense one; to count it: "
             f"ranp profile {shlex.quote(file)}",
-        )  # fmt: skip
+        )
 
 
 def _it(command: str) -> str:

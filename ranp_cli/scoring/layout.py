@@ -64,7 +64,7 @@ class ConvolutionOverrides(TorchFunctionMode):
     their weights copied, and takes longer for that than it gains.
 
     `half`: a convolution whose window is wider than its input runs in fp32. On processors with bf16 units oneDNN computes
-    the gradient of such a weight (3x3x3 over a depth of 2) from memory that nobody has written; tests/scoring/test_scorer.py
+    the gradient of such a weight (3x3x3 over a depth of 2) from memory that nobody has written; tests/scoring/test_precision.py
     shows it. They are small, so nothing is lost.
     """
 

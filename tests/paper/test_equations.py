@@ -1,45 +1,43 @@
-"""The paper's rule (RANP, eq. 6-11), index for index, against a plain reference; and law 5: nothing of the caller changes.
+"""The equations of the paper against a plain reference, and by hand."""
 
-The reference uses no code of ours: mask parameters of ones are multiplied onto the weights (eq. 2, 6), autograd gives
-their gradients, and eq. 9-11 are written out below. It runs in float64, ranp in float32.
-"""
+from __future__ import annotations
 
 import copy
-import functools
-import os
-import random
 import runpy
-import subprocess
-import sys
 from fnmatch import fnmatch
 from functools import cache
 from math import ceil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from paths import ROOT, SAMPLES, TESTS
+from paper_reference import CLASSES, IGNORE, LAMBDA, prune
+from paths import SAMPLES
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import ranp_cli as ranp
 from ranp_cli.models.unet3d import unet3d
 
-prune = functools.partial(ranp.prune, min_neurons=1)  # the paper's rule
-
 MODEL = SAMPLES / "model.py"
+
+
 LAYERS = (nn.Conv3d, nn.ConvTranspose3d, nn.Linear)
-CLASSES, IGNORE, LAMBDA = 3, 255, 11
+
 
 NETS = {
     "unet3d": lambda: unet3d(layers=7, width=6, num_classes=CLASSES),
     "sample": lambda: runpy.run_path(str(MODEL))["UNet3D"](num_classes=CLASSES, width=4, levels=3),
     "no norm": lambda: without(nn.BatchNorm3d, unet3d(layers=7, width=6, num_classes=CLASSES)),
 }
+
+
 SEEDS = (0, 1)
+
+
 SPARSITIES = (0.3, 0.78, 0.95)
+
+
 METHODS = {
     "vanilla": {"method": "vanilla"},
     "weighted": {"method": "weighted"},
@@ -47,6 +45,8 @@ METHODS = {
     "ranp-mem": {"method": "ranp", "resource": "mem"},
     "ranp-params": {"method": "ranp", "resource": "params"},
 }
+
+
 CRITERIA = [f"{kind}-{reduce}" for kind in ("mpmg", "mnmg") for reduce in ("sum", "mean", "max")]
 
 
@@ -86,9 +86,6 @@ def saved(net, seed):
 
 def kept(result):
     return {name: layer["kept"] for name, layer in result.mask.to_dict()["layers"].items()}
-
-
-# -- the reference
 
 
 def costs(model, x):
@@ -157,9 +154,6 @@ def select(scores, kappa, floor=1, output=None):
 @cache
 def expected(net, seed, criterion="mpmg-sum"):
     return importance(*case(net, seed), criterion)
-
-
-# -- eq. 6-11 against the reference
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -264,9 +258,6 @@ def test_saved_scores_give_the_mask_of_the_batches(tmp_path, method):
         assert prune(model, scores=tmp_path / "scores.safetensors", **options).mask.to_dict() == direct.to_dict()
 
 
-# -- eq. 4 and 7 on post-activations
-
-
 def plain_net(inplace):
     return nn.Sequential(
         *(nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4), nn.ReLU(inplace)),
@@ -313,7 +304,6 @@ def test_neuron_is_the_gradient_of_a_mask_on_the_post_activation(build, after, s
         np.testing.assert_allclose(got[name], s, rtol=1e-4, atol=1e-5 * float(s.max()), err_msg=name)
 
 
-# -- by hand
 #
 # x = (1, 1), h = W1 x = (1, 2, 1), o = W2 h = (8, 4), L = o1 + o2, so dL/dh = (3, 3, 3) and
 # eq. 6:   |W1 * dL/dW1| = (3 0; 3 3; 0 3), |W2 * dL/dW2| = (2 4 2; 1 2 1): scores (3, 6, 3) and (8, 4)
@@ -398,112 +388,3 @@ def test_costs_by_hand(resource, cost):
     rows = prune(model, batch, sparsity=0.2, resource=resource, allow_less=True).report.to_dict()["layers"]
     assert [row["tau"] for row in rows] == pytest.approx([c / max(cost) for c in cost])
     assert [row["macs"] for row in rows] == [432, 384]
-
-
-# -- law 5: nothing of the caller changes
-
-
-def rich_model():
-    """Batch norm in both modes, dropout, a frozen weight, gradients here and there."""
-    torch.manual_seed(3)
-    model = nn.Sequential(
-        *(nn.Conv3d(1, 8, 3, padding=1), nn.BatchNorm3d(8), nn.ReLU(inplace=True), nn.Dropout(0.5)),
-        *(nn.Conv3d(8, 6, 3, padding=1, bias=False), nn.BatchNorm3d(6, momentum=None), nn.Dropout3d(0.5)),
-        nn.Conv3d(6, CLASSES, 1),
-    )
-    model[1].eval()
-    model[6].eval()
-    model[4].weight.requires_grad_(False)
-    model[0].weight.grad = torch.randn_like(model[0].weight)
-    model[7].bias.grad = torch.zeros_like(model[7].bias)
-    return model
-
-
-def state(model):
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    grads = {name: t.grad for name, t in tensors.items() if t.grad is not None}
-    numbers = {
-        name: t.detach().numpy().tobytes() for name, t in [*tensors.items(), *((f"d{n}", g) for n, g in grads.items())]
-    }
-    kept_objects = {name: (id(t), t.requires_grad, t._version, id(t.grad)) for name, t in tensors.items()}
-    modes = {name: (m.training, type(m), len(m._forward_hooks)) for name, m in model.named_modules()}
-    return {"numbers": numbers, "objects": kept_objects, "modes": modes}
-
-
-def generators():
-    name, keys, *rest = np.random.get_state()
-    return {"torch": torch.get_rng_state().tolist(), "numpy": (name, keys.tolist(), rest), "python": random.getstate()}
-
-
-BATCHES = [(torch.full((2, 1, 4, 4, 4), float(k)).cumsum(-1), torch.arange(128).view(2, 4, 4, 4) % 3) for k in (1, 2)]
-ACTIONS = {
-    "score": lambda m: ranp.score(m, BATCHES),
-    "score neuron": lambda m: ranp.score(m, BATCHES, criterion="neuron"),
-    "prune": lambda m: prune(m, BATCHES, sparsity=0.5),
-    "prune to max": lambda m: prune(m, BATCHES, sparsity="max", criterion="mnmg-max"),
-    "prune random, draw anew": lambda m: prune(m, BATCHES, sparsity=0.5, method="random", init="glorot"),
-    "refine": lambda m: ranp.refine(m, prune(m, BATCHES, sparsity=0.5).mask, init="orthogonal"),
-    "profile": lambda m: ranp.profile(m, (1, 1, 4, 4, 4)),
-    "shuffled loader": lambda m: ranp.score(m, DataLoader(TensorDataset(*BATCHES[0]), batch_size=1, shuffle=True)),
-    "loader that draws": lambda m: ranp.score(m, drawing),
-}
-
-
-def drawing():
-    """Augments by every global generator."""
-    for x, y in BATCHES:
-        yield x + torch.randn(()) + np.random.rand() + random.random(), y
-
-
-@pytest.mark.parametrize("action", ACTIONS)
-def test_the_caller_finds_everything_as_it_was(action):
-    model = rich_model()
-    before, drawn = state(model), generators()
-    ACTIONS[action](model)
-    assert state(model) == before
-    assert generators() == drawn
-
-
-def test_weights_are_not_loaded_into_the_callers_model(tmp_path):
-    model, path = rich_model(), tmp_path / "weights.pt"
-    torch.save({name: t * 2 for name, t in model.state_dict().items()}, path)
-    before = state(model)
-    ranp.score(model, BATCHES, weights=str(path))
-    assert state(model) == before
-
-
-# -- law 4: the same bytes
-
-
-def write(folder):
-    folder = Path(folder)
-    result = prune(rich_model(), BATCHES, sparsity=0.5, init="glorot", seed=7)
-    result.mask.save(folder / "mask.json")
-    result.save(folder / "slim.safetensors")
-    return [(folder / name).read_bytes() for name in ("mask.json", "slim.safetensors")]
-
-
-def test_batches_that_draw_are_drawn_from_the_seed():
-    first, again = (ranp.score(rich_model(), drawing).layers for _ in range(2))
-    assert {name: s.tolist() for name, s in first.items()} == {name: s.tolist() for name, s in again.items()}
-
-
-def test_two_runs_write_the_same_bytes(tmp_path):
-    assert write(tmp_path) == write(tmp_path)
-
-
-def test_processes_with_other_hash_seeds_write_the_same_bytes(tmp_path):
-    script = "import sys, test_equations; test_equations.write(sys.argv[1])"
-    runs = []
-    for seed in ("1", "2"):
-        (tmp_path / seed).mkdir()
-        env = {
-            **os.environ,
-            "PYTHONHASHSEED": seed,
-            "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS / "helpers", TESTS / "paper"))),
-            "OMP_NUM_THREADS": "1",
-        }
-        runs.append(subprocess.Popen([sys.executable, "-c", script, str(tmp_path / seed)], env=env))
-    assert [run.wait(50) for run in runs] == [0, 0]
-    for name in ("mask.json", "slim.safetensors"):
-        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()

@@ -1,21 +1,29 @@
-"""A score of zero is no verdict: zero scales are scored at one, zero weights drawn, and a layer without scores stays whole."""
+"""Scales and weights that are initialised to zero, and layers that no gradient reaches."""
 
 from __future__ import annotations
-
-import copy
-import json
-import os
-from pathlib import Path
 
 import laws
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from paths import ROOT, TESTS
-from processes import done, start
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
+from zero_nets import (
+    HERE,
+    SCALED,
+    batches,
+    conv,
+    encoded,
+    residual,
+    scaled,
+    two_parts,
+    under_no_grad,
+    with_ones,
+    without_b,
+    zero,
+    zeroed,
+)
 from zoo import Net
 
 import ranp_cli as ranp
@@ -23,85 +31,14 @@ from ranp_cli.cli import run
 from ranp_cli.core.errors import BadInput, Infeasible
 from ranp_cli.core.example import Example
 from ranp_cli.graph.analyse import analyse
-from ranp_cli.io.slim_file import SCORES, read_document, read_tensors, to_bytes
 from ranp_cli.scoring import activation_gradients, scorer
 from ranp_cli.scoring.zero_scores import ALL_ZERO, NO_ACTIVATION, NO_GRADIENT, ZERO_WEIGHTS, Zeros, find_zeros, glorot
 
-HERE = Path(__file__)
 GRADIENTS = ("mpmg-sum", "mpmg-max", "mnmg-sum", "neuron", "taylor", "snip")
-
-
-def conv(i: int, o: int, k: int = 3) -> nn.Conv2d:
-    return nn.Conv2d(i, o, k, padding=k // 2)
-
-
-def batches(n: int = 2) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    g = torch.Generator().manual_seed(1)
-    return [(torch.randn(2, 1, 6, 6, generator=g), torch.randint(0, 3, (2, 6, 6), generator=g)) for _ in range(n)]
-
-
-def residual(scale=None, norm=None, **more) -> nn.Module:
-    """stem, then x + scale(norm(b(relu(a(x))))), then head; 8 + 8 + 8 + 3 neurons, those of stem and b tied."""
-    torch.manual_seed(0)
-
-    def forward(m, x):
-        x = m.stem(x).relu()
-        y = m.b(m.a(x).relu())
-        y = y if norm is None else m.norm(y)
-        return m.head(x + (y if scale is None else scale(m, y)))
-
-    return Net(forward, stem=conv(1, 8), a=conv(8, 8), b=conv(8, 8), head=conv(8, 3, 1), **more,
-               **({} if norm is None else {"norm": norm}))  # fmt: skip
-
-
-class ChannelsLast(nn.LayerNorm):
-    def forward(self, x):
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
-
-
-def zero(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.zeros(shape))
-
-
-def zeroed(norm: nn.Module) -> nn.Module:
-    nn.init.zeros_(norm.weight)
-    return norm
-
-
-def rms(m, y):
-    return y * torch.rsqrt((y * y).mean((2, 3), keepdim=True) + 1e-5) * m.g.view(1, -1, 1, 1)
-
-
-SCALED = {  # the name of the scale, and a network with it
-    "batch norm": ("norm.weight", lambda: residual(norm=zeroed(nn.BatchNorm2d(8)))),
-    "instance norm": ("norm.weight", lambda: residual(norm=zeroed(nn.InstanceNorm2d(8, affine=True)))),
-    "group norm": ("norm.weight", lambda: residual(norm=zeroed(nn.GroupNorm(2, 8)))),
-    "layer norm": ("norm.weight", lambda: residual(norm=zeroed(ChannelsLast(8)))),
-    "rms norm": ("g", lambda: residual(rms, g=zero(8))),
-    "rezero": ("g", lambda: residual(lambda m, y: m.g * y, g=zero(1))),
-    "scalar": ("g", lambda: residual(lambda m, y: y * m.g, g=nn.Parameter(torch.tensor(0.0)))),
-    "layer scale": ("g", lambda: residual(lambda m, y: y * m.g[:, None, None], g=zero(8))),
-    "in place": ("g", lambda: residual(lambda m, y: y.clone().mul_(m.g), g=zero(1, 8, 1, 1))),
-    "addcmul": ("g", lambda: residual(lambda m, y: torch.addcmul(y - y, y, m.g), g=zero(1))),
-    "tanh gate": ("g", lambda: residual(lambda m, y: y * torch.tanh(m.g), g=zero(1))),
-    "scaled gate": ("g", lambda: residual(lambda m, y: y * (2 * m.g).expand(8).view(1, 8, 1, 1), g=zero(1))),
-    "moved gate": ("g", lambda: residual(lambda m, y: y * m.g.to(y.device, y.dtype), g=zero(1))),
-}
-
-
-def with_ones(model: nn.Module, *names: str) -> nn.Module:
-    one = copy.deepcopy(model)
-    for name, p in one.named_parameters():
-        if name in names:
-            p.data.fill_(1)
-    return one
 
 
 def zeros_of(model: nn.Module, x: torch.Tensor | None = None) -> Zeros:
     return find_zeros(model, analyse(model, Example((batches(1)[0][0] if x is None else x,))))
-
-
-# -- (a) scales
 
 
 @pytest.mark.parametrize("kind", SCALED)
@@ -190,15 +127,6 @@ def test_low_memory_and_precisions_score_at_one_too():
     assert np.allclose(ranp.score(make(), batches(), precision="fp64").layers["a"], wanted, rtol=1e-3)
 
 
-# -- (b) weights
-
-
-def without_b(model: nn.Module) -> nn.Module:
-    nn.init.zeros_(model.b.weight)
-    nn.init.zeros_(model.b.bias)
-    return model
-
-
 @pytest.mark.parametrize("criterion", GRADIENTS)
 def test_a_zero_layer_in_the_middle_is_scored_with_drawn_weights(criterion):
     model, by_hand = without_b(residual()), without_b(residual())
@@ -247,16 +175,6 @@ def test_a_zero_last_layer_is_an_error_that_names_the_cure(tmp_path, capsys):
     assert run([*arguments, "--score-init", "glorot", "-o", str(tmp_path / "slim.safetensors"), "-q"]) == 0
 
 
-def last_zero() -> nn.Module:
-    model = residual()
-    nn.init.zeros_(model.head.weight)
-    return model
-
-
-def scaled() -> nn.Module:
-    return SCALED["batch norm"][1]()
-
-
 def test_a_zero_layer_before_the_output_that_others_reach_is_drawn():
     torch.manual_seed(0)
     model = Net(lambda m, x: m.stem(x) + m.b(m.a(x).relu()), stem=conv(1, 3), a=conv(1, 8), b=conv(8, 3))
@@ -265,25 +183,6 @@ def test_a_zero_layer_before_the_output_that_others_reach_is_drawn():
     scores = ranp.score(model, batches())
     assert scores.about["weights_drawn"] == ["b"]
     assert scores.layers["a"].any()
-
-
-# -- (c) no gradient
-
-
-def two_parts(between, **more) -> nn.Module:
-    """e0, e1, then `between`, then b and head: 8 + 8 + 16 + 3 neurons."""
-    torch.manual_seed(0)
-    return Net(lambda m, x: m.head(m.b(between(m, x)).relu()), e0=conv(1, 8), e1=conv(8, 8), b=conv(8, 16), head=conv(16, 3, 1),
-               **more)  # fmt: skip
-
-
-def encoded(m, x):
-    return m.e1(m.e0(x).relu()).relu()
-
-
-def under_no_grad(m, x):
-    with torch.no_grad():
-        return encoded(m, x)
 
 
 BEHIND = {
@@ -429,129 +328,3 @@ def test_compare_cuts_as_prune_does(make):
     parts = table.report.to_dict()
     assert any("no gradient" in note for note in parts["notes"])
     assert parts["scoring"]
-
-
-# -- files, processes
-
-
-@pytest.mark.parametrize("make", [lambda: two_parts(under_no_grad), scaled, lambda: without_b(residual())])
-def test_a_file_of_scores_carries_it(make, tmp_path):
-    path = tmp_path / "s.safetensors"
-    ranp.score(make(), batches()).save(path)
-    given, anew = ranp.prune(make(), scores=path, sparsity=0.4), ranp.prune(make(), batches(), sparsity=0.4)
-    assert given.mask.layers == anew.mask.layers
-    assert given.mask.fixed == anew.mask.fixed
-    assert given.report.parts["scoring"] == anew.report.parts["scoring"]
-    assert given.report.parts["notes"] == anew.report.parts["notes"]
-
-
-def rewritten(path: Path, **changes) -> Path:
-    """The file with other entries in its document; None takes one out."""
-    about = {**read_document(path, SCORES), **changes}
-    about = {key: value for key, value in about.items() if value is not None}
-    path.write_bytes(to_bytes(read_tensors(path), about))
-    return path
-
-
-def test_an_older_file_still_loads(tmp_path):
-    path = tmp_path / "s.safetensors"
-    ranp.score(two_parts(under_no_grad), batches()).save(path)
-    mask = ranp.prune(two_parts(under_no_grad), scores=rewritten(path, not_ranked=None), sparsity=0.4).mask
-    assert mask.fixed["e0"] == ALL_ZERO
-    assert len(mask.layers["e0"]["kept"]) == 8
-
-
-@pytest.mark.parametrize(
-    "changes", [{"not_ranked": ["e0"]}, {"not_ranked": {"e0": 1}}, {"scales_at_one": "g"}, {"weights_drawn": [3]}]
-)
-def test_a_file_that_says_it_otherwise_is_refused(changes, tmp_path):
-    path = tmp_path / "s.safetensors"
-    ranp.score(two_parts(under_no_grad), batches()).save(path)
-    with pytest.raises(BadInput, match=f"'{next(iter(changes))}' of .* must be .* write it anew with ranp score"):
-        ranp.prune(two_parts(under_no_grad), scores=rewritten(path, **changes), sparsity=0.4)
-
-
-@pytest.mark.parametrize("make", [lambda: two_parts(under_no_grad), scaled, lambda: without_b(residual())])
-def test_resuming_gives_what_one_go_gives(make, tmp_path):
-    first, one, two = (tmp_path / f"{name}.safetensors" for name in ("first", "one", "two"))
-    ranp.score(make(), batches(3), batch_limit=1).save(first)
-    ranp.score(make(), batches(3), resume=first).save(two)
-    ranp.score(make(), batches(3)).save(one)
-    assert one.read_bytes() == two.read_bytes()
-
-
-def test_scores_taken_with_a_scale_at_zero_are_not_gone_on_from(tmp_path):
-    path = tmp_path / "s.safetensors"
-    ranp.score(scaled(), batches(1)).save(path)
-    with pytest.raises(BadInput, match=r"`resume`: these scores were taken with the zeros of norm.weight.*score anew"):
-        ranp.score(scaled(), batches(2), resume=rewritten(path, scales_at_one=None))
-
-
-def test_two_processes_give_the_bytes_of_one(tmp_path):
-    (tmp_path / "loader.py").write_text(f"import sys; sys.path.insert(0, {str(HERE.parent)!r})\n"
-                                        "from test_zero_scores import batches\ndef loader():\n    return batches(3)\n")  # fmt: skip
-    where = os.pathsep.join(map(str, (ROOT, TESTS / "laws", TESTS / "helpers", HERE.parent)))
-    for processes, name in ((0, "one"), (2, "two")):
-        arguments = ["score", f"{HERE}:scaled", "--batch", "loader.py:loader", "-o", f"{name}.safetensors"]
-        code, _, err = done(start(arguments, tmp_path, processes, PYTHONPATH=where))
-        assert code == 0, err
-    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
-    assert read_document(tmp_path / "two.safetensors", SCORES)["scales_at_one"] == ["norm.weight"]
-
-
-def test_the_command_line_says_so(tmp_path, capsys):
-    torch.save(batches()[0], tmp_path / "b.pt")
-    arguments = ["prune", f"{HERE}:scaled", "--batch", str(tmp_path / "b.pt"), "--sparsity", "0.5", "--json", "-"]
-    assert run([*arguments, "-o", str(tmp_path / "slim.safetensors")]) == 0
-    out, err = capsys.readouterr()
-    assert json.loads(out)["scoring"] == {"scales_at_one": ["norm.weight"]}
-    assert "1 scale (norm.weight) initialised to zero: scored at one" in " ".join(err.split())
-
-
-# -- networks of others
-
-
-def test_nnunets_residual_encoder_as_nnunet_initialises_it():
-    from dynamic_network_architectures.architectures import unet
-
-    torch.manual_seed(0)
-    model = unet.ResidualEncoderUNet(1, 3, (4, 8, 16), nn.Conv3d, 3, (1, 2, 2), (1, 2, 2), 2, (1, 1), conv_bias=True,
-                                     norm_op=nn.InstanceNorm3d, norm_op_kwargs={"affine": True}, nonlin=nn.LeakyReLU,
-                                     deep_supervision=True)  # fmt: skip
-    model.apply(model.initialize)
-    batch = [(torch.randn(2, 1, 8, 8, 8), torch.randint(0, 2, (2, 8, 8, 8)))]
-    pruned = ranp.prune(model, batch, sparsity=0.4)
-    names = pruned.report.parts["scoring"]["scales_at_one"]
-    assert len(names) == 5
-    assert all(name.endswith("conv2.norm.weight") for name in names)
-    assert pruned.mask.layers == ranp.prune(with_ones(model, *names), batch, sparsity=0.4).mask.layers
-    assert all(row["importance_mean"] > 0 for row in pruned.report.parts["layers"])
-    assert all(not p.any() for name, p in pruned.model.named_parameters() if name in names)
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # timm scripts functions when it is imported
-def test_timms_zero_init_last():
-    import timm
-
-    torch.manual_seed(0)
-    model = timm.create_model("resnet18", num_classes=3, zero_init_last=True)
-    scores = ranp.score(model, [(torch.randn(2, 3, 32, 32), torch.tensor([0, 2]))])
-    assert len(scores.about["scales_at_one"]) == 8
-    assert all(values.any() for values in scores.layers.values())
-
-
-def test_monais_diffusion_unet():
-    from monai.networks import nets
-
-    torch.manual_seed(0)
-    inner = nets.DiffusionModelUNet(2, 1, 1, channels=(8, 16), attention_levels=(False, False), num_res_blocks=1,
-                                    norm_num_groups=4)  # fmt: skip
-    model = Net(lambda m, x: m.net(x, timesteps=torch.zeros(x.shape[0], dtype=torch.long)), net=inner)
-    batch = [(torch.randn(2, 1, 8, 8), torch.randn(2, 1, 8, 8))]
-    with pytest.raises(BadInput, match=r"layer net.out.2.conv are all zero and it is the last one"):
-        ranp.score(model, batch, loss="mse")
-    nn.init.normal_(inner.out[2].conv.weight)
-    scores = ranp.score(model, batch, loss="mse")
-    assert len(scores.about["weights_drawn"]) == 8
-    assert all(name.endswith("conv2.conv") for name in scores.about["weights_drawn"])
-    assert all(values.any() for values in scores.layers.values())
