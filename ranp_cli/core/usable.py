@@ -29,7 +29,7 @@ def usable(model: nn.Module) -> nn.Module:
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if tensor.is_meta:
             raise BadInput(f"'{name}' of the model is on the meta device and has no values; make the model on a real one, or, after "
-                           "model.to_empty(device='cpu'), load its weights or initialise them")  # fmt: skip
+                           "model.to_empty, load its weights or initialise them")  # fmt: skip
         if tensor.is_quantized:
             _refuse_quantised(name, str(tensor.dtype))
         is_of_inference |= tensor.is_inference()

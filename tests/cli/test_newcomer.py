@@ -65,7 +65,7 @@ def test_refine_goes_on_from_that_mask_and_writes_its_own(here: Path) -> None:
     first = Path("slim.mask.json").read_bytes()
     refine = ["refine", "net.py:Net", "--mask", "slim.mask.json", "-q", "-o"]
     assert run([*refine, "again.safetensors"]) == 0
-    assert Path("again.mask.json").read_bytes() == first
+    assert json.loads(Path("again.mask.json").read_text())["layers"] == json.loads(first)["layers"]
     assert run([*refine, "slim.safetensors"]) == 0, "its input stays as it is"
     assert Path("slim.mask.json").read_bytes() == first
 
