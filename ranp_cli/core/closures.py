@@ -164,7 +164,8 @@ def copied(value: Any, memo: dict[int, Any], inside: set[int], where: str) -> An
             return value
         raise BadInput(
             f"the function in {where} holds on to the model through something that cannot be copied: {in_words(error, 120)}; "
-            "take it off the model before pruning (a hook: handle.remove())"
+            "take it off the model before pruning (a hook: handle.remove())",
+            whole=True,
         ) from error
 
 

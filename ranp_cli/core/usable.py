@@ -6,6 +6,7 @@ from itertools import chain
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .copies import replicate
 from .errors import BadInput
@@ -27,6 +28,8 @@ def usable(model: nn.Module) -> nn.Module:
             _refuse_quantised(name, type(module).__name__)
     is_of_inference = False
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(tensor):  # has no shape yet; running the model says so
+            continue
         if tensor.is_meta:
             raise BadInput(f"'{name}' of the model is on the meta device and has no values; make the model on a real one, or, after "
                            "model.to_empty, load its weights or initialise them")  # fmt: skip
