@@ -19,8 +19,10 @@ from paths import SAMPLES
 import ranp_cli as ranp
 from ranp_cli import samples
 from ranp_cli.cli.commands import PRUNE_COMMAND
+from ranp_cli.cli.flags import FlagSpelling
 from ranp_cli.cli.invocation import Run
 from ranp_cli.core.errors import BadInput
+from ranp_cli.core.spelling import spelling
 from ranp_cli.io.batches import load_batches
 from ranp_cli.io.losses import load_loss
 from ranp_cli.io.model import load_model
@@ -112,7 +114,8 @@ def path(request):
 def options(path):
     """What `ranp prune --config` makes of the file."""
     given = {**dict.fromkeys(PRUNE_COMMAND.names), "config": str(path)}
-    return Run(PRUNE_COMMAND, given, {"mask"})
+    with spelling(FlagSpelling()):
+        return Run(PRUNE_COMMAND, given, {"mask"})
 
 
 def model_args(run):

@@ -21,6 +21,7 @@ from ..core.fingerprint import fingerprint
 from ..core.job import job
 from ..core.spelling import spelled
 from ..core.tensors import in_precision_of
+from ..core.usable import usable
 from ..graph.analyse import analyse
 from ..graph.graph import Graph
 from ..io.batches import Batches, load_batches
@@ -68,7 +69,7 @@ class Session:
                 raise BadInput(
                     f"the model is a {type(model).__name__}; give an nn.Module, or a spec such as model.py:UNet3D"
                 )
-            own, model = model is given, uncompiled(model)
+            own, model = model is given, usable(uncompiled(model))
             if options.weights is not None:
                 if own:
                     model = replicate(model, lambda _, t: t.clone())

@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .errors import BadInput, one_line
+from .deep_copy import deep_copy
+from .errors import BadInput, in_words
 
 MUTABLE = (dict, list, set, deque)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -42,7 +43,7 @@ def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         memo.setdefault(id(t), t.detach().clone())
     weak = [found for module in model.modules() for found in weak_references(module, model)]
     memo.update({id(vars(module)[key]): None for module, key, _, _ in weak})
-    result = copy.deepcopy(model, memo)
+    result = deep_copy(model, memo)
     for module, key, kind, target in weak:
         vars(memo[id(module)])[key] = kind(memo[id(target)])
     for where, function, new, names in bound:
@@ -163,8 +164,9 @@ def copied(value: Any, memo: dict[int, Any], inside: set[int], where: str) -> An
         if not any(id(part) in inside for part in reached(value, {})):
             return value
         raise BadInput(
-            f"the function in {where} holds on to the model through something that cannot be copied: {one_line(error, 60)}; "
-            "take it off the model before pruning (a hook: handle.remove())"
+            f"the function in {where} holds on to the model through something that cannot be copied: {in_words(error, 120)}; "
+            "take it off the model before pruning (a hook: handle.remove())",
+            whole=True,
         ) from error
 
 

@@ -83,7 +83,7 @@ def run(
         ties.take_back(mark)
     try:
         return trace_once(new_tracer(ties), model, example, slots, training, real=True)
-    except (RuleFailure, BadInput):  # ours
+    except (RuleFailure, BadInput):  # which say themselves what is wrong
         raise
     except USER_EXCEPTIONS as error:
         raise BadInput(

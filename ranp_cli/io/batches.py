@@ -295,6 +295,8 @@ def _tensor(leaf: Any, where: str) -> Any:
     import torch
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+    if isinstance(leaf, torch.Tensor) and leaf.is_inference():
+        leaf = leaf.clone()  # made in inference mode, where autograd cannot save it
     is_more = isinstance(leaf, torch.Tensor) and type(leaf) not in (torch.Tensor, torch.nn.Parameter)
     if is_more and not is_traceable_wrapper_subclass(leaf):
         with torch._C.DisableTorchFunctionSubclass():

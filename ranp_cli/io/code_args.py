@@ -44,17 +44,6 @@ def with_code(args: Mapping[str, Any], factory: Any, what: str) -> dict[str, Any
     return resolved
 
 
-def names_code(value: Any) -> str:
-    """The first name of code in arguments, as `with_code` would look it up whatever the parameter; else nothing."""
-    if isinstance(value, str):
-        return value if value.startswith(PREFIX) else ""
-    if isinstance(value, Mapping):
-        if TARGET in value:
-            return str(value[TARGET])
-        return IMPORTED if IMPORTED in value else next(filter(None, map(names_code, value.values())), "")
-    return next(filter(None, map(names_code, value)), "") if isinstance(value, (list, tuple)) else ""
-
-
 def recorded(args: Any) -> Any:
     """Arguments as a file can hold them: classes and functions by their names, `code:torch.nn:Conv3d`."""
     if isinstance(args, Mapping):

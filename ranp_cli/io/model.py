@@ -12,7 +12,7 @@ from ..core.documents import NotYaml, parse_yaml
 from ..core.errors import USER_EXCEPTIONS, BadInput, is_out_of_memory, shortened
 from ..core.reading import readable
 from ..core.spelling import spelled
-from .code_args import names_code, recorded, text_for_code, with_code
+from .code_args import recorded, text_for_code, with_code
 from .readers import found_instead, pickled_class, read_safetensors, read_torch, read_torchscript, some_of
 from .user_code import attribute, check_args, import_named, is_code, meant, offered, own_command_line, user_error
 
@@ -34,7 +34,7 @@ class LoadedModel:
     kind: Literal["factory", "torchscript"]
 
 
-def load_model(spec: str, args: dict[str, Any] | None = None, code_in_args: bool = True) -> LoadedModel:
+def load_model(spec: str, args: dict[str, Any] | None = None) -> LoadedModel:
     """Build or read the network that `spec` names.
 
     Random weights are drawn from the global generator; whoever wants them the same every time seeds it before.
@@ -44,7 +44,6 @@ def load_model(spec: str, args: dict[str, Any] | None = None, code_in_args: bool
             an `nn.Module` (used as it is, not copied); a bare `file.py` that defines one `nn.Module` class; or a
             TorchScript file (.pt, .ts, .pth), which is read onto the CPU.
         args: keyword arguments for the class or function.
-        code_in_args: whether the arguments may name code, as those of the user may and those of a data file may not.
 
     Raises:
         BadInput: says which of the many ways this can go wrong it was, and what to do.
@@ -52,7 +51,7 @@ def load_model(spec: str, args: dict[str, Any] | None = None, code_in_args: bool
     args = dict(args or {})
     what = f"model {spec}"
     if is_code(spec):
-        return LoadedModel(built(factory_of(spec, what), args, what, code_in_args), spec, recorded(args), "factory")
+        return LoadedModel(built(factory_of(spec, what), args, what), spec, recorded(args), "factory")
     suffix = Path(spec).suffix.lower()
     if suffix in TORCHSCRIPT:
         if args:
@@ -89,7 +88,7 @@ def factory_of(spec: str, what: str) -> Any:
     return attribute(module, name, what, offers)
 
 
-def built(factory: Any, args: dict[str, Any], what: str, code_in_args: bool = True) -> nn.Module:
+def built(factory: Any, args: dict[str, Any], what: str) -> nn.Module:
     """The network that a factory makes of `args`; a ready `nn.Module` is returned as it is. BadInput says what is wrong."""
     from torch import nn
 
@@ -103,11 +102,7 @@ def built(factory: Any, args: dict[str, Any], what: str, code_in_args: bool = Tr
         return uncompiled(factory)
     if not callable(factory):
         raise BadInput(f"{what}: is {found_instead(factory)}; wants a class or function that returns an nn.Module")
-    if code_in_args:
-        args = with_code(args, factory, what)
-    elif name := names_code(args):
-        raise BadInput(f"{what}: the file records arguments that name code ({name}), and no data file leads to code; give the "
-                       "dense model itself, or trust the file")  # fmt: skip
+    args = with_code(args, factory, what)
     check_args(factory, args, what)
     try:
         with own_command_line():

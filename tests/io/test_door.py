@@ -210,11 +210,17 @@ def test_arguments_that_name_no_code(folder: Path, factory: str, pairs: list[str
     assert says in said(f"net.py:{factory}", parse_args(pairs))
 
 
-def test_arguments_of_a_data_file_name_no_code(folder: Path) -> None:
-    write(folder, {"net.py": MAKERS})
-    for args in ({"conv": "code:os.system"}, {"conv": [{"_target_": "os.system"}]}, {"_kw_requires_import": ["conv"]}):
-        with pytest.raises(BadInput, match="no data file leads to code"):
-            load_model("net.py:free", args, code_in_args=False)
+def test_arguments_that_a_slim_file_records_name_no_code_unless_it_is_trusted(folder: Path) -> None:
+    write(folder, {"net.py": MAKERS, "evil.py": "open('ran', 'w').close()\nfrom torch.nn import Conv3d\n"})
+    batch = torch.rand(1, 1, 6, 6, 6), torch.randint(2, (1, 4, 4, 4))
+    ranp.prune("net.py:free", batch, sparsity=0.5, model_args={"conv": "code:evil.Conv3d"}).save("slim.safetensors")
+    os.unlink("ran")
+    sys.modules.pop("evil")
+    for given in ({}, {"model": "net.py:free"}):
+        with pytest.raises(BadInput):
+            ranp.load("slim.safetensors", **given)
+        assert not Path("ran").exists()
+    assert isinstance(ranp.load("slim.safetensors", trust=True)[0], nn.Conv3d)
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints
