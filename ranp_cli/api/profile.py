@@ -125,6 +125,12 @@ class Counting:
     trust: bool = False  # build the one that a slim file records
     running: list[tuple[nn.Module, Example]] = field(default_factory=list)  # what is to be timed, with its input
 
+    def __post_init__(self) -> None:
+        if self.step.optimizer is not None:
+            from ..costs.memory import check_optimizer
+
+            check_optimizer(self.step.optimizer)
+
     @property
     def is_asked_for_more(self) -> bool:
         """Whether a slim file's recorded numbers are not enough."""

@@ -31,8 +31,10 @@ def usable(model: nn.Module) -> nn.Module:
         if is_lazy(tensor):  # has no shape yet; running the model says so
             continue
         if tensor.is_meta:
-            raise BadInput(f"'{name}' of the model is on the meta device and has no values; make the model on a real one, or, after "
-                           "model.to_empty, load its weights or initialise them")  # fmt: skip
+            raise BadInput(
+                f"'{name}' of the model is on the meta device and has no values; make the model on a real one, or, after "
+                "model.to_empty, load its weights or initialise them"
+            )
         if tensor.is_quantized:
             _refuse_quantised(name, str(tensor.dtype))
         is_of_inference |= tensor.is_inference()
@@ -40,5 +42,7 @@ def usable(model: nn.Module) -> nn.Module:
 
 
 def _refuse_quantised(name: str, kind: str) -> None:
-    raise BadInput(f"'{name or 'the model'}' is quantised ({kind}): its weights have no gradients; prune the model before it is "
-                   "quantised, and quantise the slim one")  # fmt: skip
+    raise BadInput(
+        f"'{name or 'the model'}' is quantised ({kind}): its weights have no gradients; prune the model before it is "
+        "quantised, and quantise the slim one"
+    )

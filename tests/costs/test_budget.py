@@ -201,6 +201,11 @@ def slim(tmp_path, monkeypatch, capsys):
     return "slim.safetensors"
 
 
+DENSE = (
+    "--model ranp_cli.models.unet3d:unet3d --model-arg layers=7 --model-arg width=8 --model-arg num_classes=3".split()
+)
+
+
 def test_gates(slim, capsys):
     report = ranp.profile(slim).to_dict()
     macs, peak = report["after"]["macs"], report["memory"]["after"]["train_peak_bytes"]
@@ -215,10 +220,20 @@ def test_gates(slim, capsys):
 
 
 def test_gates_of_another_step(slim, capsys):
-    assert (
-        run(["profile", slim, "--optimizer", "adam", "--batch-size", "8", "--json", "-", "--max-train-mem", "1KiB"])
-        == 5
-    )
+    words = [
+        "profile",
+        slim,
+        *DENSE,
+        "--optimizer",
+        "adam",
+        "--batch-size",
+        "8",
+        "--json",
+        "-",
+        "--max-train-mem",
+        "1KiB",
+    ]
+    assert run(words) == 5
     document = json.loads(capsys.readouterr().out)
     assert document["memory"]["before"]["optimizer"] == "adam"
     assert document["memory"]["before"]["samples"] == 8
