@@ -15,18 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..graph.graph import Graph
-from .slim import set_attribute
+from .slim import Path, integers, set_attribute
 from .slim_trace import HardCoded, SlimRun
 
-Path = tuple[
-    str | int, ...
-]  # an attribute ("hidden", or "config.hidden" of an object), then indices into lists and tuples
 Setting = dict[tuple[str, Path], int]  # (module, path) -> value
 MOST_TRIES = 24  # at one place of the code
-DEEP = 3  # lists in lists in lists
 
 
 @dataclass
@@ -95,27 +91,6 @@ def settings(
                         given.append(setting)
                         tried += 1
                         yield setting
-
-
-def integers(module: nn.Module) -> Iterator[tuple[Path, int]]:
-    """The integers that a module keeps as attributes, in lists, tuples and plain objects too; not those of torch's modules."""
-    own = set() if type(module).__module__.startswith("torch.") else set(vars(module))
-    for key in sorted(own - set(vars(nn.Module()))):
-        value = vars(module)[key]
-        yield from _integers((key,), value)
-        if isinstance(fields := getattr(value, "__dict__", None), dict) and not isinstance(
-            value, (nn.Module, Tensor, type)
-        ):
-            for name in fields:
-                yield from _integers((f"{key}.{name}",), fields[name])
-
-
-def _integers(path: Path, value: Any) -> Iterator[tuple[Path, int]]:
-    if isinstance(value, int) and not isinstance(value, bool):
-        yield path, value
-    elif type(value) in (list, tuple) and len(path) <= DEEP:
-        for index, part in enumerate(value):
-            yield from _integers((*path, index), part)
 
 
 def parameter_sizes(name: str, graph: Graph, stays: np.ndarray) -> dict[int, set[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any
 
@@ -132,20 +133,50 @@ def in_form_of(old: Any, value: Any) -> Any:
     return kind(in_form_of(a, b) for a, b in zip(parts, value, strict=True))
 
 
+Path = tuple[
+    str | int, ...
+]  # an attribute ("hidden", or "config.hidden" of an object), then an index into a list or tuple
+
+
+def integers(module: nn.Module) -> Iterator[tuple[Path, int]]:
+    """The integers that a module keeps as attributes, in lists, tuples and plain objects too; not those of torch's modules."""
+    own = set() if type(module).__module__.startswith("torch.") else set(vars(module))
+    for key in sorted(own - set(vars(nn.Module()))):
+        value = vars(module)[key]
+        yield from _integers(key, value)
+        if isinstance(fields := getattr(value, "__dict__", None), dict) and not isinstance(
+            value, (nn.Module, Tensor, type)
+        ):
+            for name in fields:
+                yield from _integers(f"{key}.{name}", fields[name])
+
+
+def _integers(key: str, value: Any) -> Iterator[tuple[Path, int]]:
+    if type(value) is int:
+        yield (key,), value
+    elif type(value) in (list, tuple) and all(type(part) is int for part in value):
+        for index, part in enumerate(value):
+            yield (key, index), part
+
+
 def check_attributes(model: nn.Module, values: dict[str, dict[str, Any]], what: str) -> None:
     """BadInput unless `values` are attributes that refining sets, smaller than before, and true of the module's tensors."""
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, changed in values.items():
         module = modules.get(name)
         true = {} if module is None else true_attributes(module)
+        counts = set() if module is None else {path[0] for path, _ in integers(module)}  # of the user's own class
         for key, value in changed.items():
-            old = getattr(module, key, None) if key in ATTRIBUTES else None
+            old = (
+                attrgetter(key)(module) if key in counts else getattr(module, key, None) if key in ATTRIBUTES else None
+            )
+            least = 0 if key in counts else 1
             before, after = (v if isinstance(v, (list, tuple)) else [v] for v in (old, value))
             known = all(type(n) is int for n in (*before, *after)) and len(before) == len(after)
             now = tuple(value) if isinstance(value, list) else value
             if (
                 not known
-                or any(not 0 < n <= most for n, most in zip(after, before, strict=True))
+                or any(not least <= n <= most for n, most in zip(after, before, strict=True))
                 or true.get(key, now) != now
             ):
                 raise BadInput(
