@@ -64,9 +64,10 @@ class Task:
     def loss_of(self, output: Tensor, target: Tensor) -> Tensor:
         return load_loss(self.loss, self.ignored)(output, target)
 
-    def test_metrics(self, net: nn.Module, test: Batches, settle: int) -> dict[str, float]:
-        """The test, after batch norm has seen so many training batches."""
-        settle_batch_norm(net, self.train[-settle:])
+    def test_metrics(self, net: nn.Module, test: Batches, settle: int = 0) -> dict[str, float]:
+        """The test, after batch norm has seen so many training batches; 0: with the statistics of the training."""
+        if settle:
+            settle_batch_norm(net, self.train[-settle:])
         return self.count(outputs_of(net, test), [y for _, y in test])
 
 
