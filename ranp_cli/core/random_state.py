@@ -21,13 +21,15 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .threads import is_alone
+
 aten = torch.ops.aten
 
 
 @contextmanager
 def seeded(seed: int = 0) -> Iterator[None]:
     """What is drawn inside is drawn from `seed`; the global generators (torch, numpy, random) come out as they went in."""
-    with globally_seeded(seed) if threading.active_count() == 1 else private(Private(seed)):
+    with globally_seeded(seed) if is_alone() else private(Private(seed)):
         yield
 
 
@@ -35,7 +37,7 @@ def seeded(seed: int = 0) -> Iterator[None]:
 def undisturbed() -> Iterator[None]:
     """What is drawn next does not depend on what is drawn inside from torch's generator."""
     own = current()
-    if own is None and threading.active_count() == 1:
+    if own is None and is_alone():
         with torch.random.fork_rng(devices=[]):
             yield
         return

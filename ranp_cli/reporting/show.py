@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from ..core.numbers import COUNT_UNITS, JOINED, change_text, human, human_bytes, seconds_text
+from ..core.threads import DrawsNothing
 from .compare_table import counted_lines, rows_table
 from .facts import adding_up, by_reason, model_name
 from .next_steps import next_steps
@@ -89,9 +91,27 @@ def progress(console: Console, description: str, total: int | None) -> Iterator[
         return
     label = TextColumn("{task.description}", markup=False)
     parts = (label, BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(compact=True))
-    with Progress(*parts, console=console, transient=True) as bar:
+    with Progress(*parts, console=console, transient=True, auto_refresh=False) as bar, _refreshing(bar):
         task = bar.add_task(Terminal(console).clean(description), total=total)
         yield lambda n=1: bar.advance(task, n)
+
+
+@contextmanager
+def _refreshing(bar: Progress, seconds: float = 0.1) -> Iterator[None]:
+    """Draw the bar anew now and then, from a thread that is known to draw no random numbers, as rich's own is not."""
+    done = threading.Event()
+
+    def refresh() -> None:
+        while not done.wait(seconds):
+            bar.refresh()
+
+    thread = DrawsNothing(target=refresh, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 class _Rate(ProgressColumn):

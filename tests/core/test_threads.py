@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import random
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -18,6 +23,8 @@ import ranp_cli as ranp
 from ranp_cli.core.contexts import ignoring
 from ranp_cli.core.default_dtype import default_dtype
 from ranp_cli.core.random_state import Private, current, globally_seeded, private, seeded
+from ranp_cli.core.threads import is_alone
+from ranp_cli.reporting.show import progress
 
 
 def in_a_thread(work: Callable[[], Any]) -> Any:
@@ -138,6 +145,28 @@ def test_torchscript_too():
     script = torch.jit.script(Scripted())
     with default_dtype(torch.float64):
         assert script(torch.ones(4, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_a_progress_bar_does_not_change_what_is_drawn(capsys):
+    """On a terminal the bar is drawn anew from a thread; the numbers of numpy and Python are those of a pipe."""
+    console = Console(file=io.StringIO(), force_terminal=True)
+    assert console.is_terminal
+    found = []
+    for around in (nullcontext(), progress(console, "scoring", 2)):
+        with around, seeded(3):
+            found.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
+    assert found[0] == found[1]
+
+
+def test_another_thread_may_draw():
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    try:
+        assert not is_alone()
+    finally:
+        stop.set()
+        thread.join()
 
 
 # -- whole calls
