@@ -14,10 +14,10 @@ def _leave(signum: int, frame: object) -> None:
     """End the process: nothing has begun yet."""
     name = b"Ctrl-C" if signum == signal.SIGINT else b"SIGTERM"
     if os.environ.get("RANK", "0") == "0":
-        try:  # noqa: SIM105
+        try:  # noqa: SIM105  contextlib is not imported yet
             os.write(2, b"ranp: error: stopped by " + name + b"; nothing was written\n")
         except OSError:
-            pass  # nobody reads it; the exit code says the same (contextlib is not imported here)
+            pass  # nobody reads it; the exit code says the same
     os._exit(128 + signum)
 
 

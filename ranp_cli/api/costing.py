@@ -46,8 +46,10 @@ class Costing:
     @property
     def example(self) -> Example:
         """The input that is counted for."""
-        assert self.at is not None or self.graph is not None
-        return self.at or self.graph.example  # type: ignore[union-attr]
+        if self.at is not None:
+            return self.at
+        assert self.graph is not None
+        return self.graph.example
 
     @property
     def sample(self) -> Example:

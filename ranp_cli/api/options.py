@@ -307,7 +307,7 @@ class Keywords:
         ]
         named.sort(key=lambda p: p.name == "progress")
         at = len(named) - (named[-1].name == "progress")
-        function.__signature__ = own.replace(parameters=[*named[:at], *added, *named[at:]])  # type: ignore[attr-defined]
+        vars(function)["__signature__"] = own.replace(parameters=[*named[:at], *added, *named[at:]])
         self.known += [p.name for p in named]
         function.__doc__ = self.documented(inspect.cleandoc(function.__doc__ or ""))
         return function

@@ -6,6 +6,7 @@ import inspect
 import keyword
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import GenericAlias
 from typing import Annotated, Any
 
 import typer
@@ -81,7 +82,7 @@ def parameter(option: Option) -> inspect.Parameter:
     if shown is None and option.default not in (None, ()) and option.default is not False:
         shown = f"{option.default:g}" if isinstance(option.default, float) else str(option.default)
     help = option.help + (f"  [default: {shown}]" if shown is not None else "")
-    value_type: Any = list[kind.type] if kind.repeatable else kind.type  # type: ignore[name-defined]
+    value_type: Any = GenericAlias(list, kind.type) if kind.repeatable else kind.type
     info = typer.Option(*option.flags, metavar=option.metavar, help=help, rich_help_panel=option.panel, min=kind.least)
     return inspect.Parameter(
         name_of(option), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[value_type | None, info]
@@ -154,7 +155,7 @@ class Command:
 
         parameters = [*map(positional, self.arguments), *map(parameter, self.options)]
         called.__doc__ = self.help
-        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        vars(called)["__signature__"] = inspect.Signature(parameters)
         called.__annotations__ = {each.name: each.annotation for each in parameters}
         app.command(self.name, cls=PanelCommand, epilog=self.example)(called)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.machinery import PathFinder
 
 from ..core.atomic import short
@@ -58,9 +58,9 @@ def files_of(value: str) -> list[str]:
 def _module_files(module: str) -> list[str]:
     """The source of a module, and the `__init__.py` of each package above it."""
     found: list[str] = []
-    path: Iterable[str] | None = [os.getcwd(), *sys.path]
+    path: Sequence[str] | None = [os.getcwd(), *sys.path]
     for part in module.split(".") if module else ():
-        spec = PathFinder.find_spec(part, path) if path is not None else None  # type: ignore[arg-type]
+        spec = PathFinder.find_spec(part, path) if path is not None else None
         if spec is None:
             return found
         if spec.origin:

@@ -121,7 +121,7 @@ def weak_references(module: nn.Module, model: nn.Module) -> list[tuple[nn.Module
 
 def filled(cell: CellType) -> bool:
     try:
-        cell.cell_contents  # noqa: B018
+        _ = cell.cell_contents
     except ValueError:
         return False
     return True

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -161,9 +161,14 @@ def ignoring(*known: tuple[type[Warning], str]) -> Iterator[None]:
     """
     added = [("ignore", re.compile(start, re.I) if start else None, category, None, 0) for category, start in known]
     with _filters:
-        warnings.filters[:0] = added  # type: ignore[index]
+        _filter_list()[:0] = added
     try:
         yield
     finally:
         with _filters:
-            warnings.filters[:] = [each for each in warnings.filters if not any(each is own for own in added)]  # type: ignore[index]
+            _filter_list()[:] = [each for each in warnings.filters if not any(each is own for own in added)]
+
+
+def _filter_list() -> list[Any]:
+    """The filters of warnings as they now stand, which are a list whatever their annotation says."""
+    return cast(list[Any], warnings.filters)

@@ -188,6 +188,6 @@ def _replace(name: str, in_private: Any) -> None:
         own = _private.get()
         return original(*args, **kwargs) if own is None else in_private(own, *args, **kwargs)
 
-    function._of_ranp = True  # type: ignore[attr-defined]
+    vars(function)["_of_ranp"] = True
     setattr(torch.random, name, function)
     setattr(torch, name, function)

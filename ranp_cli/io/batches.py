@@ -167,8 +167,11 @@ def _read_batches(spec: str, name: str, keys: Keys) -> Any:
     if is_code(spec):
         return named(spec, name)
     readers: dict[str, Callable[[Path, str], Any]] = {
-        ".pt": read_torch, ".pth": read_torch, ".safetensors": read_safetensors, ".npz": read_npz
-    }  # fmt: skip
+        ".pt": read_torch,
+        ".pth": read_torch,
+        ".safetensors": read_safetensors,
+        ".npz": read_npz,
+    }
     reader = readers.get(Path(spec).suffix.lower())
     if reader is None and not Path(spec).exists() and (better := meant(spec)):
         raise BadInput(f"{name}: a name stands behind a colon; give {better}")

@@ -49,8 +49,10 @@ def load_loss(
     args = dict(loss_args or {})
     if spec is None or (isinstance(spec, str) and spec in _LOSSES):
         if args:
-            raise BadInput(f"{spelled('loss_args', args)}: {spelled('loss', spec or DEFAULT)} takes no arguments; leave it out, "
-                           f"or give a loss of your own: {spelled('loss', 'file.py:Name')}")  # fmt: skip
+            raise BadInput(
+                f"{spelled('loss_args', args)}: {spelled('loss', spec or DEFAULT)} takes no arguments; leave it out, "
+                f"or give a loss of your own: {spelled('loss', 'file.py:Name')}"
+            )
         return _NamedLoss(spec, ignore_index)
     if isinstance(spec, str) and not is_code(spec):
         if better := meant(spec):

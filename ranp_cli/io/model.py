@@ -178,7 +178,9 @@ def load_weights(module: nn.Module, path: str, key: str | None = None) -> None:
         except Exception as error:  # torch raises nearly anything for what it cannot copy, as a sparse tensor
             if is_out_of_memory(error):
                 raise
-            raise BadInput(f"{what}: cannot be loaded into the model ({shortened(error, 120)}); save plain tensors") from error  # fmt: skip
+            raise BadInput(
+                f"{what}: cannot be loaded into the model ({shortened(error, 120)}); save plain tensors"
+            ) from error
         loaded = {_address(tensor) for name, tensor in own.items() if name in state}
         missing = {name for name in result.missing_keys if name not in own or _address(own[name]) not in loaded}
         unexpected = set(result.unexpected_keys)

@@ -63,8 +63,9 @@ def _read_npy(stream: IO[bytes], size: int, what: str) -> np.ndarray:
     data = np.empty(math.prod(shape), dtype)
     rest = memoryview(data.view(np.uint8).data) if left else memoryview(b"")
     while len(rest):
-        count = stream.readinto(rest[:CHUNK])  # type: ignore[attr-defined]
-        if not count:
+        chunk = stream.read(min(CHUNK, len(rest)))
+        if not chunk:
             raise EOFError("the data ends early")
-        rest = rest[count:]
+        rest[: len(chunk)] = chunk
+        rest = rest[len(chunk) :]
     return data.reshape(shape[::-1]).T if fortran_order else data.reshape(shape)

@@ -20,8 +20,10 @@ def pair_note(path: str | Path, mask: dict[str, Any]) -> list[str]:
     for beside in (slim.with_suffix(".mask.json"), slim.with_name("mask.json")):
         run = _run_of(beside)
         if run is not None and mask.get("run") is not None and run != mask["run"]:
-            notes.append(f"{beside.name} is of another run ({run}) than {slim.name} ({mask['run']}): one was stopped between "
-                         "the two; the slim file holds its own mask")  # fmt: skip
+            notes.append(
+                f"{beside.name} is of another run ({run}) than {slim.name} ({mask['run']}): one was stopped between "
+                "the two; the slim file holds its own mask"
+            )
     return notes
 
 

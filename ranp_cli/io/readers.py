@@ -52,7 +52,16 @@ def zip_members(file: BinaryIO, size: int, what: str) -> dict[str, zipfile.ZipIn
 
 
 # what zipfile raises for a damaged archive: bad sums, sizes, names, methods; an encrypted member is a RuntimeError
-ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, LookupError, NotImplementedError, RuntimeError, struct.error)  # fmt: skip
+ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    struct.error,
+)
 START = 1 << 20  # bytes of a pickle in which its first name stands
 _UNREADABLE = {
     "plain": "is a plain pickle, which may run code, and is refused; write it with torch.save",
@@ -176,7 +185,9 @@ def read_safetensors(path: Path, what: str) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_file(about.path)
     except (SafetensorError, KeyError, ValueError) as error:
-        raise BadInput(f"{what}: is not safetensors of numbers that torch has ({shortened(error, 80)}); write or copy it again") from None  # fmt: skip
+        raise BadInput(
+            f"{what}: is not safetensors of numbers that torch has ({shortened(error, 80)}); write or copy it again"
+        ) from None
     about.check_digest()
     return tensors
 

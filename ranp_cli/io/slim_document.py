@@ -23,37 +23,98 @@ RECORDED = (
 )  # of a profile
 
 _PLAIN = (None, bool, float, str)
-_COSTS = {"params": int, "params_bytes": int, "macs": int, "flops": int, "activation_bytes": int, "peak_forward_bytes": int,
-          "paper?": {"param_mb?": float, "gflops?": float, "memory_mb?": float}, "train_macs?": int, "train_flops?": int}  # fmt: skip
-_MEMORY = {"samples": int, "optimizer": str, "forward_peak_bytes?": int, "forward_peak_at?": str, "train_peak_bytes?": int,
-           "train_peak_at?": str, "error?": str, "train_error?": str, "amp?": {"device": str}, "unprunable_bytes?": int,
-           "train_parts?": dict.fromkeys(("parameters", "gradients", "optimizer", "saved"), int),
-           "by_module?": [{"module": str, "bytes": int}]}  # fmt: skip
-_LAYER = {"name": str, "op": str, "kernel": [int], "neurons": int, "params": int, "macs": int, "output_elements": int,
-          "output_bytes": int, "kept": int, "params_after": int, "macs_after": int, "output_elements_after": int,
-          "output_bytes_after": int, "latency_ms?": float, "importance_mean?": float, "tau?": float, "reweighting?": float,
-          "floored?": bool, "fixed?": str}  # fmt: skip
-_VERIFIED = {"against?": str, "input?": str, "max_rel_error_fp64?": (None, float), "max_rel_error_fp32?": (None, float),
-             "max_abs_error?": (None, float), "not_comparable?": [str]}  # fmt: skip
+_COSTS = {
+    "params": int,
+    "params_bytes": int,
+    "macs": int,
+    "flops": int,
+    "activation_bytes": int,
+    "peak_forward_bytes": int,
+    "paper?": {"param_mb?": float, "gflops?": float, "memory_mb?": float},
+    "train_macs?": int,
+    "train_flops?": int,
+}
+_MEMORY = {
+    "samples": int,
+    "optimizer": str,
+    "forward_peak_bytes?": int,
+    "forward_peak_at?": str,
+    "train_peak_bytes?": int,
+    "train_peak_at?": str,
+    "error?": str,
+    "train_error?": str,
+    "amp?": {"device": str},
+    "unprunable_bytes?": int,
+    "train_parts?": dict.fromkeys(("parameters", "gradients", "optimizer", "saved"), int),
+    "by_module?": [{"module": str, "bytes": int}],
+}
+_LAYER = {
+    "name": str,
+    "op": str,
+    "kernel": [int],
+    "neurons": int,
+    "params": int,
+    "macs": int,
+    "output_elements": int,
+    "output_bytes": int,
+    "kept": int,
+    "params_after": int,
+    "macs_after": int,
+    "output_elements_after": int,
+    "output_bytes_after": int,
+    "latency_ms?": float,
+    "importance_mean?": float,
+    "tau?": float,
+    "reweighting?": float,
+    "floored?": bool,
+    "fixed?": str,
+}
+_VERIFIED = {
+    "against?": str,
+    "input?": str,
+    "max_rel_error_fp64?": (None, float),
+    "max_rel_error_fp32?": (None, float),
+    "max_abs_error?": (None, float),
+    "not_comparable?": [str],
+}
 _MODEL = {"spec": (None, str), "args?": {str: object}, "fingerprint": str, "input?": dict, "profiled_input?": dict}
 SLIM_FORM = {
     "model": {**_MODEL, "parameters": {str: [int]}},
     "attributes": {str: {str: (int, [int])}},
-    "mask": {"method": dict, "sparsity": dict, "neurons": {"total": int, "kept": int}, "layers": {str: {"neurons": int, "kept": [int]}},
-             "run?": (None, str),
-        "floored": [str], "fixed": {str: str}},
+    "mask": {
+        "method": dict,
+        "sparsity": dict,
+        "neurons": {"total": int, "kept": int},
+        "layers": {str: {"neurons": int, "kept": [int]}},
+        "run?": (None, str),
+        "floored": [str],
+        "fixed": {str: str},
+    },
     "aliases": {str: str},
     "buffers_outside_state?": [str],
-    "profile": {"before": _COSTS, "after": _COSTS, "layers": [_LAYER], "reduction?": dict, "verified?": _VERIFIED,
-                "memory?": {"before?": _MEMORY, "after?": _MEMORY},
-                "uncounted_ops?": [{"op": str, "module": str, "count": int}], "not_pruned?": [{"layer": str, "reason": str}]},
+    "profile": {
+        "before": _COSTS,
+        "after": _COSTS,
+        "layers": [_LAYER],
+        "reduction?": dict,
+        "verified?": _VERIFIED,
+        "memory?": {"before?": _MEMORY, "after?": _MEMORY},
+        "uncounted_ops?": [{"op": str, "module": str, "count": int}],
+        "not_pruned?": [{"layer": str, "reason": str}],
+    },
     "digest?": str,
-}  # fmt: skip
+}
 SCORES_FORM = {
-    "criterion": str, "batches": int, "seed?": int, "score_init?": frozenset({"keep", "factory", "glorot", "orthogonal"}),
-    "precision?": str, "loss?": str, "ignore_index?": (int, float, str), "digest?": str,
+    "criterion": str,
+    "batches": int,
+    "seed?": int,
+    "score_init?": frozenset({"keep", "factory", "glorot", "orthogonal"}),
+    "precision?": str,
+    "loss?": str,
+    "ignore_index?": (int, float, str),
+    "digest?": str,
     "model": {**_MODEL, "input": dict, "weights?": str},
-}  # fmt: skip
+}
 METHOD_FORM = {
     "name?": str,
     "criterion?": (None, str),
@@ -67,7 +128,13 @@ def check_slim(document: dict[str, Any], what: str) -> None:
     """BadInput unless the document has the form that `load` and `profile` read."""
     check_form(document, SLIM_FORM, what, REWRITE)
     check_form(document["mask"]["method"], METHOD_FORM, what, REWRITE, "mask.method")
-    check_form(document["mask"]["sparsity"], {"achieved": float, "requested?": (None, float, str)}, what, REWRITE, "mask.sparsity")  # fmt: skip
+    check_form(
+        document["mask"]["sparsity"],
+        {"achieved": float, "requested?": (None, float, str)},
+        what,
+        REWRITE,
+        "mask.sparsity",
+    )
     for side in document["profile"].get("memory", {}).values():
         if "train_parts" in side:
             check_form(side, {"train_peak_at": str, "train_peak_bytes": int}, what, REWRITE, "profile.memory")
@@ -114,7 +181,9 @@ def check_counts(document: dict[str, Any], tensors: Mapping[str, Mapping[str, An
     for row in profile["layers"]:
         name, weight = row["name"], parameters.get(f"{row['name']}.weight")
         if name in layers and row["kept"] != len(layers[name]["kept"]):
-            raise BadInput(f"{what}: layer {name[-80:]} keeps {len(layers[name]['kept'])} neurons by its mask, {row['kept']} by its profile; {REWRITE}")  # fmt: skip
+            raise BadInput(
+                f"{what}: layer {name[-80:]} keeps {len(layers[name]['kept'])} neurons by its mask, {row['kept']} by its profile; {REWRITE}"
+            )
         if weight is None or not row["op"].startswith(("conv", "linear")) or not row["macs_after"]:
             continue
         if row["kept"] not in weight["shape"][:2] and not row["op"].startswith("conv_transpose"):
@@ -124,7 +193,10 @@ def check_counts(document: dict[str, Any], tensors: Mapping[str, Mapping[str, An
         counted = row["output_elements_after"] * math.prod(weight["shape"])
         if row["macs_after"] * row["kept"] != counted:
             raise differs(f"multiply-adds of layer {name[-80:]}", row["macs_after"], counted // max(1, row["kept"]))
-    later, others = sum(row["macs_after"] for row in profile["layers"]), before["macs"] - sum(row["macs"] for row in profile["layers"])  # fmt: skip
+    later, others = (
+        sum(row["macs_after"] for row in profile["layers"]),
+        before["macs"] - sum(row["macs"] for row in profile["layers"]),
+    )
     if not later <= after["macs"] <= later + max(0, others) or after["flops"] != 2 * after["macs"]:
         raise BadInput(f"{what}: records {after['macs']:,} multiply-adds, and its layers have {later:,}; {REWRITE}")
     training = profile.get("memory", {}).get("after", {}).get("train_peak_bytes", held)

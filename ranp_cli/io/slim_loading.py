@@ -20,8 +20,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def load(path: str | Path, model: nn.Module | str | None = None, *, trust: bool = False,
-         model_args: Mapping[str, Any] | None = None) -> nn.Module:  # fmt: skip
+def load(
+    path: str | Path,
+    model: nn.Module | str | None = None,
+    *,
+    trust: bool = False,
+    model_args: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """A slim network, ready to use, of the user's own class.
 
     A file never leads to code by itself: the model spec that it records is a note for people. It is loaded whole or not
@@ -55,7 +60,9 @@ def load(path: str | Path, model: nn.Module | str | None = None, *, trust: bool 
         if not trust:
             raise BadInput(without_model(path, about), whole=True)
         if not about["spec"]:
-            raise BadInput(f"{path} records no model spec: it was made from a model in memory; give the dense model: load(path, model)")  # fmt: skip
+            raise BadInput(
+                f"{path} records no model spec: it was made from a model in memory; give the dense model: load(path, model)"
+            )
         model, model_args = about["spec"], about.get("args")
     if isinstance(model, str):
         with seeded():
@@ -80,8 +87,9 @@ def load(path: str | Path, model: nn.Module | str | None = None, *, trust: bool 
     return slim
 
 
-def check_tensors(model: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapping[str, str], layers: Mapping[str, Any],
-                  what: str) -> None:  # fmt: skip
+def check_tensors(
+    model: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapping[str, str], layers: Mapping[str, Any], what: str
+) -> None:
     """BadInput unless these are the tensors of a slim form of `model`: all of them, no others, each of a shape within its own."""
     own = {**model.state_dict(keep_vars=True), **dict(model.named_buffers(remove_duplicate=False))}
     names = {name: aliases.get(name, name) for name in own}
@@ -95,13 +103,17 @@ def check_tensors(model: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapp
     for name, stored in names.items():
         dense, t = own[name], tensors[stored]
         if t.ndim != dense.ndim or any(n > most for n, most in zip(t.shape, dense.shape, strict=True)):
-            raise BadInput(f"{what}: {name} has the shape {tuple(t.shape)}, which is no part of the dense {tuple(dense.shape)}; {REWRITE}")  # fmt: skip
+            raise BadInput(
+                f"{what}: {name} has the shape {tuple(t.shape)}, which is no part of the dense {tuple(dense.shape)}; {REWRITE}"
+            )
         if t.is_floating_point() != dense.is_floating_point() or t.is_complex() != dense.is_complex():
             raise BadInput(f"{what}: {name} is {t.dtype}, in the model {dense.dtype}; {REWRITE}")
     for name, layer in layers.items():
         bias = names.get(f"{name}.bias")
         if bias is not None and tensors[bias].ndim == 1 and len(tensors[bias]) != len(layer["kept"]):
-            raise BadInput(f"{what}: {name}.bias has {len(tensors[bias])} numbers for {len(layer['kept'])} neurons; {REWRITE}")  # fmt: skip
+            raise BadInput(
+                f"{what}: {name}.bias has {len(tensors[bias])} numbers for {len(layer['kept'])} neurons; {REWRITE}"
+            )
 
 
 def without_model(path: Any, about: Mapping[str, Any], call: str = "load") -> str:

@@ -50,7 +50,9 @@ class TensorFile:
             if length > size - 8:
                 raise BadInput(f"{flaw} ({size} bytes); {WANTED}")
             if length > bound(DOCUMENT):
-                raise BadInput(f"{what}: has a header of {length >> 20} MiB, and {bound(DOCUMENT) >> 20} MiB are read; {WANTED}")  # fmt: skip
+                raise BadInput(
+                    f"{what}: has a header of {length >> 20} MiB, and {bound(DOCUMENT) >> 20} MiB are read; {WANTED}"
+                )
             header = parse_json(file.read(length), f"{flaw}: its header", WANTED)
         place = Path(os.path.expanduser(path))
         try:
@@ -75,8 +77,10 @@ class TensorFile:
             file.seek(self.start)
             found = digest_of(self.tensors, file)
         if found != recorded:
-            raise BadInput(f"{self.what}: is damaged: its tensors are not those that were written (their digest differs); "
-                           "copy or write it again")  # fmt: skip
+            raise BadInput(
+                f"{self.what}: is damaged: its tensors are not those that were written (their digest differs); "
+                "copy or write it again"
+            )
 
 
 def digest_of(tensors: dict[str, Any], data: BinaryIO) -> str:

@@ -36,8 +36,11 @@ def user_error(what: str, error: BaseException) -> BadInput:
     advice = "mend it there" if line else "check what it is given"
     if isinstance(error, ParsedArguments):
         where = f" ({line})" if line else ""
-        return BadInput(f"{what}: the code parses arguments of its own, which are not there in ranp{where}: {error}; give them "
-                        "defaults there, or parse them only below: if __name__ == '__main__'", whole=True)  # fmt: skip
+        return BadInput(
+            f"{what}: the code parses arguments of its own, which are not there in ranp{where}: {error}; give them "
+            "defaults there, or parse them only below: if __name__ == '__main__'",
+            whole=True,
+        )
     if isinstance(error, ModuleNotFoundError):
         advice = f"install {error.name}, or mend the import"
     return BadInput(f"{what}: {one_line(error)}{f' ({line})' if line else ''}; {advice}")
@@ -55,11 +58,14 @@ def own_command_line(*name: str) -> Iterator[None]:
 
     argv, error = sys.argv, argparse.ArgumentParser.error
     sys.argv = [*(name or argv[:1])]
-    argparse.ArgumentParser.error = complain  # type: ignore[method-assign]
+    parser: Any = (
+        argparse.ArgumentParser
+    )  # the user's parser is made by the user's code: its class is all that can be reached
+    parser.error = complain
     try:
         yield
     finally:
-        sys.argv, argparse.ArgumentParser.error = argv, error  # type: ignore[method-assign]
+        sys.argv, parser.error = argv, error
 
 
 @contextlib.contextmanager
@@ -207,12 +213,12 @@ def _run_in_package(path: Path, parents: list[Path], code: Any) -> ModuleType:
 def _run_package(name: str, folder: Path) -> None:
     """Import a folder as the package `name`; one without an `__init__.py` too."""
     init = folder / "__init__.py"
-    places = {"submodule_search_locations": [str(folder)]}
+    places = [str(folder)]
     if init.exists():
-        spec = importlib.util.spec_from_file_location(name, init, **places)  # type: ignore[arg-type]
+        spec = importlib.util.spec_from_file_location(name, init, submodule_search_locations=places)
     else:
         spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
-        spec.submodule_search_locations = places["submodule_search_locations"]
+        spec.submodule_search_locations = places
     assert spec is not None
     package = importlib.util.module_from_spec(spec)
     sys.modules[name] = package

@@ -63,8 +63,8 @@ def alone(scorer: Scorer, batches: Any, way: GradientSetup, advance: Callable[[]
             with undivided():
                 scorer.end_of_batch()
                 count += 1
-                if clock.is_time():
-                    way.keep(scorer.importances(count))  # type: ignore[misc]
+                if way.keep is not None and clock.is_time():
+                    way.keep(scorer.importances(count))
                     clock.restart()
             advance()
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 import ranp_cli as ranp
 from ranp_cli.models.mobilenetv2 import mobilenetv2_3d
 from ranp_cli.models.unet3d import unet3d
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 HASHES: dict[str, tuple[str, str, str]] = {
     "unet flops": ("7faeb0c4b21a3690", "b7980db1d9b34b29", "bc5e94f6be12ce40"),
@@ -50,24 +52,22 @@ def labels(*shape: int, classes: int) -> Tensor:
     return (numbers(*shape, start=5) * 1000).long() % classes
 
 
-UNET = lambda: (unet3d(7, 8, 2, 3), (numbers(2, 2, 8, 8, 8, start=3), labels(2, 8, 8, 8, classes=3)))  # noqa: E731
-MOBILE = lambda: (mobilenetv2_3d(num_classes=5, width=0.25), (numbers(2, 3, 8, 32, 32, start=3), labels(2, classes=5)))  # noqa: E731
+def unet() -> tuple[nn.Module, Any]:
+    return unet3d(7, 8, 2, 3), (numbers(2, 2, 8, 8, 8, start=3), labels(2, 8, 8, 8, classes=3))
+
+
+def mobilenet() -> tuple[nn.Module, Any]:
+    return mobilenetv2_3d(num_classes=5, width=0.25), (numbers(2, 3, 8, 32, 32, start=3), labels(2, classes=5))
+
+
 CASES = {
-    "unet flops": (UNET, {"sparsity": 0.6}),
-    "unet mem, paper's floor": (UNET, {"sparsity": 0.7, "resource": "mem", "min_neurons": 1}),
-    "unet budget": (UNET, {"budget": "macs=30%", "min_neurons": 1}),
-    "unet layerwise": (UNET, {"sparsity": 0.5, "method": "layerwise"}),
-    "mobilenet weighted": (MOBILE, {"sparsity": 0.4, "method": "weighted", "min_neurons": 1}),
-    "mobilenet neuron, round to 4": (MOBILE, {"sparsity": 0.3, "criterion": "neuron", "round_to": 4}),
+    "unet flops": (unet, {"sparsity": 0.6}),
+    "unet mem, paper's floor": (unet, {"sparsity": 0.7, "resource": "mem", "min_neurons": 1}),
+    "unet budget": (unet, {"budget": "macs=30%", "min_neurons": 1}),
+    "unet layerwise": (unet, {"sparsity": 0.5, "method": "layerwise"}),
+    "mobilenet weighted": (mobilenet, {"sparsity": 0.4, "method": "weighted", "min_neurons": 1}),
+    "mobilenet neuron, round to 4": (mobilenet, {"sparsity": 0.3, "criterion": "neuron", "round_to": 4}),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def digest(data: bytes) -> str:

@@ -86,7 +86,7 @@ GOOD: dict[str, Callable[[], nn.Module]] = {
     "a lock": lambda: Holder(threading.Lock()),
     "locks in containers": lambda: Holder({"a": [threading.RLock(), (threading.Condition(), 1)]}),
     "an object with a lock": lambda: Holder(Wrapper()),
-    "a file": lambda: Holder(open(__file__)),  # noqa: SIM115
+    "a file": lambda: Holder(open(__file__)),  # noqa: SIM115  a model that holds an open file
     "a socket": lambda: Holder(socket.socket()),
     "a generator": lambda: Holder(n for n in range(3)),
     "made in inference mode": in_inference_mode,

@@ -12,9 +12,12 @@ from allocator import peak_of
 
 from ranp_cli.costs.cpu_workspace import convolution_workspace
 
-pytestmark = pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="the blocks of 16 channels are those of AVX-512"
-)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(
+        torch.backends.cpu.get_cpu_capability() != "AVX512", reason="the blocks of 16 channels are those of AVX-512"
+    ),
+]
 
 # batch, channels in and out, kernel, stride, places, and what else sets it apart
 CONVOLUTIONS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
@@ -59,14 +62,6 @@ THREADS = [
         for name in ("plain", "few outputs", "1d strided", "large patches", "transposed to 2", "groups of 6, strided")
     ),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", autouse=True)

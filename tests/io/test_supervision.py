@@ -86,11 +86,11 @@ def test_tensors_with_metadata_become_plain_ones() -> None:
 
 def test_monai() -> None:
     """A MONAI data loader, its transforms and its loss, as they are."""
-    monai = pytest.importorskip("monai")
     from monai.data import DataLoader, Dataset, MetaTensor
+    from monai.transforms import ScaleIntensityd
 
     samples = [{"image": MetaTensor(X[0]), "label": MetaTensor(Y[0])} for _ in range(4)]
-    loader = DataLoader(Dataset(samples, monai.transforms.ScaleIntensityd("image")), batch_size=2)
+    loader = DataLoader(Dataset(samples, ScaleIntensityd("image")), batch_size=2)
     assert all(
         type(t) is Tensor for batch in load_batches(loader, None, "image,label") for t in (*batch.args, batch.target)
     )

@@ -19,6 +19,8 @@ from torch import nn
 import ranp_cli as ranp
 from ranp_cli.models.unet3d import unet3d
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MODEL = SAMPLES / "model.py"
 
 
@@ -56,15 +58,6 @@ def without(kind, model):
             if isinstance(child, kind):
                 setattr(parent, name, nn.Identity())
     return model
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small tensors are not worth more, and sums then have one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @cache

@@ -18,14 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ranp_cli as ranp
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small tensors are not worth more, and sums then have one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rich_model():

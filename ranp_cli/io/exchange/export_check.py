@@ -38,7 +38,11 @@ class ExportCandidate:
         from ...core.tensors import map_tensors, tensors_in
 
         self.script = isinstance(model, torch.jit.ScriptModule)
-        own = script_copy(model, "cpu") if isinstance(model, torch.jit.ScriptModule) else replicate(model, lambda _, t: t.cpu())  # fmt: skip
+        own = (
+            script_copy(model, "cpu")
+            if isinstance(model, torch.jit.ScriptModule)
+            else replicate(model, lambda _, t: t.cpu())
+        )
         self.model: Any = own.eval()
         for p in self.model.parameters():
             p.requires_grad_(False)
@@ -53,7 +57,9 @@ class ExportCandidate:
         try:
             self.outputs = len(self.run(self.sample(1)))
         except USER_EXCEPTIONS as error:
-            raise BadInput(f"the model fails on an input of shape {example}: {first_words(error)}; give the shape that it takes") from error  # fmt: skip
+            raise BadInput(
+                f"the model fails on an input of shape {example}: {first_words(error)}; give the shape that it takes"
+            ) from error
         leading = {t.shape[0] for t in tensors_in((example.args, example.kwargs)) if t.ndim > 1}
         self.levels = LEVELS if len(leading) == 1 else LEVELS[-1:]
 
@@ -145,7 +151,9 @@ class Refused(Exception):
         self.reasons = reasons
 
 
-def most_dynamic(twin: ExportCandidate, ways: Sequence[ExportForm[Made]], verify: Callable[[Made], dict[str, Any]]) -> tuple[Made, str, dict[str, Any]]:  # fmt: skip
+def most_dynamic(
+    twin: ExportCandidate, ways: Sequence[ExportForm[Made]], verify: Callable[[Made], dict[str, Any]]
+) -> tuple[Made, str, dict[str, Any]]:
     """The most dynamic export that says what the module says, the name of its way, and what `verify` found.
 
     Raises: Refused; VerificationFailed when `verify` does so even without dynamic axes.
@@ -208,7 +216,12 @@ def axis_names(inputs: Mapping[str, Sequence[int | str]]) -> dict[str, str]:
 
 def dynamic_of(inputs: Mapping[str, Sequence[int | str]]) -> str:
     """Which axes of the inputs are free: `batch+spatial`, `batch`, `spatial` or `none`."""
-    free = {("batch" if axis == 0 else "spatial") for dims in inputs.values() for axis, n in enumerate(dims) if isinstance(n, str)}  # fmt: skip
+    free = {
+        ("batch" if axis == 0 else "spatial")
+        for dims in inputs.values()
+        for axis, n in enumerate(dims)
+        if isinstance(n, str)
+    }
     return "+".join(sorted(free)) or "none"
 
 
@@ -239,11 +252,15 @@ def compared(tried: Sequence[Trial], run: Callable[[Example], list[np.ndarray]],
         try:
             got = run(sample)
         except Exception as error:
-            raise VerificationFailed(f"{what} fails on an input of shape {sample}: {first_words(error)}; nothing was written") from error  # fmt: skip
+            raise VerificationFailed(
+                f"{what} fails on an input of shape {sample}: {first_words(error)}; nothing was written"
+            ) from error
         far, part = _difference(want, got, what)
         absolute, relative = max(absolute, far), max(relative, part)
         if not part <= TOLERANCE:
-            raise VerificationFailed(f"{what} differs from the model by {part:.1e} of the output's scale on an input of shape {sample}, where {TOLERANCE:.0e} is allowed; nothing was written")  # fmt: skip
+            raise VerificationFailed(
+                f"{what} differs from the model by {part:.1e} of the output's scale on an input of shape {sample}, where {TOLERANCE:.0e} is allowed; nothing was written"
+            )
     return {"input": [str(sample) for sample, _ in tried], "max_abs_error": absolute, "max_rel_error": relative}
 
 
@@ -256,9 +273,18 @@ def _another_size(twin: ExportCandidate, batch: int, axes: list[set[int]]) -> tu
 
     whole = size(twin.sample(1))
     steps: tuple[Callable[[int], int], ...] = (
-        lambda n: n // 2, lambda n: 3 * n // 4, lambda n: n - 32, lambda n: n - 16, lambda n: 3 * n // 2, lambda n: 2 * n,
-    )  # fmt: skip
-    sizes = [t.shape[k] for t, mine in zip(tensors_in((twin.example.args, twin.example.kwargs)), axes, strict=True) for k in mine]  # fmt: skip
+        lambda n: n // 2,
+        lambda n: 3 * n // 4,
+        lambda n: n - 32,
+        lambda n: n - 16,
+        lambda n: 3 * n // 2,
+        lambda n: 2 * n,
+    )
+    sizes = [
+        t.shape[k]
+        for t, mine in zip(tensors_in((twin.example.args, twin.example.kwargs)), axes, strict=True)
+        for k in mine
+    ]
     for step in steps:
         if min(step(n) for n in sizes) < 2 or all(step(n) == n for n in sizes):
             continue
@@ -275,7 +301,9 @@ def _another_size(twin: ExportCandidate, batch: int, axes: list[set[int]]) -> tu
 def _difference(want: list[np.ndarray], got: list[np.ndarray], what: str) -> tuple[float, float]:
     """(largest difference, the same as a fraction of the output's scale); of integer outputs the share that differs."""
     if [a.shape for a in want] != [b.shape for b in got]:
-        raise VerificationFailed(f"{what} returns shapes {[b.shape for b in got]}, the model {[a.shape for a in want]}; nothing was written")  # fmt: skip
+        raise VerificationFailed(
+            f"{what} returns shapes {[b.shape for b in got]}, the model {[a.shape for a in want]}; nothing was written"
+        )
     floats = [k for k, a in enumerate(want) if a.dtype.kind == "f" and a.size]
     scale = max((float(np.abs(want[k]).max()) for k in floats), default=0.0)
     error = max((float(np.abs(want[k].astype(float) - got[k].astype(float)).max()) for k in floats), default=0.0)
@@ -336,7 +364,10 @@ def silence() -> Iterator[None]:
 
     from ...core.contexts import ignoring
 
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir")]  # fmt: skip
+    loggers = [
+        logging.getLogger(name)
+        for name in ("torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir")
+    ]
     with (
         _exporting,
         ignoring(*_CHATTER, (torch.jit.TracerWarning, "")),  # what tracing bakes in shows in the comparison

@@ -28,9 +28,17 @@ FREE = FOLDED | set(
 )
 NORMS = {"InstanceNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization", "BatchNormalization"}
 WEIGHTS = {  # which inputs of an op are parameters
-    "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (0, 1, 2), "MatMul": (0, 1), "PRelu": (1,), "Gather": (0,),
-    "GRU": (1, 2, 3), "LSTM": (1, 2, 3, 7), "RNN": (1, 2, 3), **dict.fromkeys(NORMS, (1, 2)),
-}  # fmt: skip
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "Gemm": (0, 1, 2),
+    "MatMul": (0, 1),
+    "PRelu": (1,),
+    "Gather": (0,),
+    "GRU": (1, 2, 3),
+    "LSTM": (1, 2, 3, 7),
+    "RNN": (1, 2, 3),
+    **dict.fromkeys(NORMS, (1, 2)),
+}
 SCALES = {"Mul", "Add", "Sub", "Div", "Pow", "Concat", "Expand", "Where"}  # of these, tensors of several numbers are
 
 
@@ -134,7 +142,11 @@ class Count:
                     self.buffers += value.size
             elif place and self._neutral(node, k, value):
                 continue
-            elif place or kind == "PARAMETER" or (node.op_type in SCALES and (value.size > 1 or self._called(value.root))):  # fmt: skip
+            elif (
+                place
+                or kind == "PARAMETER"
+                or (node.op_type in SCALES and (value.size > 1 or self._called(value.root)))
+            ):
                 if node.op_type in VIEWS or node.op_type in ("Transpose", "Cast"):
                     continue  # counted where it is used
                 if self._first(value.root, node, k):
@@ -179,7 +191,11 @@ class Count:
         if (products := self._products(op, how, ins)) is not None:
             self.macs += products
             return
-        if op not in ("Conv", "ConvTranspose", "Gemm", "MatMul", "GRU", "LSTM", "RNN") or None in wanted or len(wanted) < 3:  # fmt: skip
+        if (
+            op not in ("Conv", "ConvTranspose", "Gemm", "MatMul", "GRU", "LSTM", "RNN")
+            or None in wanted
+            or len(wanted) < 3
+        ):
             self.uncounted[op, self._module(node)] += 1
             return
         x, w, y = wanted
@@ -191,7 +207,16 @@ class Count:
             transposed = op == "ConvTranspose"
             window = math.prod(w[1:])  # inputs (of a transposed one, outputs) of a group times the kernel
             macs = math.prod(x if transposed else y) * window
-            self._layer(node, ins, 1, "conv_transpose" if transposed else "conv", w[2:], w[1] * groups if transposed else w[0], macs, math.prod(y))  # fmt: skip
+            self._layer(
+                node,
+                ins,
+                1,
+                "conv_transpose" if transposed else "conv",
+                w[2:],
+                w[1] * groups if transposed else w[0],
+                macs,
+                math.prod(y),
+            )
         elif op in ("Gemm", "MatMul"):
             turned = op == "Gemm" and "transA" in how and how["transA"].i
             macs = math.prod(y) * (x[0] if turned else x[-1])
@@ -225,8 +250,17 @@ class Count:
         k = (*k[:-2], k[-2] + (past[-2] if past is not None else 0), k[-1])
         return attention(q, k, v, out=None)
 
-    def _layer(self, node: NodeProto, ins: list[Value | None], at: int, op: str, kernel: tuple[int, ...], neurons: int, macs: int,
-               elements: int) -> None:  # fmt: skip
+    def _layer(
+        self,
+        node: NodeProto,
+        ins: list[Value | None],
+        at: int,
+        op: str,
+        kernel: tuple[int, ...],
+        neurons: int,
+        macs: int,
+        elements: int,
+    ) -> None:
         self.macs += macs
         weight, name = ins[at], self._name(node, ins[at])
         assert weight is not None
@@ -281,11 +315,18 @@ class Count:
 
     def rows(self, samples: int) -> list[dict[str, Any]]:
         return [
-            {"name": r.name, "op": r.op, "kernel": list(r.kernel), "neurons": r.neurons, "params": r.params,
-             "macs": r.macs // samples, "output_elements": r.output_elements // samples,
-             "output_bytes": r.output_bytes // samples}
+            {
+                "name": r.name,
+                "op": r.op,
+                "kernel": list(r.kernel),
+                "neurons": r.neurons,
+                "params": r.params,
+                "macs": r.macs // samples,
+                "output_elements": r.output_elements // samples,
+                "output_bytes": r.output_bytes // samples,
+            }
             for r in self.layers.values()
-        ]  # fmt: skip
+        ]
 
     def dtype_name(self, name: str) -> str:
         from onnx import helper

@@ -66,7 +66,9 @@ def to_onnx(model: nn.Module, example: Example, path: str | Path) -> dict[str, A
         made, exporter, verified = most_dynamic(twin, _ways(twin), lambda made: _verify(made, twin))
     except Refused as refused:
         if not _installed("onnxscript") and not twin.script:
-            raise BadInput(f"this model needs onnxscript to be written as ONNX ({refused.reasons[-1]}); {INSTALL}") from refused  # fmt: skip
+            raise BadInput(
+                f"this model needs onnxscript to be written as ONNX ({refused.reasons[-1]}); {INSTALL}"
+            ) from refused
         raise BadInput(f"torch.onnx cannot export this model ({refused}); write a .safetensors instead") from refused
     return {**_describe(made, exporter), "verified": verified, **_write(made, Path(path))}
 
@@ -101,8 +103,17 @@ def _by_dynamo(twin: ExportCandidate, sample: Example, level: str) -> ModelProto
     outputs = ["output" if k == 0 else f"output_{k}" for k in range(twin.outputs)]
     assert len(twin.names) == len(tensors_in((sample.args, sample.kwargs)))
     with globally_seeded(), torch.no_grad():
-        program = torch.onnx.export(twin.model, sample.args, None, kwargs=sample.kwargs, dynamo=True, verbose=False,
-                                    dynamic_shapes=dynamic_shapes(twin, sample, level), input_names=twin.names, output_names=outputs)  # fmt: skip
+        program = torch.onnx.export(
+            twin.model,
+            sample.args,
+            None,
+            kwargs=sample.kwargs,
+            dynamo=True,
+            verbose=False,
+            dynamic_shapes=dynamic_shapes(twin, sample, level),
+            input_names=twin.names,
+            output_names=outputs,
+        )
     assert program is not None
     return program.model_proto
 
@@ -115,13 +126,24 @@ def _by_torchscript(twin: ExportCandidate, sample: Example, level: str) -> Model
     from ...core.tensors import tensors_in
 
     tensors = tensors_in((sample.args, sample.kwargs))
-    dynamic = {name: {axis: f"{name}_{axis}" for axis in axes_at(t.ndim, level)}
-               for name, t in zip(twin.names, tensors, strict=True)}  # fmt: skip
+    dynamic = {
+        name: {axis: f"{name}_{axis}" for axis in axes_at(t.ndim, level)}
+        for name, t in zip(twin.names, tensors, strict=True)
+    }
     outputs = ["output" if k == 0 else f"output_{k}" for k in range(twin.outputs)]
     with tempfile.TemporaryDirectory() as folder, globally_seeded(), torch.no_grad():
         file = Path(folder) / "model.onnx"
-        torch.onnx.export(twin.model, sample.args, str(file), kwargs=sample.kwargs or None, dynamo=False, verbose=False,
-                          dynamic_axes=dynamic, input_names=twin.names, output_names=outputs)  # fmt: skip
+        torch.onnx.export(
+            twin.model,
+            sample.args,
+            str(file),
+            kwargs=sample.kwargs or None,
+            dynamo=False,
+            verbose=False,
+            dynamic_axes=dynamic,
+            input_names=twin.names,
+            output_names=outputs,
+        )
         return onnx.load(str(file))
 
 
@@ -198,11 +220,15 @@ def _verify(made: ModelProto, twin: ExportCandidate) -> dict[str, Any]:
     options.log_severity_level = 4
     with tempfile.TemporaryDirectory() as folder:
         try:
-            session = onnxruntime.InferenceSession(_stored(made, Path(folder)), options, providers=["CPUExecutionProvider"])  # fmt: skip
+            session = onnxruntime.InferenceSession(
+                _stored(made, Path(folder)), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:
             if type(error).__name__ == "NotImplemented":  # a kernel that onnxruntime lacks is no fault of the file
                 return {**about, "error": f"onnxruntime cannot run it: {first_words(error)}"}
-            raise VerificationFailed(f"onnxruntime does not load the file: {first_words(error)}; nothing was written") from error  # fmt: skip
+            raise VerificationFailed(
+                f"onnxruntime does not load the file: {first_words(error)}; nothing was written"
+            ) from error
 
         def run(sample: Example) -> list[np.ndarray]:
             return [np.asarray(v) for v in session.run(None, _feed(sample, twin, set(inputs)))]
@@ -229,7 +255,14 @@ def _store_large(made: ModelProto, file: Path) -> Path:
 
     beside = type(made)()
     beside.CopyFrom(made)  # saving moves the weights out of the model that it is given
-    onnx.save_model(beside, str(file), save_as_external_data=True, all_tensors_to_one_file=True, location=f"{file.name}.data", size_threshold=1024)  # fmt: skip
+    onnx.save_model(
+        beside,
+        str(file),
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=f"{file.name}.data",
+        size_threshold=1024,
+    )
     onnx.checker.check_model(str(file), full_check=True)
     return file
 

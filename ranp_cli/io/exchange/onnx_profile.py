@@ -79,7 +79,10 @@ def _counted(model: ModelProto, path: str | Path, input_shapes: Any) -> dict[str
         count.see(node)
     samples = next((s[0] for s in shapes.values() if len(s) > 1 and s[0]), 1)
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None)
-    signature = {"args": [{"shape": list(s), "dtype": count.dtype_name(name)} for name, s in shapes.items()], "kwargs": {}}  # fmt: skip
+    signature = {
+        "args": [{"shape": list(s), "dtype": count.dtype_name(name)} for name, s in shapes.items()],
+        "kwargs": {},
+    }
     layers = count.rows(samples)
     about: dict[str, Any] = {"spec": str(path), "args": {}, "opset": opset, "input": signature}
     if model.producer_name:
@@ -190,7 +193,9 @@ def _shapes_of(path: Any, inputs: dict[str, Any], given: list[tuple[int, ...]] |
     """The shape of every input: as the file says, dynamic axes as given, a dynamic batch axis 1."""
     if given is not None and len(given) != len(inputs):
         names = ", ".join(inputs)
-        raise BadInput(f"{path} has {len(inputs)} inputs ({names}), {len(given)} shapes were given; give {spelled('inputs')} for each, in order")  # fmt: skip
+        raise BadInput(
+            f"{path} has {len(inputs)} inputs ({names}), {len(given)} shapes were given; give {spelled('inputs')} for each, in order"
+        )
     shapes = {}
     for k, (name, value) in enumerate(inputs.items()):
         known = value.type.tensor_type.HasField("shape")
@@ -201,10 +206,17 @@ def _shapes_of(path: Any, inputs: dict[str, Any], given: list[tuple[int, ...]] |
             free = [str(d) for d in dims[1:] if isinstance(d, str)]
             if free or not known:
                 hint = "x".join(str(d) if isinstance(d, int) else "1" if a == 0 else "64" for a, d in enumerate(dims))
-                raise BadInput(f"{path}: axes {', '.join(free) or 'of unknown number'} of input '{name}' are dynamic; give {spelled('inputs')}, as in {spelled('inputs', hint or '1x1x64x64x64')}")  # fmt: skip
+                raise BadInput(
+                    f"{path}: axes {', '.join(free) or 'of unknown number'} of input '{name}' are dynamic; give {spelled('inputs')}, as in {spelled('inputs', hint or '1x1x64x64x64')}"
+                )
             asked = tuple(1 if isinstance(d, str) else d for d in dims)
-        elif known and (len(asked) != len(dims) or any(isinstance(d, int) and d != n for d, n in zip(dims[1:], asked[1:], strict=True))):  # fmt: skip
-            raise BadInput(f"{path}: input '{name}' is {declared}, the shape given is {'x'.join(map(str, asked))}; give one that fits")  # fmt: skip
+        elif known and (
+            len(asked) != len(dims)
+            or any(isinstance(d, int) and d != n for d, n in zip(dims[1:], asked[1:], strict=True))
+        ):
+            raise BadInput(
+                f"{path}: input '{name}' is {declared}, the shape given is {'x'.join(map(str, asked))}; give one that fits"
+            )
         batch = dims[0] if dims and isinstance(dims[0], int) else 1
         shapes[name] = (batch, *asked[1:]) if asked else ()
     return shapes

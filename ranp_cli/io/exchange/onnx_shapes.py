@@ -74,8 +74,10 @@ class Inference:
         if data is not None:
             from onnx import helper
 
-            return [Value(d.shape, helper.np_dtype_to_tensor_dtype(d.dtype), root if stored and root else name, d, stored)
-                    for d, name in zip(data, node.output, strict=False)]  # fmt: skip
+            return [
+                Value(d.shape, helper.np_dtype_to_tensor_dtype(d.dtype), root if stored and root else name, d, stored)
+                for d, name in zip(data, node.output, strict=False)
+            ]
         types = self._types(node, ins)
         outs = []
         for k, name in enumerate(node.output):
@@ -84,7 +86,11 @@ class Inference:
                 dims = axes_in(self.told[name])
                 if self.told[name].type.tensor_type.HasField("shape") and all(isinstance(d, int) for d in dims):
                     shape, dtype = tuple(int(d) for d in dims), self.told[name].type.tensor_type.elem_type
-            followed = root if (view or (stored and node.op_type in ("Transpose", "Cast", "DequantizeLinear"))) and k == 0 else name  # fmt: skip
+            followed = (
+                root
+                if (view or (stored and node.op_type in ("Transpose", "Cast", "DequantizeLinear"))) and k == 0
+                else name
+            )
             if stored and not view and k == 0 and followed != name:
                 followed = ins[node.input[0]].root
             outs.append(Value(shape, dtype, followed or name, None, stored and node.op_type != "Shape"))
@@ -100,18 +106,30 @@ class Inference:
                 return None
             how = {a.name: a.i for a in node.attribute}
             sizes = np.array(value.shape, np.int64)
-            return [np.int64(value.size).reshape(()) if node.op_type == "Size" else sizes[how.get("start", 0) : how.get("end")]]  # fmt: skip
-        if any(name not in ins or ins[name].data is None for name in named) or (not named and node.op_type != "Constant"):  # fmt: skip
+            return [
+                np.int64(value.size).reshape(())
+                if node.op_type == "Size"
+                else sizes[how.get("start", 0) : how.get("end")]
+            ]
+        if any(name not in ins or ins[name].data is None for name in named) or (
+            not named and node.op_type != "Constant"
+        ):
             return None
         types = self._types(node, ins)
-        if any(shape is None or math.prod(shape) > SMALL for shape, _ in (types.get(n, (None, 1)) for n in node.output)):  # fmt: skip
+        if any(
+            shape is None or math.prod(shape) > SMALL for shape, _ in (types.get(n, (None, 1)) for n in node.output)
+        ):
             return None
         from onnx import helper
         from onnx.reference import ReferenceEvaluator
 
         feeds = {name: ins[name].data for name in named}
-        graph = helper.make_graph([node], "one", [helper.make_tensor_value_info(n, ins[n].dtype, list(ins[n].shape or ())) for n in dict.fromkeys(named)],
-                                  [helper.make_tensor_value_info(n, types[n][1], None) for n in node.output])  # fmt: skip
+        graph = helper.make_graph(
+            [node],
+            "one",
+            [helper.make_tensor_value_info(n, ins[n].dtype, list(ins[n].shape or ())) for n in dict.fromkeys(named)],
+            [helper.make_tensor_value_info(n, types[n][1], None) for n in node.output],
+        )
         try:
             made = helper.make_model(
                 graph, opset_imports=list(self.model.opset_import), ir_version=self.model.ir_version
@@ -128,11 +146,13 @@ class Inference:
         try:
             schema = onnx.defs.get_schema(node.op_type, self.opsets.get(domain, self.opsets.get("ai.onnx", 1)), domain)
             found = onnx.shape_inference.infer_node_outputs(
-                schema, node,
+                schema,
+                node,
                 {n: helper.make_tensor_type_proto(v.dtype, v.shape) for n, v in ins.items() if v.shape is not None},
                 {n: numpy_helper.from_array(v.data, n) for n, v in ins.items() if v.data is not None},
-                opset_imports=list(self.model.opset_import), ir_version=self.model.ir_version,
-            )  # fmt: skip
+                opset_imports=list(self.model.opset_import),
+                ir_version=self.model.ir_version,
+            )
         except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError, TypeError, ValueError):
             return {}
         types: dict[str, tuple[tuple[int, ...] | None, int]] = {}
@@ -144,4 +164,6 @@ class Inference:
 
 
 def axes_in(value: Any) -> list[int | str]:
-    return [d.dim_param or ("?" if d.WhichOneof("value") is None else d.dim_value) for d in value.type.tensor_type.shape.dim]  # fmt: skip
+    return [
+        d.dim_param or ("?" if d.WhichOneof("value") is None else d.dim_value) for d in value.type.tensor_type.shape.dim
+    ]

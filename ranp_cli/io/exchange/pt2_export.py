@@ -61,8 +61,9 @@ def to_pt2(model: nn.Module, example: Example, path: str | Path) -> dict[str, An
         raise BadInput(f"{path}: torch.export takes no TorchScript model, so no .pt2 is made of it; give a .pt name")
     twin = ExportCandidate(model, example)
     try:
-        made, exporter, verified = most_dynamic(twin, [ExportForm("torch.export", _exported, twin.levels)],
-                                                lambda made: _verify(made, twin))  # fmt: skip
+        made, exporter, verified = most_dynamic(
+            twin, [ExportForm("torch.export", _exported, twin.levels)], lambda made: _verify(made, twin)
+        )
     except Refused as refused:
         raise BadInput(
             f"torch.export refuses this model ({refused.reasons[-1]}); write a .safetensors instead"
@@ -87,8 +88,9 @@ def _exported(twin: ExportCandidate, sample: Example, level: str) -> _File:
     from ...core.random_state import globally_seeded
 
     with globally_seeded(), torch.no_grad():
-        program = torch.export.export(twin.model, sample.args, sample.kwargs, strict=False,
-                                      dynamic_shapes=dynamic_shapes(twin, sample, level))  # fmt: skip
+        program = torch.export.export(
+            twin.model, sample.args, sample.kwargs, strict=False, dynamic_shapes=dynamic_shapes(twin, sample, level)
+        )
         _tidy(program)
         data = io.BytesIO()
         torch.export.save(program, data)
@@ -133,6 +135,8 @@ def _verify(made: _File, twin: ExportCandidate) -> dict[str, Any]:
         try:
             module = torch.export.load(io.BytesIO(made.data)).module()
         except Exception as error:
-            raise VerificationFailed(f"torch.export.load does not read the file: {first_words(error)}; nothing was written") from error  # fmt: skip
+            raise VerificationFailed(
+                f"torch.export.load does not read the file: {first_words(error)}; nothing was written"
+            ) from error
         found = compared(tried, lambda sample: outputs_of(module, sample), "the .pt2 file")
     return {"against": f"torch.export.load, torch {torch.__version__.partition('+')[0]}", **found}
