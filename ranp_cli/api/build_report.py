@@ -60,8 +60,10 @@ def build_pruned(session: Session, graph: Graph, mask: Mask, settled: Settled, i
     Raises: VerificationFailed.
     """
     report, slim, at = session.report, settled.model, costing.at
-    with report.timing("verify"):
-        verified = verify(session.model, slim, graph, graph.flags(settled.selection.keep))
+    verified = settled.verified
+    if verified is None:
+        with report.timing("verify"):
+            verified = verify(session.model, slim, graph, graph.flags(settled.selection.keep))
     if init != "keep":
         with report.timing("refine"), seeded(session.seed):
             initialise(slim, init, [layer.slot for layer in graph.layers])

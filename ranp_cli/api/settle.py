@@ -28,6 +28,7 @@ class Settled:
     attributes: dict[str, Any]  # what refining changed besides tensors
     trace: SlimRun  # its run on meta tensors
     followed: dict[str, dict[str, Any]] = field(default_factory=dict)  # counts in attributes of the user's own modules
+    verified: dict[str, Any] | None = None  # what the proof said, where it was needed to decide
 
 
 def settle(session: Session, graph: Graph, choose: Callable[[], Selection]) -> Settled:
@@ -51,15 +52,17 @@ def settle(session: Session, graph: Graph, choose: Callable[[], Selection]) -> S
         if isinstance(ran, HardCoded):
             _fix(graph, ran)
             continue
+        verified = None
         if followed.changed:
             try:
-                verify(session.model, slim, graph, stays)
+                with session.report.timing("verify"):
+                    verified = verify(session.model, slim, graph, stays)
             except VerificationFailed:  # it runs, but is another network: the counts were not what they looked like
                 follows = False
                 continue
             for name, values in followed.changed.items():
                 changed.setdefault(name, {}).update(values)
-        return Settled(chosen, slim, changed, ran, followed.changed)
+        return Settled(chosen, slim, changed, ran, followed.changed, verified)
 
 
 def _fix(graph: Graph, found: HardCoded) -> None:

@@ -25,14 +25,14 @@ class InPrecision(TorchDispatchMode):
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
+        self.wanted = {**dict.fromkeys(REAL, dtype), **dict.fromkeys(COMPLEX, dtype.to_complex())}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        wanted = {**dict.fromkeys(REAL, self.dtype), **dict.fromkeys(COMPLEX, self.dtype.to_complex())}
-        kwargs = {k: wanted.get(v, v) if isinstance(v, torch.dtype) else v for k, v in (kwargs or {}).items()}
+        kwargs = {k: self.wanted.get(v, v) if isinstance(v, torch.dtype) else v for k, v in (kwargs or {}).items()}
         if writes_any(func):
             return func(*args, **kwargs)
         if not shares_memory(func):
