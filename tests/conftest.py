@@ -1,6 +1,7 @@
 """Options and fixtures that all tests share."""
 
 import os
+import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: two processes would spin on the same cores
 # The memory of 16-bit convolutions is modelled for processors without matrix units (AMX); oneDNN reads this at its start.
@@ -25,6 +26,17 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def files_of_a_test_are_not_imported_by_the_next(tmp_path_factory):
+    """Forget what was imported from pytest's temporary folders: the next test may import a `net` of its own."""
+    yield
+    base = str(tmp_path_factory.getbasetemp()) + os.sep
+    for name, module in list(sys.modules.items()):
+        places = [getattr(module, "__file__", None) or "", *getattr(module, "__path__", ())]
+        if any(str(place).startswith(base) for place in places):
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -21,15 +21,10 @@ NET = "class Net(nn.Sequential):\n    def __init__(s, width=8): super().__init__
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder that we stand in; what is imported from it is forgotten afterwards."""
+    """An empty folder that we stand in."""
     monkeypatch.chdir(tmp_path)
-    before, path = set(sys.modules), list(sys.path)
+    path = list(sys.path)
     yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")) + str(
-            getattr(sys.modules[name], "__path__", "")
-        ):
-            del sys.modules[name]
     sys.path[:] = path
 
 
