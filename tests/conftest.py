@@ -34,7 +34,8 @@ def files_of_a_test_are_not_imported_by_the_next(tmp_path_factory):
     yield
     base = str(tmp_path_factory.getbasetemp()) + os.sep
     for name, module in list(sys.modules.items()):
-        places = [getattr(module, "__file__", None) or "", *getattr(module, "__path__", ())]
+        stands = vars(module)
+        places = [stands.get("__file__") or "", *(stands.get("__path__") or ())]
         if any(str(place).startswith(base) for place in places):
             del sys.modules[name]
 
