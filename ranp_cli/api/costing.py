@@ -58,7 +58,7 @@ class Costing:
 
     def memory(self, network: nn.Module) -> dict[str, Any]:
         """The estimated memory of a network, as the report has it."""
-        return memory_of(network, self.sample, self.optimizer, self.device if self.options.amp else None, self.grounds)
+        return memory_of(network, self.sample, self.optimizer, self.device, self.options.amp, self.grounds)
 
     def dense(self, session: Session) -> TracedCosts:
         """The dense network."""

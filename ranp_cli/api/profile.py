@@ -49,8 +49,8 @@ def profile(
         time: also run the networks on `device`, and say how long a forward pass takes; needs their code.
         tree: list every module (report part `modules`) with its own parameters, multiply-adds, output elements and bytes
             saved for the backward pass.
-        amp: estimate the memory under 16-bit autocast: which ops run in 16 bits is what torch does on `device` (`cpu`, `cuda`
-            where torch has one here, or `auto`).
+        amp: estimate the memory under 16-bit autocast: which ops run in 16 bits is what torch does on the device.
+        device: the memory is that of a `cpu`, or of `cuda` where torch has one here; `auto`: CUDA where there is one.
 
     Returns: a Report: parameters, multiply-adds, FLOPs (2 * multiply-adds), bytes, and the paper's counting.
 
@@ -79,9 +79,7 @@ def profile(
         raise BadInput(f"{spelled('tree', True)} shows one model: leave the second one out")
     step = chosen[StepOptions]
     dense = model if model is not None else next((each for each in (network, other) if is_dense(each)), None)
-    counting = Counting(
-        report, chosen[ModelOptions], step, tree, autocast_device(step.amp, chosen[ModelOptions].device), dense, trust
-    )
+    counting = Counting(report, chosen[ModelOptions], step, tree, dense, trust)
     if (model is not None or trust) and not (is_slim(network) or is_slim(other)):
         raise BadInput(f"{spelled('model')} is the dense network of a slim file, and none is given; leave it out")
     first = counting.parts(network, inputs)
@@ -120,7 +118,6 @@ class Counting:
     model: ModelOptions
     step: StepOptions
     tree: bool
-    autocast: str | None  # the device of autocast, with --amp
     dense: Any = None  # the network that slim files were made from: a module, or a spec that the user named
     trust: bool = False  # build the one that a slim file records
     running: list[tuple[nn.Module, Example]] = field(default_factory=list)  # what is to be timed, with its input
@@ -233,6 +230,7 @@ class Counting:
         from ..costs.memory import check_optimizer, memory_of, with_training
         from ..graph.analyse import trace_costs
         from ..graph.guess import guess_example
+        from .session import choose_device
 
         optimizer = self.step.optimizer or "sgd"
         check_optimizer(optimizer)
@@ -245,7 +243,7 @@ class Counting:
         layers, costs = list(traced.layers.values()), traced.costs
         with self.report.timing("memory"):
             sample = example.with_batch(self.step.batch_size or example.samples)
-            memory = memory_of(module, sample, optimizer, self.autocast)
+            memory = memory_of(module, sample, optimizer, choose_device(self.model.device).type, self.step.amp)
         saved = {row["module"]: row["bytes"] for row in memory["by_module"]} if "by_module" in memory else None
         return {
             "model": {**about, "fingerprint": fingerprint(module), "input": example.signature, **guessed},
@@ -256,15 +254,6 @@ class Counting:
             "neurons": {"total": sum(len(layer.neurons) for layer in layers)},
             "uncounted_ops": uncounted(traced.run.tracer.uncounted),
         }
-
-
-def autocast_device(amp: bool, device: str) -> str | None:
-    """Where autocast is modelled; None without it."""
-    if not amp:
-        return None
-    from .session import choose_device
-
-    return choose_device(device).type
 
 
 def _both(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:

@@ -74,7 +74,8 @@ def training_memory(
     example: Example,
     optimizer: str = "sgd",
     loss: Callable[[Any], Tensor] | None = None,
-    amp: str | None = None,
+    device: str = "cpu",
+    amp: bool = False,
     fake: bool | None = None,
 ) -> Memory:
     """The peak of a training step with the batch of `example`.
@@ -83,13 +84,14 @@ def training_memory(
         optimizer: `sgd`, `sgd-momentum`, `adam` or `adamw`; its state is there from the second step on.
         loss: from what the model returns to a scalar; by default cross-entropy where an output has several channels,
             the mean of squares elsewhere.
-        amp: the device under whose autocast (16 bits) forward and loss run, `cpu` or `cuda`; None: without.
+        device: `cpu` or `cuda`: whose optimiser, and whose workspace: counted on a CPU, an allowance on CUDA.
+        amp: forward and loss run under the device's own autocast (16 bits).
         fake: see `forward_memory`.
 
     Raises: BadInput.
     """
     check_optimizer(optimizer)
-    return _either(model, example, loss or plain_loss, optimizer, amp, fake)
+    return _either(model, example, loss or plain_loss, optimizer, device, amp, fake)
 
 
 def check_optimizer(name: str) -> None:
@@ -99,25 +101,33 @@ def check_optimizer(name: str) -> None:
 
 
 @labels_on_cpu
-def forward_memory(model: nn.Module, example: Example, amp: str | None = None, fake: bool | None = None) -> Memory:
-    """The peak of a forward pass in inference with the batch of `example`. Raises BadInput.
+def forward_memory(
+    model: nn.Module, example: Example, device: str = "cpu", amp: bool = False, fake: bool | None = None
+) -> Memory:
+    """The peak of a forward pass in inference with the batch of `example`. Raises BadInput. See `training_memory`.
 
     Some ops (attention, recurrent cells) fall apart on meta tensors and not on a CPU, and some code takes tensors of a CPU
     only. Fake tensors stand for such, at several times the time. `fake` says which to take; None tries both.
     """
-    return _either(model, example, None, "sgd", amp, fake)
+    return _either(model, example, None, "sgd", device, amp, fake)
 
 
 def _either(
-    model: nn.Module, example: Example, loss: Loss | None, optimizer: str, amp: str | None, fake: bool | None
+    model: nn.Module,
+    example: Example,
+    loss: Loss | None,
+    optimizer: str,
+    device: str,
+    amp: bool,
+    fake: bool | None,
 ) -> Memory:
-    if amp is not None or fake is not None:
-        return _measured(model, example, loss, optimizer, amp, amp is not None or bool(fake))
+    if amp or fake is not None:
+        return _measured(model, example, loss, optimizer, device, amp, amp or bool(fake))
     told: list[Memory] = []
     errors: list[BadInput] = []
     for on_fake in (False, True):
         try:
-            told.append(_measured(model, example, loss, optimizer, None, on_fake))
+            told.append(_measured(model, example, loss, optimizer, device, amp, on_fake))
         except BadInput as error:
             errors.append(error)
     if not told:
@@ -144,16 +154,16 @@ def _meter_of(network: nn.Module, inputs: Iterable[Tensor], on_cpu: bool) -> Met
 
 
 def _measured(
-    model: nn.Module, example: Example, loss: Loss | None, optimizer: str, amp: str | None, fake: bool
+    model: nn.Module, example: Example, loss: Loss | None, optimizer: str, device: str, amp: bool, fake: bool
 ) -> Memory:
     training = loss is not None
-    cast = Autocast(amp or "cpu", amp is not None) if fake else None
+    cast = Autocast(device, amp) if fake else None
     try:
-        copy = _copy_of(model, cast, training, amp is not None)
+        copy = _copy_of(model, cast, training, amp)
     except USER_EXCEPTIONS as error:  # a TorchScript file with constants that meta tensors cannot hold
         raise not_estimated(error, training, example) from error
     args, kwargs = (to_meta if cast is None else cast.inputs)((example.args, example.kwargs))
-    meter = _meter_of(copy, tensors_in((args, kwargs)), on_cpu=amp in (None, "cpu"))
+    meter = _meter_of(copy, tensors_in((args, kwargs)), on_cpu=device == "cpu")
     trained = [_bytes(p) for p in copy.parameters() if p.requires_grad]
     stepping = STEPPING[optimizer] * max(trained, default=0)
     if not meter.on_cpu:
@@ -245,24 +255,29 @@ class Grounds:
 
 
 def memory_of(
-    model: nn.Module, example: Example, optimizer: str = "sgd", amp: str | None = None, grounds: Grounds | None = None
+    model: nn.Module,
+    example: Example,
+    optimizer: str = "sgd",
+    device: str = "cpu",
+    amp: bool = False,
+    grounds: Grounds | None = None,
 ) -> dict[str, Any]:
     """Both peaks as the report has them; `error` or `train_error` in the place of one that cannot be estimated.
 
     `train_macs` and `train_flops` are of one sample of the step: `with_training` lays them beside the other counts.
     """
-    about: dict[str, Any] = {"samples": example.samples, "optimizer": optimizer}
-    if amp is not None:
-        about["amp"] = {"dtype": str(DTYPE).removeprefix("torch."), "device": amp}
+    about: dict[str, Any] = {"samples": example.samples, "optimizer": optimizer, "device": device}
+    if amp:
+        about["amp"] = {"dtype": str(DTYPE).removeprefix("torch."), "device": device}
     grounds = grounds or Grounds()
     try:
-        forward = forward_memory(model, example, amp, grounds.forward)
+        forward = forward_memory(model, example, device, amp, grounds.forward)
         grounds.forward = forward.fake
         about |= {"forward_peak_bytes": forward.peak, "forward_peak_at": forward.at}
     except BadInput as error:
         about["error"] = str(error)
     try:
-        step = training_memory(model, example, optimizer, amp=amp, fake=grounds.training)
+        step = training_memory(model, example, optimizer, None, device, amp, grounds.training)
         grounds.training = step.fake
     except BadInput as error:
         return {**about, "train_error": str(error)}

@@ -37,6 +37,7 @@ _COSTS = {
 _MEMORY = {
     "samples": int,
     "optimizer": str,
+    "device?": str,
     "forward_peak_bytes?": int,
     "forward_peak_at?": str,
     "train_peak_bytes?": int,

@@ -174,6 +174,7 @@ class Memory(TypedDict):
 
     samples: int
     optimizer: str
+    device: NotRequired[str]
     forward_peak_bytes: NotRequired[int]
     forward_peak_at: NotRequired[str]
     train_peak_bytes: NotRequired[int]

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import gc
-import itertools
 import json
 import platform
 import statistics
@@ -28,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from allocator import peak_of
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -45,7 +44,10 @@ from ranp_cli.scoring.scorer import GradientSetup, Importance
 
 from .page import put
 
-MARKS = "<!-- scoring -->", "<!-- end of scoring -->"
+MARKS = {
+    "cpu": ("<!-- scoring -->", "<!-- end of scoring -->"),
+    "cuda": ("<!-- scoring on a GPU -->", "<!-- end of scoring on a GPU -->"),
+}
 GROWTH_MARKS = "<!-- growth -->", "<!-- end of growth -->"
 SPARSITY = 0.78
 CPU = torch.device("cpu")
@@ -131,21 +133,6 @@ def synchronized(run: Callable[[], Any], device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def peak(run: Callable[[], Any], device: torch.device = CPU) -> int:
-    """The most that torch's allocator has handed out during a run, in bytes, beyond what was there before."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        synchronized(run, device)
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
-        run()
-    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
-    return max(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
-
-
 def ranks(values: np.ndarray) -> np.ndarray:
     return np.argsort(np.argsort(values)).astype(float)
 
@@ -201,7 +188,7 @@ def rows_of(name: str, repeats: int, device: torch.device) -> dict[str, Any]:
             seconds[way].append(time.perf_counter() - start)
     for way, run in ways.items():
         model.zero_grad(set_to_none=True)
-        peaks[way] = peak(run, device)
+        peaks[way] = peak_of(run, device.type)
     correlation, kept = agreement(graph, found["fp32"], found["bf16"])
     equal = all(np.array_equal(a, b) for a, b in zip(found["fp32"].scores, found["low"].scores, strict=True))
     return {
@@ -257,7 +244,7 @@ def growth(repeats: int) -> list[dict[str, Any]]:
                 seconds.append(time.perf_counter() - start)
             macs = sum(layer.macs for layer in graph.layers) * count
             rows.append({"what": what, "size": size, "width": width, "mini-batches": count, "macs": macs,
-                         "seconds": statistics.median(seconds), "peak": peak(run), "voxels": size**3})  # fmt: skip
+                         "seconds": statistics.median(seconds), "peak": peak_of(run), "voxels": size**3})  # fmt: skip
     return rows
 
 
@@ -297,7 +284,7 @@ def main() -> None:
         about = {"threads": torch.get_num_threads(), "torch": torch.__version__, "machine": machine}
         Path(options.json).write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     if options.write:
-        put(Path(options.write), markdown(rows), MARKS)
+        put(Path(options.write), markdown(rows), MARKS[options.device.type])
     print(markdown(rows))
 
 

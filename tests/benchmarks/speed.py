@@ -23,7 +23,10 @@ from ranp_cli.samples import voxel_shapes
 
 from .page import put
 
-MARKS = "<!-- speed -->", "<!-- end of speed -->"
+MARKS = {
+    "cpu": ("<!-- speed -->", "<!-- end of speed -->"),
+    "cuda": ("<!-- speed on a GPU -->", "<!-- end of speed on a GPU -->"),
+}
 SLIM: dict[str, dict[str, Any]] = {
     "RANP-f": {"resource": "flops"},
     "RANP-f, `--round-to 8`": {"resource": "flops", "round_to": 8},
@@ -33,18 +36,18 @@ SLIM: dict[str, dict[str, Any]] = {
 }
 
 
-def measured(width: int, size: int, batches: int, sparsity: float) -> dict[str, Any]:
+def measured(width: int, size: int, batches: int, sparsity: float, device: torch.device) -> dict[str, Any]:
     """The rows, the dense network first, and what they were measured on."""
     torch.manual_seed(0)
     dense = unet3d(layers=15, width=width, num_classes=50)
     data = list(voxel_shapes(size=size, batches=batches))
-    scores = ranp.score(dense, data, device="cpu")
+    scores = ranp.score(dense, data, device=str(device))
     found = {
-        name: ranp.prune(dense, scores=scores, sparsity=sparsity, device="cpu", min_neurons=1, **how)
+        name: ranp.prune(dense, scores=scores, sparsity=sparsity, device=str(device), min_neurons=1, **how)
         for name, how in SLIM.items()
     }
     models = [dense, *(each.model for each in found.values())]
-    stand = Benchmark(Example((data[0][0],)), torch.device("cpu"))
+    stand = Benchmark(Example((data[0][0],)), device)
     forward, step = stand.forward(*models), stand.step(*models)
     report = next(iter(found.values())).report.to_dict()
     kept = [report["neurons"]["total"], *(each.mask.kept for each in found.values())]
@@ -54,12 +57,14 @@ def measured(width: int, size: int, batches: int, sparsity: float) -> dict[str, 
          "theoretical_speedup": macs[0] / macs[k], "forward_speedup": forward.seconds[0] / forward.seconds[k],
          "step_speedup": step.seconds[0] / step.seconds[k]} for k, name in enumerate(["dense", *found])
     ]  # fmt: skip
-    return {"width": width, "size": size, "sparsity": sparsity, "threads": torch.get_num_threads(), "processor": processor(),
+    return {"device": device.type, "width": width, "size": size, "sparsity": sparsity, "threads": torch.get_num_threads(), "processor": processor(device),
             "repeats": [forward.repeats, step.repeats], "torch": torch.__version__, "rows": rows}  # fmt: skip
 
 
-def processor() -> str:
-    """Its name, as Linux has it."""
+def processor(device: torch.device) -> str:
+    """Its name, as CUDA or Linux has it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next(
@@ -78,9 +83,9 @@ def markdown(found: dict[str, Any]) -> str:
         cells = [r["network"], r["neurons"], f"{r['macs'] / 1e9:.2f}", promised, f"{r['forward_s']:.3f}", forward,
                  f"{r['step_s']:.3f}", step]  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    threads = f"{found['threads']} thread{'s' * (found['threads'] != 1)}"
+    threads = f", {found['threads']} thread{'s' * (found['threads'] != 1)}" if found["device"] == "cpu" else ""
     lines += ["", f"3D-UNet of 15 layers, {found['width']} maps, 50 classes, one sample of {found['size']}^3 in fp32, sparsity "
-              f"{found['sparsity']}; {found['processor']}, {threads}, torch {found['torch']}; medians of "
+              f"{found['sparsity']}; {found['processor']}{threads}, torch {found['torch']}; medians of "
               f"{found['repeats'][0]} (forward) and {found['repeats'][1]} (step) rounds of one loop over all rows."]  # fmt: skip
     return "\n".join(lines)
 
@@ -91,17 +96,18 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="voxels along each edge")
     parser.add_argument("--batches", type=int, default=2, help="mini-batches that are scored")
     parser.add_argument("--sparsity", type=float, default=0.78)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
     parser.add_argument("--threads", type=int, help="torch's own number by default")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--write", metavar="PAGE", help="put the table between the marks of this file")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    found = measured(options.width, options.size, options.batches, options.sparsity)
+    found = measured(options.width, options.size, options.batches, options.sparsity, options.device)
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
     if options.write:
-        put(Path(options.write), markdown(found), MARKS)
+        put(Path(options.write), markdown(found), MARKS[options.device.type])
     print(markdown(found))
 
 

@@ -24,7 +24,7 @@ HALF = 2 * 8 * 10  # a tensor of (8, 10) in 16 bits
 WEIGHT = 2 * 100  # a weight's cast
 
 
-def step(model: nn.Module, amp: str | None = "cpu") -> ranp.memory.Memory:
+def step(model: nn.Module, amp: bool = True) -> ranp.memory.Memory:
     return training_memory(model, Example((torch.zeros(8, 10),)), loss=lambda y: y.float().sum(), amp=amp)
 
 
@@ -34,7 +34,7 @@ def test_a_step_by_hand():
     assert found.by_module == {"a": HALF + WEIGHT, "c": HALF + WEIGHT, "relu": 2 * HALF, "b": WEIGHT}
     assert (found.parameters, found.gradients) == (1200, 1200)  # in 32 bits
     # in inference the casts are cached as well: the last op has all three, its input and its output
-    assert forward_memory(Linears(), Example((torch.zeros(8, 10),)), "cpu").working == 3 * WEIGHT + 2 * HALF
+    assert forward_memory(Linears(), Example((torch.zeros(8, 10),)), amp=True).working == 3 * WEIGHT + 2 * HALF
 
 
 def test_a_cast_of_a_weight_is_made_once():
@@ -68,7 +68,7 @@ def test_what_autocast_keeps_in_32_bits_stays():
     with torch.autocast("cpu", torch.bfloat16):
         outputs = model(torch.zeros(8, 10))
     assert [y.dtype for y in outputs] == [torch.bfloat16, torch.float32]
-    found = training_memory(model, Example((torch.zeros(8, 10),)), loss=loss, amp="cpu")
+    found = training_memory(model, Example((torch.zeros(8, 10),)), loss=loss, amp=True)
     assert found.outputs == sum(y.numel() * y.element_size() for y in outputs) == HALF + 4
 
 
@@ -82,8 +82,8 @@ QUICK = {"monai_unet", "r3d_18"}  # in the default run
 def test_estimated_is_what_the_allocator_reports_under_autocast(case):
     model, x = zoo.build(case), torch.randn(case.shape)
     ratios = [
-        forward_memory(model, Example((x,)), "cpu").working / allocated(model, x, False, amp=True),
-        training_memory(model, Example((x,)), loss=squares, amp="cpu").working / allocated(model, x, True, amp=True),
+        forward_memory(model, Example((x,)), amp=True).working / allocated(model, x, False, amp=True),
+        training_memory(model, Example((x,)), loss=squares, amp=True).working / allocated(model, x, True, amp=True),
     ]
     assert all(abs(r - 1) <= CLOSE for r in ratios), ratios
 
@@ -108,7 +108,7 @@ def test_a_script_too():
         warnings.simplefilter("ignore", DeprecationWarning)
         script = torch.jit.trace(net, x)
         for model in (net, script):
-            told = training_memory(model, Example((x,)), loss=squares, amp="cpu").working
+            told = training_memory(model, Example((x,)), loss=squares, amp=True).working
             assert told == pytest.approx(allocated(model, x, True, amp=True), rel=0.01)
             assert told != training_memory(model, Example((x,)), loss=squares).working
 

@@ -176,7 +176,7 @@ def test_a_depthwise_weight_is_filled_up_in_channels_last(dims: int, half: bool)
     conv = {2: nn.Conv2d, 3: nn.Conv3d}[dims](32, 32, 5, padding=2, groups=32, bias=False)
     layout = {2: torch.channels_last, 3: torch.channels_last_3d}[dims]
     x = torch.randn(2, 32, *[8] * dims).to(memory_format=layout).requires_grad_()
-    told = training_memory(conv, Example((x,)), loss=squares, amp="cpu" if half else None).working
+    told = training_memory(conv, Example((x,)), loss=squares, amp=half).working
     assert told > 250 * conv.weight.numel() * 4
     assert told == pytest.approx(allocated(conv, x, True, half), rel=0.15)
 

@@ -19,27 +19,35 @@ def squares(output: Any) -> torch.Tensor:
 
 
 def allocated(model: nn.Module, x: torch.Tensor, training: bool, amp: bool = False) -> int:
-    """The peak of what torch's CPU allocator handed out during a forward, or a forward and backward."""
-    model = copy.deepcopy(model).train(training)
+    """The peak of what torch's allocator on the device of x handed out during a forward, or a forward and backward."""
+    device = x.device.type
+    model = copy.deepcopy(model).to(x.device).train(training)
 
     def run() -> None:
         if not training:
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=amp):
                 model(x)
             return
-        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        with torch.autocast(device, torch.bfloat16, enabled=amp):
             value = squares(model(x))
         value.backward()
         for p in model.parameters():
             p.grad = None
 
     run()
-    return peak_of(run)
+    return peak_of(run, device)
 
 
-def peak_of(run: Callable[[], None]) -> int:
-    """The most that torch's CPU allocator had handed out at once while `run` ran."""
+def peak_of(run: Callable[[], Any], device: str = "cpu") -> int:
+    """The most that torch's allocator on the device had handed out at once while `run` ran, beyond what it held before."""
     gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
         run()
     events = sorted((e.start_ns(), k, e.nbytes()) for k, e in enumerate(seen.profiler.kineto_results.events())
