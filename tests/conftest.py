@@ -8,9 +8,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: two process
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 import pytest
+import torch
 from packages import declare_torchvision_ops
 
 declare_torchvision_ops()  # `import timm` works beside a CPU build of torch
+torch.backends.opt_einsum.enabled = (
+    False  # where it is installed, an einsum of three has another order, and another count
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What is tested is the CPU, on machines that have a GPU too: that is what `-m gpu` is for."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,8 +30,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def one_thread():
     """Many small networks on a shared machine: threads would wait for each other."""
-    import torch
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -150,6 +150,36 @@ class SharedFlag:
                     self.write(self.before)
 
 
+def _short_products() -> tuple[Any, ...]:
+    """What the process allows fp32 convolutions and matrix products to be computed in: TF32 on a GPU, bf16 on a CPU."""
+    try:
+        return torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by torch's newer names, which the older ones cannot read
+        return tuple(part.fp32_precision for part in _parts())
+
+
+def _allow_short_products(value: tuple[Any, ...]) -> None:
+    if len(value) == 2:
+        torch.backends.cudnn.allow_tf32 = value[0]
+        torch.set_float32_matmul_precision(value[1])
+    else:
+        for part, precision in zip(_parts(), value, strict=True):
+            part.fp32_precision = precision
+
+
+def _parts() -> tuple[Any, ...]:
+    backends: Any = torch.backends
+    return backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul
+
+
+_products = SharedFlag(_short_products, _allow_short_products)
+
+
+def whole_products() -> AbstractContextManager[None]:
+    """fp32 products are computed in fp32. The flag is one for the process: other threads' are too meanwhile."""
+    return _products.at((False, "highest") if len(_short_products()) == 2 else ("ieee",) * len(_parts()))
+
+
 _filters = threading.Lock()
 
 

@@ -29,7 +29,15 @@ def copy_on(model: nn.Module, device: torch.device, own: Container[str] = ()) ->
     """A copy to run on `device`; its weights are shared where they are there already, its buffers and `own` are copied."""
     if isinstance(model, torch.jit.ScriptModule):
         return meta_copy(model, real=True).to(device)
-    return replicate(model, lambda name, t: t.to(device, copy=name in own))
+    return compacted(replicate(model, lambda name, t: t.to(device, copy=name in own)))
+
+
+def compacted(model: nn.Module) -> nn.Module:
+    """The model itself, its recurrent weights in one piece each: cuDNN warns of others and copies them in every call."""
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
+    return model
 
 
 def script_copy(model: torch.jit.ScriptModule, device: str | None) -> nn.Module:

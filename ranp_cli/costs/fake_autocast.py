@@ -32,12 +32,13 @@ class Autocast:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def place(self, t: Tensor) -> Tensor:
-        """A floating-point tensor as a fake one on the device; others keep their values."""
+        """A tensor as a fake one on the device; on a CPU those of whole numbers keep their values."""
         from torch._subclasses.fake_tensor import FakeTensor
 
-        if not t.is_floating_point():
+        if not t.is_floating_point() and self.device.type == "cpu":
             return t
-        return FakeTensor(self.mode, torch.empty_like(t, device="meta"), self.device)
+        value = t if t.numel() == 1 and not t.is_floating_point() else None  # a single number may be asked for
+        return FakeTensor(self.mode, torch.empty_like(t, device="meta"), self.device, constant=value)
 
     def model(self, model: nn.Module) -> nn.Module:
         return replicate(model, lambda _, t: self.place(t))

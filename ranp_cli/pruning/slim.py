@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core.copies import replicate
+from ..core.copies import compacted, replicate
 from ..core.documents import shown
 from ..core.errors import BadInput
 from ..graph.analyse import named_tensors
@@ -38,7 +38,7 @@ def slim_model(model: nn.Module, graph: Graph, stays: np.ndarray) -> tuple[nn.Mo
                     t = t.index_select(axis, index.to(t.device))
         return t.clone()
 
-    slim = replicate(model, cut)
+    slim = compacted(replicate(model, cut))
     changed = attributes(slim, graph, stays)
     apply_attributes(slim, changed)
     return slim, changed

@@ -8,7 +8,6 @@ tables anew without a run, for a change of a script that does not change its tab
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import re
@@ -68,18 +67,8 @@ SECTION = re.compile(
 
 
 def code_digest(script: str) -> str:
-    """Eight digits of what a script does: of its syntax tree, without docstrings, comments and layout."""
-    tree = ast.parse((RESULTS.parent / f"{script}.py").read_text())
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
-            body[0].value.value = None
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:8]
+    """Eight digits of a script's text. (Of its syntax tree they would differ from one Python to the next.)"""
+    return hashlib.sha256((RESULTS.parent / f"{script}.py").read_bytes()).hexdigest()[:8]
 
 
 def stamp(name: str, table: str) -> str:

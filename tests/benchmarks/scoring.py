@@ -32,6 +32,7 @@ from torch.nn.utils import parametrize
 
 from ranp_cli.api.options import LayerOptions, MethodOptions
 from ranp_cli.api.ranking import Ranking
+from ranp_cli.core.contexts import whole_products
 from ranp_cli.core.example import Example
 from ranp_cli.graph.analyse import analyse
 from ranp_cli.graph.graph import Graph
@@ -175,6 +176,14 @@ def rows_of(name: str, repeats: int, device: torch.device) -> dict[str, Any]:
         "SGD step": step,
         "explicit masks": lambda: explicit(model, x, y),
     }
+    if device.type == "cuda":
+        plain = ours("whole")
+
+        def whole() -> None:
+            with whole_products():
+                plain()
+
+        ways["ranp, products in whole fp32"] = whole
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     peaks: dict[str, int] = {}
     rival = taylor(model, x, y)
@@ -190,11 +199,12 @@ def rows_of(name: str, repeats: int, device: torch.device) -> dict[str, Any]:
         model.zero_grad(set_to_none=True)
         peaks[way] = peak_of(run, device.type)
     correlation, kept = agreement(graph, found["fp32"], found["bf16"])
+    tf32 = agreement(graph, found["whole"], found["fp32"]) if "whole" in found else None
     equal = all(np.array_equal(a, b) for a, b in zip(found["fp32"].scores, found["low"].scores, strict=True))
     return {
         "network": name, "seconds": {k: statistics.median(v) for k, v in seconds.items()}, "peaks": peaks,
         "rival": None if callable(rival) else rival, "rank_correlation": correlation, "kept_by_both": kept,
-        "low_memory_is_equal": equal,
+        "low_memory_is_equal": equal, "tf32_rank_correlation_and_kept": tf32,
     }  # fmt: skip
 
 
@@ -204,7 +214,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         for k, (way, value) in enumerate(row["seconds"].items()):
             first, base = row["network"] if k == 0 else "", row["seconds"]["floor"]
             memory = row["peaks"][way] / row["peaks"]["floor"]
-            shown = f"{value / base:.2f} ({value:.1f} s)" if way == "floor" else f"{value / base:.2f}"
+            shown = f"{value / base:.2f} ({value:.3g} s)" if way == "floor" else f"{value / base:.2f}"
             sized = f"{memory:.2f} ({row['peaks'][way] / 2**20:.0f} MiB)" if way == "floor" else f"{memory:.2f}"
             lines.append(f"| {first} | {way} | {shown} | {sized} |")
         if row["rival"]:
@@ -214,6 +224,10 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         same = "the same bits" if row["low_memory_is_equal"] else "not the same bits"
         lines.append(f"* {row['network']}: rank correlation of bf16 and fp32 scores {row['rank_correlation']:.4f}; of the neurons that fp32 "
                      f"keeps at {SPARSITY} bf16 keeps {row['kept_by_both']:.1%}; `--low-memory` gives {same}.")  # fmt: skip
+        if row["tf32_rank_correlation_and_kept"]:
+            correlation, kept = row["tf32_rank_correlation_and_kept"]
+            lines.append(f"* {row['network']}: TF32, torch's default for convolutions here: rank correlation with whole fp32 {correlation:.4f}; "
+                         f"of the neurons that whole fp32 keeps it keeps {kept:.1%}.")  # fmt: skip
     return "\n".join(lines)
 
 

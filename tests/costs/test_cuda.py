@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import zoo
+import zoo_calls
+from laws import run, snapshot, unchanged
 
 import ranp_cli as ranp
+from ranp_cli.cli import run as command
+from ranp_cli.core.contexts import whole_products
 from ranp_cli.core.example import Example
+from ranp_cli.core.tensors import map_tensors
 from ranp_cli.costs.memory import forward_memory, training_memory
 from ranp_cli.models.unet3d import unet3d
 
@@ -27,14 +33,22 @@ def batches(n=2, size=32):
             for _ in range(n)]  # fmt: skip
 
 
-def peak(work):
+def peak(work, reserved=False):
+    """The most bytes that the allocator handed out, or took from the device, beyond what was there before."""
     work()  # cuDNN's choice of algorithms
     torch.cuda.synchronize()
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     work()
     torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+    return (torch.cuda.max_memory_reserved if reserved else torch.cuda.max_memory_allocated)() - before
+
+
+@pytest.fixture
+def whole_fp32():
+    with whole_products():
+        yield
 
 
 def test_scores_are_those_of_the_cpu():
@@ -58,7 +72,7 @@ def test_the_peaks_are_those_of_the_allocator():
     """Within the 15 % of the issue, cuDNN's workspace apart, which is stated as an allowance."""
     model = network(32)
     example = Example((torch.empty(2, 1, 64, 64, 64),))
-    told, step = forward_memory(model, example), training_memory(model, example)
+    told, step = forward_memory(model, example, "cuda"), training_memory(model, example, device="cuda")
     model = model.to(CUDA)
     x, y = torch.randn(2, 1, 64, 64, 64, device=CUDA), torch.randint(4, (2, 64, 64, 64), device=CUDA)
 
@@ -92,9 +106,14 @@ def test_low_memory_is_below_and_the_same():
 
 def test_out_of_memory_goes_on_by_itself():
     model, data = network(32), batches(1, 64)
-    most = peak(lambda: ranp.score(model, data, device="cuda"))
+    plain, low = (
+        peak(lambda way=way: ranp.score(model, data, device="cuda", low_memory=way), reserved=True)
+        for way in (False, True)
+    )
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(0.8 * most / torch.cuda.get_device_properties(0).total_memory)
+    there = torch.cuda.memory_reserved()
+    limit = there + (plain + low) // 2
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
     try:
         found = ranp.score(model, data, device="cuda")
     finally:
@@ -106,3 +125,62 @@ def test_time_is_taken_by_events():
     speed = ranp.prune(network(), batches(), sparsity=0.5, device="cuda", time=True).report.to_dict()["speed"]
     assert speed["device"].startswith("cuda")
     assert 0 < speed["after_s"] < 1
+
+
+@pytest.mark.parametrize("case", [*zoo.CASES, *zoo_calls.CASES], ids=lambda c: c.name)
+@pytest.mark.parametrize("there", ["model on the GPU", "model on the CPU"])
+def test_networks_are_pruned_and_proven(case, there, whole_fp32):
+    """The kept neurons are those that the CPU keeps, the caller's model is as it was, and slim runs where the model is."""
+    model, data = zoo.build(case), zoo.batches(case)
+    how = {"loss": zoo.loss, "sparsity": 0.5, "precision": "fp64", "allow_less": True}
+    wanted = ranp.prune(model, data, device="cpu", **how)
+    model = model.to("cuda" if there.endswith("GPU") else "cpu")
+    before = snapshot(model)
+    found = ranp.prune(model, data, device="cuda", **how)
+    unchanged(model, before)
+    assert found.mask.to_dict()["layers"] == wanted.mask.to_dict()["layers"]
+    assert {p.device.type for p in found.model.parameters()} == {p.device.type for p in model.parameters()}
+    x = zoo.inputs(case, torch.Generator().manual_seed(7))
+    outputs = [run(net.cuda(), map_tensors(x, lambda t: t.cuda()), False) for net in (found.model, wanted.model)]
+    for a, b in zip(*outputs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_the_proof_computes_in_fp32_and_leaves_what_the_caller_allows():
+    torch.set_float32_matmul_precision("medium")
+    try:
+        verified = ranp.prune(network(32).cuda(), batches(), sparsity=0.5).report.to_dict()["verified"]
+        assert verified["max_rel_error_fp32"] < 1e-5
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.save(batches(2, 16), "calib.pt")
+    spec = ["ranp_cli.models.unet3d:unet3d", "--model-arg", "layers=7", "--model-arg", "width=16", "--model-arg", "in_channels=1", "--model-arg", "num_classes=4"]  # fmt: skip
+    prune = ["prune", *spec, "--batch", "calib.pt", "--device", "cuda", "--optimizer", "adam", "-o", "slim.safetensors"]
+    assert command([*prune, "--budget", "train-mem=60%"]) == 0, capsys.readouterr().err
+    assert command([*prune, "--budget", "latency=95%", "--time"]) == 0, capsys.readouterr().err
+    assert command([*prune, "--sparsity", "0.5", "--precision", "auto", "--low-memory", "--amp"]) == 0
+    assert command(["profile", "slim.safetensors", *spec[1:], "--model", spec[0], "--device", "cuda", "--time"]) == 0
+    assert command(["score", *spec, "--batch", "calib.pt", "--device", "cuda", "-o", "scores.safetensors"]) == 0
+    assert (
+        command(
+            [
+                "compare",
+                *spec,
+                "--batch",
+                "calib.pt",
+                "--device",
+                "cuda",
+                "--methods",
+                "ranp-flops,random",
+                "--sparsity",
+                "0.5",
+            ]
+        )
+        == 0
+    )

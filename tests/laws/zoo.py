@@ -369,7 +369,10 @@ def batches(case: Any, seed: int = 0) -> list[tuple[Any, torch.Tensor]]:
 def loss(output: Any, target: torch.Tensor) -> torch.Tensor:
     """Any output will do: a fixed projection of each tensor, squared."""
     outs = tensors_in(output)
-    return sum(((o * torch.linspace(-1, 1, o.numel()).view_as(o)).mean() - 0.3) ** 2 + o.square().mean() for o in outs)
+    return sum(
+        ((o * torch.linspace(-1, 1, o.numel(), device=o.device).view_as(o)).mean() - 0.3) ** 2 + o.square().mean()
+        for o in outs
+    )
 
 
 def build(case: Any, seed: int = 0) -> nn.Module:
