@@ -140,7 +140,7 @@ class GradientOptions:
         says="input or x, target or y")  # fmt: skip
     score_init: str = option("keep", FROM, "weights that are scored: keep|factory|glorot|orthogonal", TEXT, "I")
     precision: str = option(
-        "model", FROM, "of the gradients: model, fp32, fp64, bf16, fp16, or auto: bf16 if the mask is that of fp32",
+        "model", FROM, "of the gradients: model, fp32, tf32, fp64, bf16, fp16, or auto: bf16 if the mask is that of fp32",
         TEXT, "P")  # fmt: skip
     low_memory: bool = option(False, FROM, "score with activations computed twice instead of kept", SWITCH)
     memory_limit: str | int | None = option(None, FROM, "likewise, as little as keeps to it, as 6GiB", SIZE, "V")

@@ -55,7 +55,7 @@ def score(
         sparsity: also report how many neurons of each layer these scores alone keep at that share, in [0, 1).
         batch_limit: use at most that many mini-batches.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.
-        precision: `model` (the weights' own), `fp32`, `fp64`, `bf16` or `fp16` (autocast; sums stay in the weights' own or
+        precision: `model` (the weights' own), `fp32`, `tf32` (products in TF32 on a GPU, where `fp32` is fp32), `fp64`, `bf16` or `fp16` (autocast; sums stay in the weights' own or
             better), or `auto`: bf16 if it gives the mask of fp32 on the first mini-batch.
         low_memory: compute activations twice instead of keeping them; the scores are the same.
         memory_limit: as little of that as keeps to so many bytes, such as `6GiB`.

@@ -175,9 +175,11 @@ def _parts() -> tuple[Any, ...]:
 _products = SharedFlag(_short_products, _allow_short_products)
 
 
-def whole_products() -> AbstractContextManager[None]:
-    """fp32 products are computed in fp32. The flag is one for the process: other threads' are too meanwhile."""
-    return _products.at((False, "highest") if len(_short_products()) == 2 else ("ieee",) * len(_parts()))
+def products(short: bool = False) -> AbstractContextManager[None]:
+    """fp32 products are computed in fp32, or (`short`) in TF32 where the device has it. Other threads' are too meanwhile."""
+    if len(_short_products()) == 2:
+        return _products.at((short, "high" if short else "highest"))
+    return _products.at(("tf32" if short else "ieee",) * len(_parts()))
 
 
 _filters = threading.Lock()

@@ -37,7 +37,9 @@ class Autocast:
 
         if not t.is_floating_point() and self.device.type == "cpu":
             return t
-        value = t if t.numel() == 1 and not t.is_floating_point() else None  # a single number may be asked for
+        value = (
+            None if t.is_floating_point() or t.numel() > 1 else t.detach().cpu().clone()
+        )  # may be asked for, or counted up
         return FakeTensor(self.mode, torch.empty_like(t, device="meta"), self.device, constant=value)
 
     def model(self, model: nn.Module) -> nn.Module:

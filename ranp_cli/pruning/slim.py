@@ -38,10 +38,10 @@ def slim_model(model: nn.Module, graph: Graph, stays: np.ndarray) -> tuple[nn.Mo
                     t = t.index_select(axis, index.to(t.device))
         return t.clone()
 
-    slim = compacted(replicate(model, cut))
+    slim = replicate(model, cut)
     changed = attributes(slim, graph, stays)
     apply_attributes(slim, changed)
-    return slim, changed
+    return compacted(slim), changed
 
 
 def attributes(slim: nn.Module, graph: Graph, stays: np.ndarray) -> dict[str, dict[str, Any]]:

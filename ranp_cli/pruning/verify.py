@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..core.aten import op_name
-from ..core.contexts import NoDropout, each, seeded, whole_products
+from ..core.contexts import NoDropout, each, products, seeded
 from ..core.copies import meta_copy, replicate
 from ..core.default_dtype import default_dtype
 from ..core.errors import USER_EXCEPTIONS, RuleFailure, VerificationFailed, in_words
@@ -331,7 +331,7 @@ def _outputs(
     with (
         seeded(seed),
         torch.set_grad_enabled(training),
-        whole_products(),
+        products(),
         default_dtype(dtype),
         InPrecision(dtype) if dtype is torch.float64 else nullcontext(),
         NoDropout(),

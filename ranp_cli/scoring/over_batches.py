@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.contexts import seeded
+from ..core.contexts import products, seeded
 from ..core.signals import undivided
 from ..graph.graph import Graph
 from .checks import check_scores
@@ -45,6 +45,7 @@ def score(
     with ExitStack() as during:
         during.enter_context(seeded(seed))  # what a loader draws
         during.enter_context(reproducible(device))
+        during.enter_context(products(short=way.precision == "tf32"))
         for collector in scorer.collectors:
             during.enter_context(collector.watching())
         found = (alone if way.spread.size == 1 else in_job)(scorer, batches, way, advance)

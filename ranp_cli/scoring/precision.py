@@ -12,7 +12,7 @@ from torch import nn
 from ..core.contexts import SharedFlag
 from ..core.tensors import map_tensors
 
-PRECISIONS = ("model", "fp32", "bf16", "fp16", "fp64", "auto")
+PRECISIONS = ("model", "fp32", "tf32", "bf16", "fp16", "fp64", "auto")
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by autocast: weights, sums and losses stay as they are
 FULL = {"fp32": torch.float32, "fp64": torch.float64}
 SCALE = 2.0**16  # of the loss in fp16, whose smallest number is 6e-8; less where that overflows

@@ -32,7 +32,6 @@ from torch.nn.utils import parametrize
 
 from ranp_cli.api.options import LayerOptions, MethodOptions
 from ranp_cli.api.ranking import Ranking
-from ranp_cli.core.contexts import whole_products
 from ranp_cli.core.example import Example
 from ranp_cli.graph.analyse import analyse
 from ranp_cli.graph.graph import Graph
@@ -177,13 +176,7 @@ def rows_of(name: str, repeats: int, device: torch.device) -> dict[str, Any]:
         "explicit masks": lambda: explicit(model, x, y),
     }
     if device.type == "cuda":
-        plain = ours("whole")
-
-        def whole() -> None:
-            with whole_products():
-                plain()
-
-        ways["ranp, products in whole fp32"] = whole
+        ways["ranp --precision tf32"] = ours("tf32", precision="tf32")
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     peaks: dict[str, int] = {}
     rival = taylor(model, x, y)
@@ -199,7 +192,7 @@ def rows_of(name: str, repeats: int, device: torch.device) -> dict[str, Any]:
         model.zero_grad(set_to_none=True)
         peaks[way] = peak_of(run, device.type)
     correlation, kept = agreement(graph, found["fp32"], found["bf16"])
-    tf32 = agreement(graph, found["whole"], found["fp32"]) if "whole" in found else None
+    tf32 = agreement(graph, found["fp32"], found["tf32"]) if "tf32" in found else None
     equal = all(np.array_equal(a, b) for a, b in zip(found["fp32"].scores, found["low"].scores, strict=True))
     return {
         "network": name, "seconds": {k: statistics.median(v) for k, v in seconds.items()}, "peaks": peaks,
@@ -226,8 +219,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
                      f"keeps at {SPARSITY} bf16 keeps {row['kept_by_both']:.1%}; `--low-memory` gives {same}.")  # fmt: skip
         if row["tf32_rank_correlation_and_kept"]:
             correlation, kept = row["tf32_rank_correlation_and_kept"]
-            lines.append(f"* {row['network']}: TF32, torch's default for convolutions here: rank correlation with whole fp32 {correlation:.4f}; "
-                         f"of the neurons that whole fp32 keeps it keeps {kept:.1%}.")  # fmt: skip
+            lines.append(f"* {row['network']}: rank correlation of tf32 and fp32 scores {correlation:.4f}; of the neurons that fp32 "
+                         f"keeps tf32 keeps {kept:.1%}.")  # fmt: skip
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from laws import run, snapshot, unchanged
 
 import ranp_cli as ranp
 from ranp_cli.cli import run as command
-from ranp_cli.core.contexts import whole_products
+from ranp_cli.core.contexts import products
 from ranp_cli.core.example import Example
 from ranp_cli.core.tensors import map_tensors
 from ranp_cli.costs.memory import forward_memory, training_memory
@@ -47,7 +47,7 @@ def peak(work, reserved=False):
 
 @pytest.fixture
 def whole_fp32():
-    with whole_products():
+    with products():
         yield
 
 
@@ -90,6 +90,7 @@ def test_the_peaks_are_those_of_the_allocator():
         assert measured <= 1.15 * (estimated.working + estimated.allowance)
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation")
 def test_low_memory_is_below_and_the_same():
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -105,20 +106,20 @@ def test_low_memory_is_below_and_the_same():
 
 
 def test_out_of_memory_goes_on_by_itself():
+    """At the first limit at which a plain pass does not fit. (cuDNN does with less room before it gives up.)"""
     model, data = network(32), batches(1, 64)
-    plain, low = (
-        peak(lambda way=way: ranp.score(model, data, device="cuda", low_memory=way), reserved=True)
-        for way in (False, True)
-    )
-    torch.cuda.empty_cache()
-    there = torch.cuda.memory_reserved()
-    limit = there + (plain + low) // 2
-    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
-    try:
-        found = ranp.score(model, data, device="cuda")
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-    assert any("ran out of memory" in note for note in found.report.to_dict()["notes"])
+    most = peak(lambda: ranp.score(model, data, device="cuda"), reserved=True)
+    total = torch.cuda.get_device_properties(0).total_memory
+    for percent in range(98, 50, -4):
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + percent / 100 * most) / total)
+        try:
+            notes = ranp.score(model, data, device="cuda").report.to_dict().get("notes", [])
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        if notes:
+            break
+    assert any("ran out of memory" in note for note in notes)
 
 
 def test_time_is_taken_by_events():

@@ -18,6 +18,7 @@ from torch import nn
 import ranp_cli as ranp
 from ranp_cli.cli import run
 from ranp_cli.core.example import Example
+from ranp_cli.costs.fake_autocast import Autocast
 from ranp_cli.costs.memory import forward_memory, training_memory
 
 HALF = 2 * 8 * 10  # a tensor of (8, 10) in 16 bits
@@ -156,3 +157,14 @@ def test_a_budget_in_mixed_precision_keeps_more(tmp_path, monkeypatch, capsys):
     assert found[1]["neurons"]["kept"] > found[0]["neurons"]["kept"]
     assert all(report["budget"][0]["after"] <= 3 * 2**20 for report in found)
     assert found[1]["memory"]["after"]["amp"]["dtype"] == "bfloat16"
+
+
+def test_a_counter_on_another_device_is_counted_up_in_a_copy():
+    """Whole numbers keep their values on the fake device, and those of the model stay."""
+    model = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))
+    cast = Autocast("cuda", half=False)
+    with cast.mode:
+        twin = cast.model(model)[1]
+        twin.num_batches_tracked.add_(1)
+    assert twin.num_batches_tracked.device.type == "cuda"
+    assert int(model[1].num_batches_tracked) == 0

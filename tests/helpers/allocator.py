@@ -21,7 +21,9 @@ def squares(output: Any) -> torch.Tensor:
 def allocated(model: nn.Module, x: torch.Tensor, training: bool, amp: bool = False) -> int:
     """The peak of what torch's allocator on the device of x handed out during a forward, or a forward and backward."""
     device = x.device.type
-    model = copy.deepcopy(model).to(x.device).train(training)
+    model = copy.deepcopy(model).train(training)
+    if x.is_cuda:
+        model = model.cuda()
 
     def run() -> None:
         if not training:
