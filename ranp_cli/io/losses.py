@@ -101,10 +101,12 @@ class _OwnLoss:
     function: Callable[[Any, Any], Any]
 
     def __call__(self, output: Any, target: Any) -> Tensor:
-        from torch import Tensor
+        from torch import OutOfMemoryError, Tensor
 
         try:
             value = self.function(output, target)
+        except OutOfMemoryError:  # scoring goes on with less
+            raise
         except USER_EXCEPTIONS as error:
             raise user_error(self.what, error) from error
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..core.aten import op_name
 from ..core.contexts import NoDropout, each, products, seeded
-from ..core.copies import meta_copy, replicate
+from ..core.copies import compacted, meta_copy, replicate
 from ..core.default_dtype import default_dtype
 from ..core.errors import USER_EXCEPTIONS, RuleFailure, VerificationFailed, in_words
 from ..core.example import Example
@@ -320,7 +320,7 @@ def _outputs(
 
     In training mode gradients are on, as in a step, but no parameter needs them: nothing is kept for a backward pass.
     """
-    model.train(training)
+    compacted(model).train(training)
     for p in model.parameters():
         p.requires_grad_(False)
     for module in model.modules():

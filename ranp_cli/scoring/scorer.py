@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -144,15 +145,19 @@ class Scorer:
     def _add(self, batch: PreparedBatch) -> None:
         if self.way.low_memory and batch.elements > self.planned:
             self._plan(batch)
+        full: torch.OutOfMemoryError | None = None
         try:
             if self.unproved:
                 self._prove(batch)
             self._pass(batch)
         except torch.OutOfMemoryError as error:
-            self._make_room(batch, error)
-            self._add(batch)
-        else:
+            full = error.with_traceback(None)  # its frames hold what the pass has allocated
+            full.__context__ = None
+        if full is None:
             self._take(batch)
+        else:
+            self._make_room(batch, full)
+            self._add(batch)
 
     def _prove(self, batch: PreparedBatch) -> None:
         """BadInput when no gradient gets past the zeros of the last layers; else their weights are drawn too."""
@@ -216,13 +221,15 @@ class Scorer:
             else Recompute(plan.max_macs_per_element, self.twin.buffers(), plan.max_costly_ops)
         )
         with again or nullcontext():
+            value: Tensor | None = None
             try:
                 laid = channels_last((args, kwargs)) if self.layout else (args, kwargs)
                 value = self._forward(index, laid[0], laid[1], target, again)
             except BadInput:
                 if not self.layout:
                     raise
-                self.layout = False  # code that wants its tensors in the order of their axes, as `view` does
+            if value is None:  # code that wants its tensors in the order of their axes, as `view` does
+                self.layout = False
                 value = self._forward(index, args, kwargs, target, again)
             check_finite(value, index, self.graph.layers, self.weights)
             scale = self.collectors[0].scale
@@ -284,6 +291,7 @@ class Scorer:
         """The device is full: go on as with `low_memory`, and where that was not enough, with the plan of the lowest peak."""
         for collector in self.collectors:
             collector.drop_batch()
+        gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         before = self.plan

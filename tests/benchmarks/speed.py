@@ -23,10 +23,7 @@ from ranp_cli.samples import voxel_shapes
 
 from .page import put
 
-MARKS = {
-    "cpu": ("<!-- speed -->", "<!-- end of speed -->"),
-    "cuda": ("<!-- speed on a GPU -->", "<!-- end of speed on a GPU -->"),
-}
+MARKS = "<!-- speed -->", "<!-- end of speed -->"
 SLIM: dict[str, dict[str, Any]] = {
     "RANP-f": {"resource": "flops"},
     "RANP-f, `--round-to 8`": {"resource": "flops", "round_to": 8},
@@ -107,7 +104,7 @@ def main() -> None:
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
     if options.write:
-        put(Path(options.write), markdown(found), MARKS[options.device.type])
+        put(Path(options.write), markdown(found), MARKS)
     print(markdown(found))
 
 

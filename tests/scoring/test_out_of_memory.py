@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -45,6 +46,21 @@ def test_out_of_memory_goes_on_with_recomputation():
     report = found.report.to_dict()
     assert "ran out of memory" in report["notes"][0]
     assert "computed_twice" in report["scoring"]
+
+
+def test_what_a_pass_held_that_did_not_fit_is_free_before_the_next():
+    """Frames of the error hold the tensors of the pass: as long as it is held, the device stays full."""
+    held = []
+
+    def loss(output, target):
+        if not held:
+            held.append(weakref.ref(output))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        held.append(held[0]())
+        return output.square().mean()
+
+    ranp.score(blocks(), batches()[:1], loss=loss)
+    assert held[1] is None
 
 
 class Tight(Full):
