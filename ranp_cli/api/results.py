@@ -19,6 +19,7 @@ from ..core.example import Example
 from ..core.paths import mask_beside
 from ..core.spelling import spelled
 from ..graph.graph import Graph
+from ..io.header import header_of
 from ..io.slim_file import SCORES, SLIM, VERSION, read_document, read_tensors, slim_tensors, to_bytes
 from ..pruning.mask import Mask
 from ..pruning.methods import METHODS, weigh
@@ -170,6 +171,11 @@ class Pruned:
     report: Report
     about: dict[str, Any]
     rankings: dict[str, list[np.ndarray]] = field(default_factory=dict)  # what was ranked by, step by step
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """The slim network without its weights, for `ranp_cli.build`: shapes, attributes, digests; JSON can hold it."""
+        return header_of(self.model, self.about, self.mask)
 
     def plot(self, path: str | Path) -> None:
         """Fig. 3 of the paper: the importance of every neuron by layer, and the share that stays (extra `plot`)."""
