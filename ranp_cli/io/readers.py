@@ -81,7 +81,7 @@ def read_torchscript(path: Path, what: str) -> nn.Module:
         if holds := pickled_class(path):
             target = path.with_name(f"{path.stem}.state.pt")
             raise BadInput(
-                f"{what}: holds a pickled object ({holds}), not TorchScript; {refused}; where you trust it, run torch.save("
+                f"{what}: holds a pickled object ({holds}), not TorchScript; {refused}; if you trust it, run torch.save("
                 f"torch.load({str(path)!r}, weights_only=False).state_dict(), {str(target)!r}) in Python once, then give the "
                 f"source and the state dict: file.py:Name with {spelled('weights', target)}",
                 whole=True,
@@ -148,7 +148,7 @@ def read_torch(path: Path, what: str, advice: str | None = None) -> Any:
                 raise BadInput(f"{what}: is damaged ({type(error).__name__}); write or copy it again") from None
             advice = advice or "save tensors, dicts and lists only: torch.save((input, target), ...)"
             raise BadInput(
-                f"{what}: is a pickle that wants to run code ({shortened(wanted[1], 60)}) and is refused; {advice}",
+                f"{what}: is a pickle that wants to run code ({shortened(wanted[1], 35)}) and is refused; {advice}",
                 whole=True,
             ) from None
     _check_tensors(content, path, what)
