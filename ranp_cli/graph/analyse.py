@@ -157,7 +157,9 @@ def watch_features(model: nn.Module, tracer: Tracer, found: dict[str, Labels]) -
             module.register_forward_pre_hook(hook)
 
 
-CHANNEL_COUNT = re.compile(r"_*(in|out)(?:put)?_(?:channels|planes|features)")  # how modules call what enters and leaves
+CHANNEL_COUNT = re.compile(
+    r"_*(in|out)(?:put)?_(?:channels|planes|features)"
+)  # how modules call what enters and leaves
 
 
 def channel_counts(module: nn.Module) -> dict[str, Any]:

@@ -14,15 +14,15 @@ DATASET, NAME, CASES = 501, "Dataset501_Balls", 5
 SIZE = (36, 40, 32)
 HERE = Path(__file__).parent
 
-TRAINER = '''
+TRAINER = '''import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
 class ShortTrainer(nnUNetTrainer):
     """One epoch of three steps."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cpu")):
+        super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 3, 1
 '''
 
@@ -34,7 +34,9 @@ def environment(root: Path, loaders: int = 0) -> dict[str, str]:
     return {**folders, **quick, "nnUNet_extTrainer": str(root / "trainers")}
 
 
-def run(root: Path, module: str, entry: str, *words: object, check: bool = True, loaders: int = 0) -> subprocess.CompletedProcess[str]:
+def run(
+    root: Path, module: str, entry: str, *words: object, check: bool = True, loaders: int = 0
+) -> subprocess.CompletedProcess[str]:
     """Run an entry point of nnU-Net or ranp in a process of its own, with torchvision's ops declared as in conftest.py."""
     code = (
         "import sys; from packages import declare_torchvision_ops; declare_torchvision_ops(); "
