@@ -331,7 +331,7 @@ def _outputs(
     with (
         seeded(seed),
         torch.set_grad_enabled(training),
-        products(),
+        products(device),
         default_dtype(dtype),
         InPrecision(dtype) if dtype is torch.float64 else nullcontext(),
         NoDropout(),
