@@ -38,10 +38,11 @@ class Report:
         default_factory=dict
     )  # the files that were read, by what they were given as: no output
 
-    def read(self, option: str, value: Any) -> None:
-        """A path or spec is an input; anything else is none."""
-        if isinstance(value, (str, os.PathLike)):
-            self.inputs[spelled(option)] = os.fspath(value)
+    def read(self, **given: Any) -> None:
+        """Paths and specs, by option, are inputs; anything else is none."""
+        for option, value in given.items():
+            if isinstance(value, (str, os.PathLike)):
+                self.inputs[spelled(option)] = os.fspath(value)
 
     @contextmanager
     def timing(self, step: str) -> Iterator[None]:
