@@ -34,9 +34,14 @@ def complete(
         chosen = chosen.replaced(StepOptions, **vars(step_of(project, chosen[StepOptions])))
     if scores is not None:
         return batches, chosen
-    gradients = chosen[GradientOptions]
-    if batches is None:
-        batches = project.batches(gradients.batch_limit, chosen[ModelOptions].seed or 0)
+    gradients, seed = chosen[GradientOptions], chosen[ModelOptions].seed or 0
+    where = batches.partition("#")[2] if isinstance(batches, str) else ""
+    if batches is None or where:
+        batches = project.batches(gradients.batch_limit, seed, where)
+        if batches is None:
+            raise BadInput(f"model {project.spec} has no mini-batches of its own; give {spelled('batches', Word('B'))}")
+        if gradients.keys is None:
+            chosen = chosen.replaced(GradientOptions, keys=project.keys())
     if gradients.loss is None and (loss := project.loss()) is not None:
         refuse_loss_options(gradients)
         chosen = chosen.replaced(GradientOptions, loss=loss)

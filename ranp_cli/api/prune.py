@@ -77,10 +77,10 @@ def prune(
     `model` is not changed: not its weights, gradients, buffers or modes, nor the global RNG.
 
     Args:
-        model: an `nn.Module`, or a spec such as `model.py:UNet3D`, or nnU-Net's plans (`nnUNetPlans.json`,
-            `501:3d_fullres`).
+        model: an `nn.Module`, or a spec such as `model.py:UNet3D`, nnU-Net's plans (`nnUNetPlans.json`,
+            `501:3d_fullres`), or a bundle of MONAI's (its folder or config, `train.json#net_id`).
         batches: mini-batches of `(input, target)`, input of shape (N, C, D, H, W) or what the model takes; those of the
-            plans where they are the model.
+            plans or the bundle where they are the model.
         scores: what `score` returned or saved, instead of `batches`.
         sparsity: fraction of neurons to remove, in [0, 1), or "max": the largest at which no layer needs a floor.
         resource: `flops`, `mem`, `params`, `latency` or `none`: what a layer's neurons are reweighted by. `latency` is

@@ -218,7 +218,9 @@ class Pruned:
 
     def _save_for(self, project: Project, path: str) -> None:
         """Write a file that a framework reads, and note what its user must know."""
-        output = project.output(Slim(self.model, self.mask, self.header), path)
+        output = project.output(
+            Slim(self.model, self.mask, self.header, tuple(self.report.parts.get("outputs", {}))), path
+        )
         _write(path, output.data, self.report)
         if output.holds is not None:
             self.report.parts["outputs"][path]["next"] = output.holds

@@ -27,7 +27,7 @@ from ..core.errors import (
 from ..core.job import job
 from ..core.spelling import spelling
 from ..costs.budget import gate, limit
-from ..integrations.named import output_suffixes
+from ..integrations.named import has_batches, output_suffixes
 from ..reporting import show
 from .arguments import (
     BATCH,
@@ -104,7 +104,7 @@ SCORE_COMMAND = Command(
 def score(given: dict[str, Any]) -> None:
     run = Run(SCORE_COMMAND, given)
     run.need("model")
-    if not output_suffixes(run["model"]):  # whose own mini-batches are taken
+    if not has_batches(run["model"]):
         run.need("batch")
     import ranp_cli as ranp
 

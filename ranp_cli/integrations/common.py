@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..pruning.mask import Mask
+
+
+BATCHES = 2  # mini-batches of a framework's own loader, where nobody says how many
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Slim:
     model: nn.Module
     mask: Mask
     header: Mapping[str, Any]
+    written: Sequence[str] = ()  # the files of the run so far
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,9 @@ class Project(Protocol):
 
     def step(self) -> Step: ...
 
-    def batches(self, limit: int | None, seed: int) -> Any: ...
+    def batches(self, limit: int | None, seed: int, where: str = "") -> Any: ...
+
+    def keys(self) -> str | None: ...
 
     def loss(self) -> Callable[[Any, Any], Any] | None: ...
 

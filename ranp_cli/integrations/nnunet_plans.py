@@ -21,14 +21,13 @@ from ..core.documents import check_form, parse_json
 from ..core.errors import BadInput, nearest
 from ..core.reading import read_bytes
 from ..core.spelling import spelled
-from .common import Choice, Output, Slim, Step, need, quietly
+from .common import BATCHES, Choice, Output, Slim, Step, need, quietly
 from .nnunet import SLIM
 
 if TYPE_CHECKING:
     from torch import nn
 
 PREPROCESSED, RESULTS = "nnUNet_preprocessed", "nnUNet_results"
-BATCHES = 2  # of the fold's training cases, where nobody says how many
 FORM = {"dataset_name": str, "plans_name": str, "configurations": {str: dict}}
 DATASET_FORM = {"labels": dict}
 OPTIMIZERS = {"SGD": "sgd", "Adam": "adam", "AdamW": "adamw"}
@@ -174,7 +173,10 @@ class Plans:
         batch = int(trainer.batch_size)
         return Step((batch, int(channels), *map(int, configuration.patch_size)), batch, name)
 
-    def batches(self, limit: int | None, seed: int) -> list[tuple[Any, Any]]:
+    def keys(self) -> None:
+        return None
+
+    def batches(self, limit: int | None, seed: int, where: str = "") -> list[tuple[Any, Any]]:
         """Mini-batches of the fold's training cases, by the trainer's own loader: seeded, no augmentation, one thread."""
         from ..core.contexts import seeded
 
