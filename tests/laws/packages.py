@@ -33,7 +33,7 @@ class Case:
     statistics: bool = False  # group or layer norm over pruned channels: law 1 holds for the rest
     attention: bool = False  # what attention touches stays: the share that goes is counted outside of it
     loss: bool = True  # zoo.loss takes its output
-    fast: bool = False  # in the default run; the others are slow
+    fast: bool = False  # in the default run, one network of each package; the others are slow
 
     @property
     def name(self) -> str:
@@ -170,7 +170,7 @@ def monai_dynunet_supervised() -> nn.Module:
     return dynunet(res_block=True, deep_supervision=True, deep_supr_num=2)
 
 
-@case(VOLUME, "monai", fast=True)
+@case(VOLUME, "monai")
 def monai_attention_unet() -> nn.Module:
     return monai("AttentionUnet", 3, 1, 2, (4, 8, 16), (2, 2))
 
@@ -199,7 +199,7 @@ def monai_resnet18_a() -> nn.Module:  # a shortcut padded up to a count in the c
     return resnet18("A")
 
 
-@case(LARGE, "monai", fast=True)
+@case(LARGE, "monai")
 def monai_resnet18_b() -> nn.Module:
     return resnet18("B")
 
@@ -232,7 +232,7 @@ def encoder(supervised: bool) -> nn.Module:
     return nnunet("ResidualEncoderUNet", deep_supervision=supervised, **blocks)
 
 
-@case(VOLUME, "dynamic_network_architectures", fast=True)
+@case(VOLUME, "dynamic_network_architectures")
 def nnunet_plain() -> nn.Module:
     return plain(False)
 

@@ -336,7 +336,10 @@ def made(make, seed=0):
         return make()
 
 
-@pytest.mark.parametrize("name", NETS)
+SLOW = ("HighResNet", "FasterNet", "Res2Net", "shortcut of zeros")  # larger, and of the same kinds as others
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NETS])
 def test_half_of_the_neurons_go(name, tmp_path):
     make, batch = NETS[name]
     result = ranp.prune(made(make), batch, sparsity=0.5)
