@@ -25,6 +25,7 @@ _HOME = {
     "Scores": "api.results",
     "Comparison": "api.comparison.result",
     "load": "io.slim_loading",
+    "build": "io.header",
     "Mask": "pruning.mask",
     "Report": "reporting.report",
     "RanpError": "core.errors",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from .api.results import Pruned, Scores
     from .api.score import score
     from .core.errors import BadInput, Infeasible, RanpError, VerificationFailed
+    from .io.header import build
     from .io.slim_loading import load
     from .pruning.mask import Mask
     from .reporting.report import Report

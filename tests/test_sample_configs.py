@@ -188,7 +188,7 @@ def test_a_yaml_runs_as_it_lies_there(path, tmp_path):
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["verified"]["max_rel_error_fp64"] < 1e-10
-    assert [file.name for file in tmp_path.iterdir()] == [f"{path.stem}.safetensors"]
+    assert {file.name for file in tmp_path.iterdir()} == {f"{path.stem}.safetensors", f"{path.stem}.mask.json"}
 
 
 def test_the_plain_nnunet_is_supervised_at_every_stage():

@@ -127,6 +127,7 @@ def prune(
     probing = Probing.of(chosen[ProbeOptions], chosen[StepOptions].optimizer, scores, chosen[GradientOptions])
 
     session = Session.open(Report("prune"), model, chosen[ModelOptions])
+    session.report.read(batches=batches, scores=scores)
     costing = Costing.of(session, chosen[InputOptions].inputs, chosen[StepOptions])  # it may not take the input
     known_scores = None if scores is None else Scores.of(scores).check_network(session, chosen[MethodOptions].criterion)
     criterion = chosen[MethodOptions].criterion if known_scores is None else known_scores.criterion

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from ..core.example import Example
 from ..core.paths import mask_beside
 from ..core.spelling import spelled
 from ..graph.graph import Graph
+from ..io.header import header_of
+from ..io.inputs import refuse_inputs
 from ..io.slim_file import SCORES, SLIM, VERSION, read_document, read_tensors, slim_tensors, to_bytes
 from ..pruning.mask import Mask
 from ..pruning.methods import METHODS, weigh
@@ -171,6 +174,11 @@ class Pruned:
     about: dict[str, Any]
     rankings: dict[str, list[np.ndarray]] = field(default_factory=dict)  # what was ranked by, step by step
 
+    @property
+    def header(self) -> dict[str, Any]:
+        """The slim network without its weights, for `ranp_cli.build`: shapes, attributes, digests; JSON can hold it."""
+        return header_of(self.model, self.about, self.mask)
+
     def plot(self, path: str | Path) -> None:
         """Fig. 3 of the paper: the importance of every neuron by layer, and the share that stays (extra `plot`)."""
         from ..reporting.plots import importance
@@ -207,6 +215,7 @@ class Pruned:
 
     def save_mask(self, path: str | Path) -> None:
         """Write mask.json."""
+        refuse_inputs([os.fspath(path)], self.report.inputs.items())
         self.mask.save(path)
         _record(path, self.mask.to_bytes(), self.report)
 
@@ -219,6 +228,7 @@ class Pruned:
             from ..io.exchange.onnx_export import to_onnx
             from ..io.exchange.pt2_export import to_pt2
 
+            refuse_inputs([os.fspath(path)], self.report.inputs.items())
             example = Example.from_signature(self.about["model"]["input"])
             written = (to_onnx if suffix == ".onnx" else to_pt2)(self.model, example, path)
             self.report.parts.setdefault("outputs", {})[str(path)] = written
@@ -266,6 +276,7 @@ def _given(key: str, value: Any) -> str:
 
 
 def _write(path: str | Path, data: bytes, report: Report) -> None:
+    refuse_inputs([os.fspath(path)], report.inputs.items())
     write_atomic(path, data)
     _record(path, data, report)
 

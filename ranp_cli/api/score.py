@@ -89,6 +89,7 @@ def score(
         raise BadInput(f"criterion 'snip' scores weights: leave out {spelled('sparsity')}, which is a share of neurons")
 
     session = Session.open(Report("score"), model, chosen[ModelOptions])
+    session.report.read(batches=batches)
     source, example = first_batch(batches, gradients, session.seed)
     graph = session.analyse(example)
     session.draw(graph, gradients.score_init)

@@ -70,6 +70,7 @@ class Session:
                     f"the model is a {type(model).__name__}; give an nn.Module, or a spec such as model.py:UNet3D"
                 )
             own, model = model is given, usable(uncompiled(model))
+            report.read(model=model_info["spec"], weights=options.weights)
             if options.weights is not None:
                 if own:
                     model = replicate(model, lambda _, t: t.clone())

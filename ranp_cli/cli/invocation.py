@@ -18,11 +18,11 @@ from ..core.documents import shown
 from ..core.errors import BadInput, Stopped
 from ..core.paths import mask_beside
 from ..core.spelling import respell
+from ..io.inputs import refuse_inputs, refuse_loaded
 from ..reporting import show
 from .arguments import Command, name_of
 from .config import INPUTS, merge, read_config
 from .flags import FlagSpelling
-from .inputs import refuse_inputs, refuse_loaded
 from .process import is_main_process, launched, mute, stopped_by
 
 
@@ -122,10 +122,11 @@ class Run:
         refuse_inputs(written, self.inputs())
         return written
 
-    def inputs(self) -> dict[str, str]:
-        """What the command reads: option -> path or spec. Going on into the same file (--resume) is no accident."""
+    def inputs(self) -> list[tuple[str, str]]:
+        """What the command reads: (as the user gives it, path or spec). Going on into the same file (--resume) is no accident."""
         names = (INPUTS - self.written_names) - {"resume"} | {"config"}
-        return {name: value for name in names if isinstance(value := self[name], str)}
+        given = {name: value for name in names if isinstance(value := self[name], str)}
+        return [("MODEL" if name.startswith("model") else f"--{name}", value) for name, value in given.items()]
 
     def keywords(self) -> dict[str, Any]:
         """What was given of the options that go on to the Python function, as its keywords."""

@@ -151,7 +151,7 @@ class SharedFlag:
 
 
 def _short_products() -> tuple[Any, ...]:
-    """What the process allows fp32 convolutions and matrix products to be computed in: TF32 on a GPU, bf16 on a CPU."""
+    """What the process allows fp32 convolutions and matrix products to be computed in."""
     try:
         return torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     except RuntimeError:  # set by torch's newer names, which the older ones cannot read
@@ -169,14 +169,16 @@ def _allow_short_products(value: tuple[Any, ...]) -> None:
 
 def _parts() -> tuple[Any, ...]:
     backends: Any = torch.backends
-    return backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul
+    return backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul
 
 
 _products = SharedFlag(_short_products, _allow_short_products)
 
 
-def products(short: bool = False) -> AbstractContextManager[None]:
-    """fp32 products are computed in fp32, or (`short`) in TF32 where the device has it. Other threads' are too meanwhile."""
+def products(device: torch.device, short: bool = False) -> AbstractContextManager[None]:
+    """fp32 products on a GPU are computed in fp32, or (`short`) in TF32; other threads' are too meanwhile. A CPU's are as ever."""
+    if device.type != "cuda":
+        return nullcontext()
     if len(_short_products()) == 2:
         return _products.at((short, "high" if short else "highest"))
     return _products.at(("tf32" if short else "ieee",) * len(_parts()))

@@ -35,6 +35,11 @@ class Example:
         """Shapes and dtypes as JSON; `from_signature` makes an input of zeros of it."""
         return {"args": _sign(list(self.args)), "kwargs": _sign(self.kwargs)}
 
+    @property
+    def bytes(self) -> int:
+        """What its tensors take, or would on a device."""
+        return sum(t.numel() * t.element_size() for t in tensors_in((self.args, self.kwargs)))
+
     @classmethod
     def from_signature(cls, signature: dict[str, Any]) -> Example:
         return cls(tuple(_unsign(signature["args"])), _unsign(signature["kwargs"]))

@@ -21,6 +21,14 @@ MOST_NODES, MOST_LEVELS = 1_000_000, 100  # of nested lists and dicts
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
+def physical_memory() -> int:
+    """Bytes of memory that this machine has; those of the largest file that is read, where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return TENSORS
+
+
 def bound(most: int = TENSORS) -> int:
     """How many bytes may be read of one file: `most`, or what RANP_MAX_READ says; of a document no more than its own bound."""
     text = os.environ.get(VARIABLE, "").strip()

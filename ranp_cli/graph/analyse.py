@@ -13,6 +13,7 @@ from ..core.contexts import labels_on_cpu, seeded
 from ..core.copies import meta_copy
 from ..core.errors import USER_EXCEPTIONS, BadInput, RuleFailure, in_words
 from ..core.example import Example
+from ..core.reading import physical_memory
 from ..core.spelling import spelled
 from ..core.tensors import map_tensors, tensors_in, to_meta, to_real
 from ..rules.labels import Labels, Ties
@@ -79,17 +80,23 @@ def run(
         return trace_once(new_tracer(ties), model, example, slots, training)
     except (RuleFailure, BadInput):  # ours
         raise
-    except USER_EXCEPTIONS:  # what the user's code cannot do with meta tensors it may do with real ones
+    except USER_EXCEPTIONS as error:  # what the user's code cannot do with meta tensors it may do with real ones
         ties.take_back(mark)
+        if example.bytes > physical_memory() // 4:  # but not with more than there is room for
+            raise failing(error, example, training) from error
     try:
         return trace_once(new_tracer(ties), model, example, slots, training, real=True)
     except (RuleFailure, BadInput):  # which say themselves what is wrong
         raise
     except USER_EXCEPTIONS as error:
-        raise BadInput(
-            f"the model fails in {'training' if training else 'eval'} mode on an input of shape {example}: "
-            f"{in_words(error, 300)}; give {spelled('batches')} or {spelled('inputs')} of the shape and dtype that it takes"
-        ) from error
+        raise failing(error, example, training) from error
+
+
+def failing(error: BaseException, example: Example, training: bool) -> BadInput:
+    return BadInput(
+        f"the model fails in {'training' if training else 'eval'} mode on an input of shape {example}: "
+        f"{in_words(error, 300)}; give {spelled('batches')} or {spelled('inputs')} of the shape and dtype that it takes"
+    )
 
 
 def new_tracer(ties: Ties) -> Tracer:

@@ -199,7 +199,7 @@ def _state_advice(path: Path) -> str:
     pick = ".state_dict()" if holds else '["state_dict"]'
     target = path.with_name(f"{path.stem}.state.pt")
     command = f"torch.save(torch.load({str(path)!r}, weights_only=False){pick}, {str(target)!r})"
-    return f"{'of a whole module, ' * bool(holds)}where you trust it, run {command} in Python once and give {spelled('weights', target)}"
+    return f"{'of a whole module, ' * bool(holds)}if you trust it, run {command} in Python once and give {spelled('weights', target)}"
 
 
 def _address(tensor: Any) -> tuple[Any, ...]:

@@ -30,13 +30,21 @@ def _container(path: Path, what: str) -> Literal["torchscript", "pickle", "plain
     """What a `.pt` file is, told by its bytes: nothing in it is run."""
     with opened(path, what) as (file, size):
         start = file.read(2)
-        if zipfile.is_zipfile(file):
+        if is_zip(file):
             members = zip_members(file, size, what)
             names = {name.rpartition("/")[2] for name in members}
             return "torchscript" if "constants.pkl" in names else "pickle" if "data.pkl" in names else "other"
     if start == b"\x80\x02":
         return "pickle"  # torch.save before 1.6
     return "truncated" if start in (b"PK", b"") else "plain" if start[:1] == b"\x80" else "other"
+
+
+def is_zip(file: BinaryIO) -> bool:
+    """Whether it is an archive, damaged ones among them: `zipfile` itself raises for a record that is wrong."""
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:
+        return True
 
 
 def zip_members(file: BinaryIO, size: int, what: str) -> dict[str, zipfile.ZipInfo]:
@@ -81,7 +89,7 @@ def read_torchscript(path: Path, what: str) -> nn.Module:
         if holds := pickled_class(path):
             target = path.with_name(f"{path.stem}.state.pt")
             raise BadInput(
-                f"{what}: holds a pickled object ({holds}), not TorchScript; {refused}; where you trust it, run torch.save("
+                f"{what}: holds a pickled object ({holds}), not TorchScript; {refused}; if you trust it, run torch.save("
                 f"torch.load({str(path)!r}, weights_only=False).state_dict(), {str(target)!r}) in Python once, then give the "
                 f"source and the state dict: file.py:Name with {spelled('weights', target)}",
                 whole=True,
@@ -106,7 +114,7 @@ def pickled_class(path: Path) -> str:
     try:
         with opened(path, str(path)) as (file, _):
             starts = [file.read(START)]
-            if zipfile.is_zipfile(file):
+            if is_zip(file):
                 with zipfile.ZipFile(file) as archive:
                     names = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
                     starts = [archive.open(name).read(START) for name in names]
@@ -148,7 +156,7 @@ def read_torch(path: Path, what: str, advice: str | None = None) -> Any:
                 raise BadInput(f"{what}: is damaged ({type(error).__name__}); write or copy it again") from None
             advice = advice or "save tensors, dicts and lists only: torch.save((input, target), ...)"
             raise BadInput(
-                f"{what}: is a pickle that wants to run code ({shortened(wanted[1], 60)}) and is refused; {advice}",
+                f"{what}: is a pickle that wants to run code ({shortened(wanted[1], 35)}) and is refused; {advice}",
                 whole=True,
             ) from None
     _check_tensors(content, path, what)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 
 from ..graph.graph import Graph
-from .slim import Path, integers, set_attribute
+from .slim import Path, attribute_of, integers, set_attribute
 from .slim_trace import HardCoded, SlimRun
 
 Setting = dict[tuple[str, Path], int]  # (module, path) -> value
@@ -108,7 +107,7 @@ def parameter_sizes(name: str, graph: Graph, stays: np.ndarray) -> dict[int, set
 
 
 def value_at(module: nn.Module, path: Path) -> Any:
-    value = attrgetter(str(path[0]))(module)
+    value = attribute_of(module, str(path[0]))
     for index in path[1:]:
         value = value[index]
     return value

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from operator import attrgetter
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -117,11 +117,24 @@ def apply_attributes(model: nn.Module, values: dict[str, dict[str, Any]]) -> Non
             set_attribute(modules[name], key, value)
 
 
+def attribute_of(module: nn.Module, key: str) -> Any:
+    """An attribute of a module, or of an object, dict or `functools.partial` that it keeps: `hidden`, `config.hidden`."""
+    value: Any = module
+    for name in key.split("."):
+        value = value[name] if isinstance(value, dict) else getattr(value, name)
+    return value
+
+
 def set_attribute(module: nn.Module, key: str, value: Any) -> None:
-    """Set an attribute of a module, or of an object that it keeps: `hidden`, `config.hidden`."""
+    """Set what `attribute_of` finds; what it replaces says whether a list stands there or a tuple."""
     path, _, name = key.rpartition(".")
-    owner = attrgetter(path)(module) if path else module
-    setattr(owner, name, in_form_of(getattr(owner, name, None), value))
+    owner = attribute_of(module, path) if path else module
+    if isinstance(owner, dict):
+        owner[name] = in_form_of(owner.get(name), value)
+    elif isinstance(owner, partial):  # its arguments by position
+        cast(Any, owner).__setstate__((owner.func, in_form_of(owner.args, value), owner.keywords, vars(owner)))
+    else:
+        setattr(owner, name, in_form_of(getattr(owner, name, None), value))
 
 
 def in_form_of(old: Any, value: Any) -> Any:
@@ -139,16 +152,25 @@ Path = tuple[
 
 
 def integers(module: nn.Module) -> Iterator[tuple[Path, int]]:
-    """The integers that a module keeps as attributes, in lists, tuples and plain objects too; not those of torch's modules."""
+    """The integers that a module keeps as attributes, in lists and tuples too, and in what it keeps; not those of torch's."""
     own = set() if type(module).__module__.startswith("torch.") else set(vars(module))
     for key in sorted(own - set(vars(nn.Module()))):
         value = vars(module)[key]
         yield from _integers(key, value)
-        if isinstance(fields := getattr(value, "__dict__", None), dict) and not isinstance(
-            value, (nn.Module, Tensor, type)
-        ):
-            for name in fields:
-                yield from _integers(f"{key}.{name}", fields[name])
+        for name, part in _fields(value).items():
+            yield from _integers(f"{key}.{name}", part)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """What an object, a dict or a partially applied function holds, by the name that `attribute_of` finds it by."""
+    if isinstance(value, partial):
+        return {"args": value.args, **{f"keywords.{name}": part for name, part in value.keywords.items()}}
+    if isinstance(value, dict):
+        return {name: part for name, part in value.items() if isinstance(name, str) and "." not in name}
+    if isinstance(value, (nn.Module, Tensor, type)):
+        return {}
+    fields = getattr(value, "__dict__", None)
+    return fields if isinstance(fields, dict) else {}
 
 
 def _integers(key: str, value: Any) -> Iterator[tuple[Path, int]]:
@@ -167,9 +189,11 @@ def check_attributes(model: nn.Module, values: dict[str, dict[str, Any]], what: 
         true = {} if module is None else true_attributes(module)
         counts = set() if module is None else {path[0] for path, _ in integers(module)}  # of the user's own class
         for key, value in changed.items():
-            old = (
-                attrgetter(key)(module) if key in counts else getattr(module, key, None) if key in ATTRIBUTES else None
-            )
+            old = None
+            if module is not None and key in counts:
+                old = attribute_of(module, key)
+            elif key in ATTRIBUTES:
+                old = getattr(module, key, None)
             least = 0 if key in counts else 1
             before, after = (v if isinstance(v, (list, tuple)) else [v] for v in (old, value))
             known = all(type(n) is int for n in (*before, *after)) and len(before) == len(after)

@@ -279,8 +279,8 @@ def verification_example(graph: Graph, slim: nn.Module) -> Example:
 
 
 def _way(tracer: Tracer) -> tuple[list[str], set[str]]:
-    """The layers that a run went through, in order, and which ops it met. (How often it padded depends on the size.)"""
-    return [use.op for op in tracer.ops for use in op.uses], {op.name for op in tracer.ops}
+    """The ops that multiply, in order, and which ops a run met. (How often it padded depends on the size.)"""
+    return [op.name for op in tracer.ops if op.flops], {op.name for op in tracer.ops}
 
 
 def noise(example: Example) -> Example:
@@ -331,7 +331,7 @@ def _outputs(
     with (
         seeded(seed),
         torch.set_grad_enabled(training),
-        products(),
+        products(device),
         default_dtype(dtype),
         InPrecision(dtype) if dtype is torch.float64 else nullcontext(),
         NoDropout(),

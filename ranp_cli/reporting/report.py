@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .. import __version__
 from ..core.numbers import shown
+from ..core.spelling import spelled
 
 if TYPE_CHECKING:
     from ..graph.graph import Graph, Layer
@@ -32,6 +34,15 @@ class Report:
     command: str
     parts: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    inputs: dict[str, str] = field(
+        default_factory=dict
+    )  # the files that were read, by what they were given as: no output
+
+    def read(self, **given: Any) -> None:
+        """Paths and specs, by option, are inputs; anything else is none."""
+        for option, value in given.items():
+            if isinstance(value, (str, os.PathLike)):
+                self.inputs[spelled(option)] = os.fspath(value)
 
     @contextmanager
     def timing(self, step: str) -> Iterator[None]:

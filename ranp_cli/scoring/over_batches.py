@@ -45,7 +45,7 @@ def score(
     with ExitStack() as during:
         during.enter_context(seeded(seed))  # what a loader draws
         during.enter_context(reproducible(device))
-        during.enter_context(products(short=way.precision == "tf32"))
+        during.enter_context(products(device, short=way.precision == "tf32"))
         for collector in scorer.collectors:
             during.enter_context(collector.watching())
         found = (alone if way.spread.size == 1 else in_job)(scorer, batches, way, advance)

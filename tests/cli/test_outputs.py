@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import ranp_cli as ranp
 from ranp_cli.cli import run
 
 NET = """
@@ -75,6 +76,24 @@ def test_an_output_is_never_an_input_under_whatever_name(files, capsys):
             assert "would be overwritten" in said
     assert run(f"{PROFILE} -q --json other.json".split()) == 0  # its valid neighbour
     assert run("score net.py:net --batch calib.pt -q --resume s.safetensors -o s.safetensors".split()) == 0
+
+
+@pytest.mark.parametrize("name", ["calib.pt", "net.py", "w.safetensors", "soft.safetensors"])
+def test_nor_is_it_in_python(files, name):
+    os.symlink("calib.pt", "soft.safetensors")
+    pruned = ranp.prune("net.py:net", "calib.pt", sparsity=0.5, weights="w.safetensors")
+    before = Path(name).read_bytes()
+    with pytest.raises(
+        ranp.BadInput, match=f"{name} is read as `.*` and would be overwritten; give the output another"
+    ):
+        pruned.save_mask(name)
+    if name.endswith(".safetensors"):
+        with pytest.raises(ranp.BadInput, match="would be overwritten"):
+            pruned.save(name)
+        with pytest.raises(ranp.BadInput, match="would be overwritten"):
+            ranp.score("net.py:net", "calib.pt", weights="w.safetensors").save(name)
+    assert Path(name).read_bytes() == before
+    pruned.save("slim.safetensors")
 
 
 def test_a_mask_of_another_run_beside_a_slim_file_is_told(here, capsys):

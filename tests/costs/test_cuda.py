@@ -47,7 +47,7 @@ def peak(work, reserved=False):
 
 @pytest.fixture
 def whole_fp32():
-    with products():
+    with products(CUDA):
         yield
 
 

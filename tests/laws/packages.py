@@ -209,7 +209,7 @@ def monai_efficientnet() -> nn.Module:
     return monai("EfficientNetBN", "efficientnet-b0", spatial_dims=3, in_channels=1, num_classes=3, pretrained=False)
 
 
-@case(LARGE, "monai", attention=True)  # its layer norms lie where attention keeps all channels
+@case(LARGE, "monai", statistics=True, attention=True)
 def monai_unetr() -> nn.Module:
     return monai("UNETR", 1, 2, 32, feature_size=4, hidden_size=48, mlp_dim=96, num_heads=4)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -313,6 +315,33 @@ class ResNetA(ResAEnd):
         self.l = nn.Sequential(Shortcut(8, 8, 1), Shortcut(8, 16, 2), Shortcut(16, 16, 1), Shortcut(16, 32, 2))
 
 
+def padded(x, planes, stride=1):
+    x = F.avg_pool3d(x, 1, stride)
+    return torch.cat([x, x.new_zeros(x.shape[0], planes - x.shape[1], *x.shape[2:])], 1)
+
+
+class Kept(nn.Module):
+    """The count is an argument of a partially applied function, by name or by position, or an entry of a dict."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv3d(1, 8, 3, padding=1), nn.Conv3d(8, 16, 3, padding=1), nn.Conv3d(16, 2, 1)
+        self.count = {
+            "by name": partial(padded, planes=16),
+            "by position": partial(padded_to, 16, 1),
+            "in a dict": {"planes": 16},
+        }[how]
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        short = padded(x, self.count["planes"]) if isinstance(self.count, dict) else self.count(x)
+        return self.c(self.b(x).relu() + short)
+
+
+def padded_to(planes, stride, x):
+    return padded(x, planes, stride)
+
+
 NETS = {
     "ConvLSTM": (ConvLSTM, CLIPS),
     "TSM": (TSM, CLASSES),
@@ -322,6 +351,7 @@ NETS = {
     "shortcut padded on both sides": (ResNetA, CLASSES),
     "shortcut of zeros": (MedicalNetA, CLASSES),
     "HighResNet": (HighRes, LABELS),
+    **{f"count {how}": (partial(Kept, how), LABELS) for how in ("by name", "by position", "in a dict")},
     "GhostNet": (GhostNet, LABELS),
     "GhostNet, odd": (lambda: GhostNet(17), LABELS),
     "count in a config object": (ConfigNet, LABELS),

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.machinery import PathFinder
 
 from ..core.atomic import short
 from ..core.errors import BadInput
 
 
-def refuse_inputs(outputs: Iterable[str], inputs: Mapping[str, str]) -> None:
+def refuse_inputs(outputs: Iterable[str], inputs: Iterable[tuple[str, str]]) -> None:
     """BadInput when an output is the file of an input, under whatever name.
 
     Args:
-        inputs: option -> a path, or a spec such as `file.py:Name` or `package.module:Name`.
+        inputs: (what it was given as, such as `--batch`; a path, or a spec such as `file.py:Name` or `package.module:Name`).
     """
-    sources = [(name, file) for name, value in inputs.items() for file in files_of(value)]
+    sources = [(given, file) for given, value in inputs for file in files_of(value)]
     for output in outputs:
-        for name, file in sources:
+        for given, file in sources:
             if file_id(output) is not None and file_id(output) == file_id(file):
-                given = "MODEL" if name.startswith("model") else f"--{name}"
                 raise BadInput(
                     f"{short(output)} is read as {given} and would be overwritten; give the output another name"
                 )
