@@ -9,7 +9,7 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 import pytest
 import torch
-from packages import declare_torchvision_ops
+from package_imports import declare_torchvision_ops
 
 declare_torchvision_ops()  # `import timm` works beside a CPU build of torch
 torch.backends.opt_einsum.enabled = (

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent / "ranp_cli"
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent / "ranp_cli"
 MOST_LINES = 400
 BELOW_API = "core rules graph costs scoring pruning io reporting"
 LAW = {
@@ -118,6 +119,12 @@ def test_the_law_itself_has_no_circle():
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_file_is_longer_than_400_lines(path):
     assert len(path.read_text().splitlines()) <= MOST_LINES
+
+
+def test_no_file_of_the_tests_is_longer_either():
+    lines = {str(path.relative_to(TESTS)): len(path.read_text().splitlines()) for path in TESTS.rglob("*.py")}
+    assert len(lines) > 100
+    assert {name: n for name, n in lines.items() if n > MOST_LINES} == {}
 
 
 def test_only_what_is_shown_knows_rich():

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import packages
+import package_imports
 import pytest
 import torch
 import torch.nn.functional as F
@@ -126,7 +126,7 @@ def pruned(path, changes, batches):
     """The config, other than itself in the model's arguments and the data."""
     o = options(path)
     given = {key: o[key] for key in ("resource", "lambda_", "loss", "sparsity") if o[key] is not None}
-    with packages.quietly():
+    with package_imports.quietly():
         return ranp.prune(o["model"], batches, model_args={**model_args(o), **changes}, batch_limit=2, **given)
 
 
@@ -143,7 +143,7 @@ def test_a_yaml_resolves(path):
     assert 1 <= o["batches"] <= 4
     load_loss(o["loss"])
     assert load_batches(o["batch"], o["batches"]).limit == o["batches"]
-    with packages.quietly(), torch.device("meta"):
+    with package_imports.quietly(), torch.device("meta"):
         assert sum(p.numel() for p in load_model(o["model"], model_args(o)).module.parameters()) > 1e6
 
 

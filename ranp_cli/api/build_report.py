@@ -81,11 +81,9 @@ def build_pruned(session: Session, graph: Graph, mask: Mask, settled: Settled, i
         "floored": mask.floored,
         "fixed": mask.fixed,
         "not_pruned": not_pruned(graph, settled.selection.keep),
-        "followed": [
-            {"module": module, "attribute": name, "value": value}
-            for module, values in settled.followed.items()
-            for name, value in values.items()
-        ],
+        "followed": counts(settled.followed),
+        "stated": counts(settled.stated.changed),
+        "not_followed": counts(settled.stated.left),
         "unruled_ops": [
             {"op": op, "module": module, "source": where}
             for op, module, where in dict.fromkeys(graph.eval_run.tracer.unruled + graph.train_run.tracer.unruled)
@@ -96,6 +94,15 @@ def build_pruned(session: Session, graph: Graph, mask: Mask, settled: Settled, i
     info = {**session.model_info, "parameters": shapes, **counted_for}
     about = {"model": info, "attributes": settled.attributes}
     return Pruned(slim, mask, report, about, project=session.project)
+
+
+def counts(attributes: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Attributes by module, as rows."""
+    return [
+        {"module": m, "attribute": name, "value": value}
+        for m, values in attributes.items()
+        for name, value in values.items()
+    ]
 
 
 def layer_rows(graph: Graph, mask: Mask, dense: TracedCosts, slim: TracedCosts) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from ..pruning.follow import Followed, follow_counts
 from ..pruning.select import Selection
 from ..pruning.slim import slim_model
 from ..pruning.slim_trace import HardCoded, SlimRun, check_runs
+from ..pruning.stated import Stated, correct_stated
 from ..pruning.verify import verify
 from .session import Session
 
@@ -28,6 +29,7 @@ class Settled:
     attributes: dict[str, Any]  # what refining changed besides tensors
     trace: SlimRun  # its run on meta tensors
     followed: dict[str, dict[str, Any]] = field(default_factory=dict)  # counts in attributes of the user's own modules
+    stated: Stated = field(default_factory=Stated)  # counts that they state, though no run needs them
     verified: dict[str, Any] | None = None  # what the proof said, where it was needed to decide
 
 
@@ -62,7 +64,11 @@ def settle(session: Session, graph: Graph, choose: Callable[[], Selection]) -> S
                 continue
             for name, values in followed.changed.items():
                 changed.setdefault(name, {}).update(values)
-        return Settled(chosen, slim, changed, ran, followed.changed, verified)
+        with session.report.timing("refine"):
+            stated = correct_stated(session.model, slim, graph, stays, changed)
+        for name, values in stated.changed.items():
+            changed.setdefault(name, {}).update(values)
+        return Settled(chosen, slim, changed, ran, followed.changed, stated, verified)
 
 
 def _fix(graph: Graph, found: HardCoded) -> None:

@@ -128,7 +128,7 @@ class HeldBack(TypedDict):
 
 
 class FollowedCount(TypedDict):
-    """A channel count in an attribute of a user's module that was corrected; the value in the slim network."""
+    """A channel count in an attribute of a user's module; the value in the slim network."""
 
     module: str
     attribute: str

@@ -146,7 +146,9 @@ class ReportDocument(TypedDict):
     fixed: NotRequired[dict[str, str]]
     not_pruned: NotRequired[list[Reason]]
     held_back: NotRequired[list[HeldBack]]
-    followed: NotRequired[list[FollowedCount]]
+    followed: NotRequired[list[FollowedCount]]  # corrected, since the slim network does not run otherwise
+    stated: NotRequired[list[FollowedCount]]  # corrected, though no run needs it
+    not_followed: NotRequired[list[FollowedCount]]  # perhaps a channel count, and as it was
     unruled_ops: NotRequired[list[UnruledOp]]
     uncounted_ops: NotRequired[list[UncountedOp]]
     probe: NotRequired[Probe]

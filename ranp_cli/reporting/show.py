@@ -32,6 +32,7 @@ from .tree import tree_lines
 Report = dict[str, Any]
 
 PIPE_WIDTH = 100
+MOST_COUNTS = 4  # attributes that are named
 MOST_SAVED = 4  # modules that are named
 
 
@@ -323,10 +324,11 @@ def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
     if fixed:
         yield "fixed:", "bold", by_reason(fixed.items())
     if followed := report.get("followed"):
-        counts = (
-            f"{'.'.join(filter(None, (row['module'], row['attribute'])))}{JOINED}{row['value']}" for row in followed
-        )
-        yield "counts followed:", "bold", ", ".join(counts)
+        yield "counts followed:", "bold", ", ".join(map(_count, followed))
+    if kept := report.get("not_followed"):
+        more = [f"{len(kept) - MOST_COUNTS} more"] * (len(kept) > MOST_COUNTS)
+        text = ", ".join([*map(_count, kept[:MOST_COUNTS]), *more])
+        yield "counts as they were:", "bold", f"{text} (no run needs them, and what they count is not known)"
     if skipped := [entry for entry in report.get("not_pruned", ()) if entry["layer"] not in fixed]:
         yield "not pruned:", "yellow", by_reason((entry["layer"], entry["reason"]) for entry in skipped)
     if unruled := report.get("unruled_ops"):
@@ -367,6 +369,10 @@ def _training(about: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         rest = sum(row["bytes"] for row in rows[MOST_SAVED:])
         most += [f"{len(rows) - MOST_SAVED} others {human_bytes(rest).strip()}"] * bool(rest)
         yield "saved by:", "bold", ", ".join(most)
+
+
+def _count(row: dict[str, Any]) -> str:
+    return f"{'.'.join(filter(None, (row['module'], row['attribute'])))}{JOINED}{row['value']}"
 
 
 def _where(entry: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import package_imports
 import packages
 import torch
 import zoo
@@ -71,10 +72,14 @@ def full() -> dict[str, tuple[Build, tuple[int, ...]]]:
     return {
         "3D-UNet, 64 maps, 64^3": ((lambda: unet3d(15, 64)), (1, 1, 64, 64, 64)),
         "ResNet-18 3D, 64 maps, 96^3": (
-            (lambda: packages.monai("resnet18", spatial_dims=3, n_input_channels=1, num_classes=3, shortcut_type="B")),
+            (
+                lambda: package_imports.monai(
+                    "resnet18", spatial_dims=3, n_input_channels=1, num_classes=3, shortcut_type="B"
+                )
+            ),
             (1, 1, 96, 96, 96),
         ),
-        "DenseNet-121 3D, 96^3": ((lambda: packages.monai("DenseNet121", 3, 1, 3)), (1, 1, 96, 96, 96)),
+        "DenseNet-121 3D, 96^3": ((lambda: package_imports.monai("DenseNet121", 3, 1, 3)), (1, 1, 96, 96, 96)),
     }
 
 

@@ -40,6 +40,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import package_imports
 import packages
 import torch
 from torch import nn
@@ -69,7 +70,7 @@ class Network:
 
 def nnunet_plain() -> nn.Module:
     """As nnU-Net plans it for a 3D full resolution of five stages."""
-    with packages.quietly():
+    with package_imports.quietly():
         from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
         return PlainConvUNet(
@@ -83,14 +84,14 @@ NETWORKS = [
     Network("nnU-Net PlainConvUNet", nnunet_plain, (1, 1, 64, 64, 64)),
     Network(
         "MONAI DynUNet",
-        lambda: packages.monai("DynUNet", 3, 1, 3, [3] * 5, [1, 2, 2, 2, 2], [2] * 4),
+        lambda: package_imports.monai("DynUNet", 3, 1, 3, [3] * 5, [1, 2, 2, 2, 2], [2] * 4),
         (1, 1, 64, 64, 64),
     ),
-    Network("MONAI SegResNet", lambda: packages.monai("SegResNet", 3, 16, 1, 3), (1, 1, 64, 64, 64)),
+    Network("MONAI SegResNet", lambda: package_imports.monai("SegResNet", 3, 16, 1, 3), (1, 1, 64, 64, 64)),
     Network("r3d-18 of 8 maps", packages.r3d_18, (1, 3, 16, 112, 112)),
     Network("MobileNetV2-3D", mobilenetv2_3d, (1, 3, 16, 112, 112)),
     Network("I3D", i3d, (1, 3, 16, 112, 112)),
-    Network("MONAI UNETR", lambda: packages.monai("UNETR", 1, 3, 96), (1, 1, 96, 96, 96)),
+    Network("MONAI UNETR", lambda: package_imports.monai("UNETR", 1, 3, 96), (1, 1, 96, 96, 96)),
 ]
 
 
@@ -158,7 +159,7 @@ def count(tool: str, network: Network, threads: int, end: Any) -> None:
     """Sends {"macs", "seconds"}, or {"error"}: whatever a tool raises is its result."""
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
-    packages.declare_torchvision_ops()
+    package_imports.declare_torchvision_ops()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             model = network.make().eval()

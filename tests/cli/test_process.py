@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from command_lines import PRUNE
 from paths import SAMPLES
+from processes import in_this_process
 
 from ranp_cli.cli import process, run
 from ranp_cli.core.atomic import write_atomic
@@ -72,7 +77,7 @@ def test_score_saves_what_is_there_and_hears_it_once(sends, code, name, here):
     wanted = f"ranp: error: stopped by {name}; the scores of 2 mini-batches were written to s.safetensors: go on with"
     assert saved == (code, f"{wanted} --resume s.safetensors\n")
     more = ["--resume", "s.safetensors", "-o", "s.safetensors", "-q"]
-    assert ended("score", MODEL, "--batch", "loader.py:loader", *more) == (0, "")
+    assert in_this_process(["score", MODEL, "--batch", "loader.py:loader", *more], here) == (0, "")
 
 
 def test_what_does_not_score_says_so_too(here):
@@ -168,3 +173,44 @@ def test_usage_is_told_by_process_0_alone(line, code, monkeypatch, capsys):
         monkeypatch.setenv("RANK", rank)
         assert run(line.split()) == code
         assert bool("".join(capsys.readouterr())) == (rank == "0")
+
+
+# -- what needs a process of its own
+
+WITHOUT_TORCH = """
+import contextlib, io, sys
+from ranp_cli.cli import run
+for argv in (["--help"], ["--version"], *([name, "--help"] for name in ("score", "prune", "refine", "profile")),
+             ["profile", "slim.safetensors"], ["profile", "slim.safetensors", "--json", "-"]):
+    page = io.StringIO()
+    with contextlib.redirect_stdout(page):
+        assert run(argv) == 0, argv
+    assert "torch" not in sys.modules, argv
+    assert "Example: ranp" in page.getvalue() or "--help" not in argv, argv
+print(page.getvalue())
+"""
+
+
+def python(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, check=False, timeout=120, **options)
+
+
+def test_help_and_the_profile_of_a_slim_file_need_no_torch_and_no_source(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "slim.safetensors").write_bytes((home / "slim.safetensors").read_bytes())
+    ran = python("-c", WITHOUT_TORCH, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    wanted = json.loads((home / "report.json").read_text())
+    report = json.loads(ran.stdout)
+    assert all(report[key] == wanted[key] for key in ("before", "after", "reduction", "layers", "sparsity", "neurons"))
+
+
+def test_streams_and_exit_code_of_a_process(home: Path) -> None:
+    env = {**os.environ, "NO_COLOR": "1"}
+    ran = python("-m", "ranp_cli", *shlex.split(f"{PRUNE} --json -"), cwd=home, env=env)
+    assert ran.returncode == 0
+    assert json.loads(ran.stdout)["sparsity"]["requested"] == 0.5
+    assert ran.stderr.startswith("ranp prune  net.py:Net")
+    assert "\x1b" not in ran.stderr
+    ran = python("-m", "ranp_cli", "prune", "--qq", cwd=home)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "ranp: error: No such option: --qq; see ranp --help\n"

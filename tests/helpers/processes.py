@@ -1,10 +1,15 @@
-"""The command line in processes of its own, alone or by torchrun."""
+"""The command line in processes of its own, alone or by torchrun, and in this one."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
+
+import pytest
+import torch
 
 
 def start(arguments, folder, processes=0, **variables):
@@ -18,3 +23,20 @@ def start(arguments, folder, processes=0, **variables):
 def done(process):
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
+
+
+def in_this_process(arguments, folder, **variables):
+    """The exit code and stderr of the same command without a new process, which takes seconds to import torch."""
+    from ranp_cli.cli import run
+
+    threads, err = torch.get_num_threads(), io.StringIO()
+    torch.set_num_threads(1)
+    try:
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(err):
+            patch.chdir(folder)
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            with contextlib.redirect_stdout(io.StringIO()):
+                return run(arguments), err.getvalue()
+    finally:
+        torch.set_num_threads(threads)

@@ -6,16 +6,13 @@ package that is not installed raises ImportError there. As in zoo.py, a network 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from package_imports import monai, nnunet, timm
 from torch import nn
 from zoo import Net
 
@@ -33,7 +30,7 @@ class Case:
     statistics: bool = False  # group or layer norm over pruned channels: law 1 holds for the rest
     attention: bool = False  # what attention touches stays: the share that goes is counted outside of it
     loss: bool = True  # zoo.loss takes its output
-    fast: bool = False  # in the default run; the others are slow
+    fast: bool = False  # in the default run, one network of each package; the others are slow
 
     @property
     def name(self) -> str:
@@ -49,66 +46,6 @@ def case(shape: tuple[int, ...], package: str = "", **more: Any) -> Callable:
         return make
 
     return add
-
-
-# -- importing packages
-
-
-@contextmanager
-def quietly() -> Any:
-    """Importing and building others' networks warns of others' affairs: what they use is deprecated."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-
-
-_declared: list[torch.library.Library] = []  # lives as long as the process
-
-
-def declare_torchvision_ops() -> None:
-    """torchvision cannot be imported when its C extension does not fit torch: it wants two schemas. Give it those."""
-    found = None if hasattr(torch.ops.torchvision, "nms") else find_spec("torchvision")
-    if found is None or not found.submodule_search_locations:
-        return
-    for library in Path(found.submodule_search_locations[0]).glob("_C*.*"):
-        try:
-            torch.ops.load_library(str(library))
-            return
-        except OSError:  # made for another build of torch
-            continue
-    ops = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        ops.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _declared.append(ops)
-
-
-def monai(name: str, *args: Any, **options: Any) -> nn.Module:
-    with quietly():
-        import monai.networks.nets as nets
-
-        return getattr(nets, name)(*args, **options)
-
-
-def nnunet(name: str, **options: Any) -> nn.Module:
-    with quietly():
-        from dynamic_network_architectures.architectures import unet
-
-        return getattr(unet, name)(
-            1, 3, (4, 8, 16), nn.Conv3d, 3, (1, 2, 2), num_classes=2, conv_bias=True, norm_op=nn.InstanceNorm3d,
-            norm_op_kwargs={"affine": True}, nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True}, **options,
-        )  # fmt: skip
-
-
-def timm(name: str, **options: Any) -> nn.Module:
-    declare_torchvision_ops()
-    with quietly():
-        import timm
-
-        return timm.create_model(name, pretrained=False, num_classes=5, **options)
-
-
-# -- MONAI
 
 
 @case(VOLUME, "monai", fast=True)
@@ -170,7 +107,7 @@ def monai_dynunet_supervised() -> nn.Module:
     return dynunet(res_block=True, deep_supervision=True, deep_supr_num=2)
 
 
-@case(VOLUME, "monai", fast=True)
+@case(VOLUME, "monai")
 def monai_attention_unet() -> nn.Module:
     return monai("AttentionUnet", 3, 1, 2, (4, 8, 16), (2, 2))
 
@@ -199,7 +136,7 @@ def monai_resnet18_a() -> nn.Module:  # a shortcut padded up to a count in the c
     return resnet18("A")
 
 
-@case(LARGE, "monai", fast=True)
+@case(LARGE, "monai")
 def monai_resnet18_b() -> nn.Module:
     return resnet18("B")
 
@@ -232,7 +169,7 @@ def encoder(supervised: bool) -> nn.Module:
     return nnunet("ResidualEncoderUNet", deep_supervision=supervised, **blocks)
 
 
-@case(VOLUME, "dynamic_network_architectures", fast=True)
+@case(VOLUME, "dynamic_network_architectures")
 def nnunet_plain() -> nn.Module:
     return plain(False)
 

@@ -59,7 +59,9 @@ def test_laws(case, sparsity, resource, tmp_path):
     assert ("not_comparable" in report["verified"]) == case.statistics
 
 
-@pytest.mark.parametrize(("sparsity", "resource"), [(0.7824, "flops"), (0.7817, "mem")])
+@pytest.mark.parametrize(
+    ("sparsity", "resource"), [(0.7824, "flops"), pytest.param(0.7817, "mem", marks=pytest.mark.slow)]
+)
 def test_laws_at_the_papers_sparsities(sparsity, resource, tmp_path):
     test_laws(UNETS[1], sparsity, resource, tmp_path)
 

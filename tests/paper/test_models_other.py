@@ -5,7 +5,6 @@ from __future__ import annotations
 import doctest
 import sys
 from collections import Counter
-from functools import cache
 from itertools import pairwise
 
 import laws
@@ -199,39 +198,31 @@ SETTINGS = [(0.5, "flops"), (0.5, "mem"), (0.9, "flops"), (0.9, "mem")]
 PAPERS = (0.462, "flops")  # of PSMNet; the other two have none
 
 
+FAST = {  # the others are marked slow
+    "psmnet": [PAPERS],
+    "basic_psmnet": [SETTINGS[0]],
+    "vgg16": [SETTINGS[0], SETTINGS[3]],
+    "vgg16_without_norms": [SETTINGS[3]],
+    "c3d_rnn": [SETTINGS[0], SETTINGS[3]],
+}
 PRUNINGS = [
-    pytest.param(name, *setting, id=f"{name}-{setting[0]}-{setting[1]}", marks=() if first else pytest.mark.slow)
+    pytest.param(name, *setting, id=f"{name}-{setting[0]}-{setting[1]}", marks=() if fast else pytest.mark.slow)
     for name in TINY
     for setting in ([*SETTINGS, PAPERS] if name.endswith("psmnet") else SETTINGS)
-    for first in [setting in (SETTINGS[0], PAPERS) or not name.endswith("psmnet")]
+    for fast in [setting in FAST[name]]
 ]
 
 
-@cache
-def pruned(name, sparsity, resource):
-    model = build(name)
-    options = {"loss": zoo.loss, "sparsity": sparsity, "resource": resource, "allow_less": True}
-    return model, ranp.prune(model, zoo.batches(TINY[name])[:1], **options)
-
-
 @pytest.mark.parametrize(("name", "sparsity", "resource"), PRUNINGS)
-def test_what_is_pruned(name, sparsity, resource):
-    _, result = pruned(name, sparsity, resource)
+def test_the_share_goes_and_the_laws_hold(name, sparsity, resource, tmp_path):
+    model, x = build(name), noise(name)
+    options = {"loss": zoo.loss, "sparsity": sparsity, "resource": resource, "allow_less": True}
+    result = ranp.prune(model, zoo.batches(TINY[name])[:1], **options)
     report = result.report.to_dict()
     assert sparsity - 0.05 < report["sparsity"]["achieved"] <= sparsity + 0.01
     assert set(result.mask.fixed.values()) <= {"network output", "its only neuron"}
     assert not report.get("unruled_ops")
-
-
-@pytest.mark.parametrize(("name", "sparsity", "resource"), PRUNINGS)
-def test_slim_is_masked(name, sparsity, resource):
-    laws.slim_is_masked(*pruned(name, sparsity, resource), noise(name))
-
-
-@pytest.mark.parametrize(("name", "sparsity", "resource"), PRUNINGS)
-def test_the_other_laws(name, sparsity, resource, tmp_path):
-    model, result = pruned(name, sparsity, resource)
-    x = noise(name)
+    laws.slim_is_masked(model, result, x)
     laws.same_behaviour(model, result, x)
     laws.counts_agree(result, x)
     laws.survives_a_file(model, result, x, tmp_path / "slim.safetensors")

@@ -109,7 +109,14 @@ def test_the_laws_hold_for_every_method(name, method, tmp_path):
     laws.survives_a_file(model, pruned, x, tmp_path / "slim.safetensors")
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("layerwise", "flat")])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(m, marks=() if m in ("ranp", "random", "snip") else pytest.mark.slow)
+        for m in METHODS
+        if m not in ("layerwise", "flat")
+    ],
+)
 def test_max_is_the_largest_without_a_floor(method):
     """Among all sparsities that keep another number of neurons (of weights for SNIP: every seventh of the last)."""
     model, data = net(4), batches()

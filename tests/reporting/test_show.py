@@ -2,149 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import os
-import pty
 import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import pytest
-from rich.console import Console
-
-from ranp_cli.cli.flags import FlagSpelling
-from ranp_cli.core.spelling import spelling
-from ranp_cli.reporting import show
+from shown_reports import COMPARE, LAYERS, PRUNE, REPORTS, Row, page, signature
 
 GOLDEN = Path(__file__).parent / "golden"
-Row = dict[str, Any]
-
-
-# -- three reports ---------------------------------------------------------------------------------------------------
-
-
-def layer(name: str, op: str, kernel: int, neurons: int, kept: int, fan_in: int, fan_left: int, volume: int) -> Row:
-    weights, weights_after = neurons * fan_in * kernel**3, kept * fan_left * kernel**3
-    return {
-        "name": name,
-        "op": op,
-        "kernel": [kernel] * 3,
-        "neurons": neurons,
-        "kept": kept,
-        "macs": weights * volume,
-        "macs_after": weights_after * volume,
-        "output_elements": neurons * volume,
-        "output_elements_after": kept * volume,
-        "importance_mean": weights / (7 * volume),
-        "tau": volume / 64**3,
-    }
-
-
-LAYERS = [
-    layer("encoders.0.basic_module.conv1", "conv3d", 3, 32, 7, 1, 1, 64**3),
-    layer("encoders.0.basic_module.conv2", "conv3d", 3, 64, 9, 32, 7, 64**3),
-    layer("encoders.1.basic_module.conv1", "conv3d", 3, 64, 33, 64, 9, 32**3),
-    layer("encoders.1.basic_module.conv2", "conv3d", 3, 128, 101, 64, 33, 32**3),
-    layer("decoders.0.upsample", "conv_transpose3d", 2, 128, 128, 128, 101, 32**3),
-    layer("decoders.0.basic_module.conv1", "conv3d", 3, 64, 12, 192, 137, 64**3),
-    layer("decoders.0.basic_module.conv2", "conv3d", 3, 64, 1, 64, 12, 64**3),
-    layer("final_conv", "conv3d", 1, 50, 50, 64, 1, 64**3),
-]
-
-MACS, MACS_AFTER = sum(row["macs"] for row in LAYERS), sum(row["macs_after"] for row in LAYERS)
-
-
-def signature(*shape: int) -> Row:
-    return {"args": [{"shape": list(shape), "dtype": "float32"}], "kwargs": {"dict": {}}}
-
-
-PRUNE: Row = {
-    "format": "ranp-report",
-    "version": 1,
-    "command": "prune",
-    "ranp": "0.1.0",
-    "torch": "2.13.0",
-    "device": "cpu",
-    "seconds": {"load": 0.1, "trace": 0.2, "score": 3.04, "select": 0.01, "refine": 0.1, "verify": 0.4, "total": 3.9},
-    "model": {"spec": "model.py:UNet3D", "args": {}, "fingerprint": "ab" * 32, "input": signature(2, 1, 64, 64, 64)},
-    "memory": {"before": {"samples": 2}, "after": {"samples": 2}},
-    "method": {"name": "ranp", "criterion": "mpmg-sum", "resource": "mem", "lambda": 11.0, "seed": 0, "batches": 2},
-    "sparsity": {"requested": 0.42, "achieved": 0.4259},
-    "neurons": {"total": 594, "kept": 341},
-    "before": {
-        "params": 16_319_562,
-        "params_bytes": 65_278_248,
-        "macs": MACS,
-        "flops": 2 * MACS,
-        "activation_bytes": 1_045_430_272,
-        "peak_forward_bytes": 402_653_184,
-        "paper": {"param_mb": 62.26, "gflops": 237.85, "memory_mb": 997.0},
-    },
-    "after": {
-        "params": 962_999,
-        "params_bytes": 3_851_996,
-        "macs": MACS_AFTER,
-        "flops": 2 * MACS_AFTER,
-        "activation_bytes": 313_629_081,
-        "peak_forward_bytes": 402_653_184,
-        "paper": {"param_mb": 3.67, "gflops": 9.55, "memory_mb": 299.1},
-    },
-    "verified": {
-        "max_abs_error": 1e-7,
-        "max_rel_error_fp32": 3.1e-7,
-        "max_rel_error_fp64": 2.2e-16,
-        "against": "masked",
-        "not_comparable": ["encoders.0.basic_module.norm1 (group norm)"],
-    },
-    "layers": LAYERS,
-    "floored": ["decoders.0.basic_module.conv2"],
-    "fixed": {"final_conv": "network output"},
-    "not_pruned": [{"layer": "decoders.0.upsample", "reason": "its channels meet aten.foo.default, which has no rule"}],
-    "uncounted_ops": [{"op": "aten.foo.default", "module": "decoders.0", "count": 2}],
-    "outputs": {"slim.safetensors": {"bytes": 3_859_112, "sha256": "0123456789abcdef" * 4}},
-}
-
-SCORE: Row = {
-    "command": "score",
-    "device": "cpu",
-    "model": {"spec": "model.py:UNet3D"},
-    "method": {"name": "ranp", "criterion": "mpmg-sum", "resource": "flops", "lambda": 11.0, "seed": 0},
-    "neurons": {"total": 594},
-    "layers": [{key: row[key] for key in row if key != "kept" and not key.endswith("_after")} for row in LAYERS],
-    "seconds": {"load": 0.1, "score": 3.0, "total": 3.1},
-}
-
-PROFILE: Row = {
-    "command": "profile",
-    "model": {"spec": "slim.safetensors", "input": signature(1, 1, 64, 64, 64), "input_guessed": True},
-    "before": PRUNE["before"],
-    "layers": [
-        {key: row[key] for key in ("name", "op", "kernel", "neurons", "macs", "output_elements")} for row in LAYERS
-    ],
-}
-
-# two models whose layers differ: each row may lack one side
-COMPARE: Row = {
-    "command": "profile",
-    "before": PRUNE["before"],
-    "after": PRUNE["before"] | {"params": 17_000_000, "macs": 1},
-    "layers": [
-        {"name": "both", "op": "conv3d", "neurons": 8, "kept": 8, "macs": 8000, "macs_after": 7000},
-        {"name": "gone", "op": "conv3d", "neurons": 16, "macs": 300},
-        {"name": "new", "op": "linear", "kept": 4, "macs_after": 12},
-    ],
-}
-
-REPORTS = {"prune": PRUNE, "score": SCORE, "profile": PROFILE, "compare": COMPARE}
-
-
-# -- looking at a page -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
@@ -154,28 +22,6 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
 
 
-def page(report: Row, width: int = 100, depth: int | None = None) -> str:
-    """The page as a pipe gets it."""
-    out = io.StringIO()
-    with spelling(FlagSpelling()):
-        show.show_report(report, Console(file=out, width=width), depth)
-    return out.getvalue()
-
-
-def in_terminal(monkeypatch: pytest.MonkeyPatch, print_it: Callable[[Console], None], encoding: str = "utf-8") -> str:
-    """What `print_it(console)` writes to a (pseudo) terminal."""
-    reader, writer = pty.openpty()
-    with open(writer, "w", encoding=encoding) as terminal:
-        monkeypatch.setattr(sys, "stdout", terminal)
-        print_it(show.console(width=100))
-    written = b""
-    with suppress(OSError):  # the end of a terminal that was closed
-        while chunk := os.read(reader, 1 << 16):
-            written += chunk
-    os.close(reader)
-    return written.decode(encoding)
-
-
 def sums(text: str) -> list[tuple[Decimal, Decimal]]:
     """Of each column of pairs in the table of layers: the printed numbers added up, and the printed total."""
     rows = text.split("layer ")[-1].split("\n\n")[0].splitlines()[1:]
@@ -183,9 +29,6 @@ def sums(text: str) -> list[tuple[Decimal, Decimal]]:
     numbers = [[Decimal("0" if n == "-" else n.replace(",", "")) for pair in row for n in pair] for row in pairs]
     *layers, total = numbers
     return [(sum(column, Decimal()), last) for column, last in zip(zip(*layers, strict=True), total, strict=True)]
-
-
-# -- tests -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -272,89 +115,6 @@ def test_a_bar_is_full_only_when_all_stay_and_empty_only_when_none() -> None:
     assert rows["half"] == "####...."
     assert rows["one"] == "#......."
     assert rows["none"] == "........"
-
-
-def test_a_terminal_gets_colour_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = in_terminal(monkeypatch, lambda console: show.show_report(PRUNE, console))
-    assert "\x1b[32m" in text  # green
-    assert "█" in text
-    assert "→" in text
-
-
-def test_no_color_means_no_escape_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    text = in_terminal(monkeypatch, lambda console: show.show_report(PRUNE, console))
-    assert "\x1b" not in text
-    assert "█" in text
-
-
-def test_a_terminal_that_has_no_unicode_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = {"layers": [{"name": "größe", "neurons": 2, "kept": 1}]}
-    text = in_terminal(monkeypatch, lambda console: show.show_report(report, console), encoding="ascii")
-    assert "gr\\xf6\\xdfe" in text
-    assert "####...." in text
-
-
-@pytest.mark.parametrize("stderr", [False, True])
-def test_a_pipe_gets_plain_ascii_at_100_columns(stderr: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    console = show.console(stderr=stderr)
-    assert console.width == show.PIPE_WIDTH
-    show.show_report(PRUNE, console)
-    text = capsys.readouterr()[stderr]
-    assert text == page(PRUNE, 100)
-    assert text.isascii()
-    assert "\x1b" not in text
-
-
-@pytest.mark.parametrize("name", ["[red]a[/red]", "[/]", ":smile:", "\\[bold]", "a b", "[link=x]y"])
-def test_names_are_not_markup(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    report = {
-        "model": {"spec": name},
-        "layers": [{"name": name, "op": "conv3d", "neurons": 4, "kept": 1}],
-        "floored": [name],
-        "not_pruned": [{"layer": name, "reason": name}],
-        "uncounted_ops": [{"op": name, "module": name}],
-        "outputs": {name: {"bytes": 1, "sha256": "ab" * 32}},
-    }
-    loose = Console(file=io.StringIO(), width=100, markup=True, emoji=True, highlight=True)
-    show.show_report(report, loose)
-    assert loose.file.getvalue().count(name) == 9
-    show.show_error(name, show.console())
-    assert capsys.readouterr().out == f"ranp: error: {name}\n"
-
-
-def test_control_characters_are_written_out() -> None:
-    text = page({"layers": [{"name": "a\x1b[2Jb", "neurons": 1}], "floored": ["c\x1b[31m\nd"]})
-    assert "\x1b" not in text
-    assert "a\\x1b[2Jb" in text
-
-
-def test_an_error_is_one_line_however_long(capsys: pytest.CaptureFixture[str]) -> None:
-    show.show_error("no such file\n" + "x" * 500, show.console(stderr=True))
-    assert capsys.readouterr().err == f"ranp: error: no such file {'x' * 500}\n"
-
-
-def test_an_error_is_red_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = in_terminal(monkeypatch, lambda console: show.show_error("no", console))
-    assert text == "\x1b[1;31mranp: error: \x1b[0mno\r\n"
-
-
-def test_progress_is_silent_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
-    with show.progress(show.console(), "scoring", 3) as advance:
-        advance()
-        advance(2)
-    assert capsys.readouterr() == ("", "")
-
-
-def test_progress_shows_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(console: Console) -> None:
-        with show.progress(console, "scoring [red]", 3) as advance:
-            advance()
-            advance(2)
-
-    text = in_terminal(monkeypatch, run)
-    assert "scoring [red]" in text
-    assert "3/3" in text
 
 
 @pytest.mark.parametrize(
