@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from ..core.spelling import spelled
 from ..core.tensors import map_tensors, tensors_in, to_meta, to_real
 from ..rules.labels import Labels, Ties
 from .counting import PaperCounting, costs
-from .graph import Graph, LabelledParameter, Layer, Passing, TraceResult
+from .graph import Graph, LabelledParameter, Layer, TraceResult
 from .layers import find_layers, make_slot
 from .trace import Tracer, all_fixed
 
@@ -133,14 +132,12 @@ def trace_once(
         tracer.put(t, Labels(tuple(t.shape), planes, None))
     features: dict[str, Labels] = {}
     paper: PaperCounting | None = None
-    passing: dict[str, Passing] = {}
     watch_features(copy, tracer, features)
-    watch_passing(copy, tracer, passing)
     if not any(isinstance(m, torch.jit.ScriptModule) for m in copy.modules()):
         paper = PaperCounting.watching(copy)
     with seeded(), torch.set_grad_enabled(training), tracer:
         output = copy(*args, **kwargs)
-    return TraceResult(tracer, output, example.samples, real, features, paper, passing)
+    return TraceResult(tracer, output, example.samples, real, features, paper)
 
 
 def watch_features(model: nn.Module, tracer: Tracer, found: dict[str, Labels]) -> None:
@@ -155,36 +152,6 @@ def watch_features(model: nn.Module, tracer: Tracer, found: dict[str, Labels]) -
                     found[name] = tracer.labels(args[0])
 
             module.register_forward_pre_hook(hook)
-
-
-CHANNEL_COUNT = re.compile(
-    r"_*(in|out)(?:put)?_(?:channels|planes|features)"
-)  # how modules call what enters and leaves
-
-
-def channel_counts(module: nn.Module) -> dict[str, Any]:
-    """The attributes by which a module of the user's says how many channels enter and leave it: integers, and lists of them."""
-    if isinstance(module, torch.jit.ScriptModule) or type(module).__module__.startswith("torch."):
-        return {}
-    named = {key: value for key, value in vars(module).items() if CHANNEL_COUNT.fullmatch(key)}
-    return {
-        key: value
-        for key, value in named.items()
-        if type(value) is int or (type(value) in (list, tuple) and value and all(type(n) is int for n in value))
-    }
-
-
-def watch_passing(model: nn.Module, tracer: Tracer, found: dict[str, Passing]) -> None:
-    """Note what enters and leaves the modules of the user's that name their channel counts."""
-    for name, module in model.named_modules():
-        if not channel_counts(module):
-            continue
-
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Any, name: str = name) -> None:
-            sides = ([tracer.labels(t) for t in tensors_in(side) if t.ndim > 1] for side in (args, output))
-            found[name] = Passing(*sides)
-
-        module.register_forward_hook(hook)
 
 
 @dataclass(frozen=True)

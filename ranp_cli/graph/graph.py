@@ -67,14 +67,6 @@ class Layer:
         return self.output_elements if self.bias and self.op != "linear" else 0
 
 
-@dataclass(frozen=True)
-class Passing:
-    """What entered and what left a module, in the order of its arguments and outputs."""
-
-    entering: list[Labels]
-    leaving: list[Labels]
-
-
 @dataclass
 class TraceResult:
     """What one shadow run showed."""
@@ -85,7 +77,6 @@ class TraceResult:
     real: bool
     features: dict[str, Labels]  # the input of modules that count channels without owning a parameter
     paper: PaperCounting | None  # None with TorchScript, whose modules cannot be watched
-    passing: dict[str, Passing] = field(default_factory=dict)  # of modules of the user's that name their channel counts
 
 
 @dataclass

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..core.copies import compacted, replicate
 from ..core.documents import shown
 from ..core.errors import BadInput
-from ..graph.analyse import channel_counts, named_tensors
-from ..graph.graph import Graph, Layer, Passing
+from ..graph.analyse import named_tensors
+from ..graph.graph import Graph, Layer
 from ..graph.layers import owner_of
 
 ATTRIBUTES = frozenset(
@@ -61,9 +61,6 @@ def attributes(slim: nn.Module, graph: Graph, stays: np.ndarray) -> dict[str, di
         seen = features.get(name)
         entering = None if seen is None else kept_shape(seen.shape, seen.planes, stays)
         wanted.setdefault(name, {}).update(module_attributes(module, entering))
-    for name, passing in {**graph.train_run.passing, **graph.eval_run.passing}.items():
-        if name in modules:
-            wanted[name] = {**passing_counts(modules[name], passing, stays), **wanted.get(name, {})}
     changed = {}
     for name, values in wanted.items():
         here = modules.get(name)
@@ -111,19 +108,6 @@ def module_attributes(module: nn.Module, entering: tuple[int, ...] | None) -> di
         groups = channels if module.num_groups == module.num_channels else module.num_groups
         return {"num_groups": groups, "num_channels": channels}
     return {"num_features": channels, "num_parameters": channels}
-
-
-def passing_counts(module: nn.Module, passing: Passing, stays: np.ndarray) -> dict[str, Any]:
-    """What a module of the user's says of the channels that enter and leave it (`output_channels`), where it is true of the dense one."""
-    found: dict[str, Any] = {}
-    for key, value in channel_counts(module).items():
-        side = passing.entering if "in" in key.split("_") or "input" in key.split("_") else passing.leaving
-        said = [value] if type(value) is int else list(value)
-        counts = side[: len(said)] if type(value) is int else side
-        if [labels.shape[1] for labels in counts] == said:
-            kept = [kept_shape(labels.shape, labels.planes, stays)[1] for labels in counts]
-            found[key] = kept[0] if type(value) is int else type(value)(kept)
-    return found
 
 
 def apply_attributes(model: nn.Module, values: dict[str, dict[str, Any]]) -> None:

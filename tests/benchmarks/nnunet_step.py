@@ -23,7 +23,7 @@ NETWORKS = {"dense": (), "slim": ("--sparsity", 0.6), "slim, --round-to 8": ("--
 STEP = f'''
 import json, os, resource, statistics, sys, time, torch
 os.dup2(2, 1)
-from packages import declare_torchvision_ops
+from package_imports import declare_torchvision_ops
 declare_torchvision_ops()
 from nnunetv2.run.run_training import get_trainer_from_args
 

@@ -39,7 +39,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run an entry point of nnU-Net or ranp in a process of its own, with torchvision's ops declared as in conftest.py."""
     code = (
-        "import sys; from packages import declare_torchvision_ops; declare_torchvision_ops(); "
+        "import sys; from package_imports import declare_torchvision_ops; declare_torchvision_ops(); "
         f"from {module} import {entry}; sys.exit({entry}())"
     )
     path = [str(HERE.parents[1]), str(HERE.parent / "laws"), *filter(None, [os.environ.get("PYTHONPATH")])]

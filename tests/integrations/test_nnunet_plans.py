@@ -8,7 +8,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from packages import declare_torchvision_ops, quietly
+from package_imports import declare_torchvision_ops, quietly
 from torch import nn
 
 import ranp_cli as ranp
