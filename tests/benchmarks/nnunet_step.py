@@ -3,7 +3,7 @@
     python -m tests.benchmarks.nnunet_step
 
 makes a data set of 64^3 voxels, lets nnU-Net plan it, prunes the plans with one command each, and times `train_step` of
-nnUNetTrainer in a process for each network.
+nnUNetTrainer, turn by turn; memory is measured in a process for each network. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("helpers"
 import nnunet_data as data  # noqa: E402
 
 SIZE, STEPS = (64, 64, 64), 5
-NETWORKS = {"dense": (), "slim": ("--sparsity", 0.6), "slim, --round-to 8": ("--sparsity", 0.6, "--round-to", 8)}
+NETWORKS = {"dense": (), "slim": ("--sparsity", 0.6), "slim, `--round-to 8`": ("--sparsity", 0.6, "--round-to", 8)}
 
 STEP = f'''
 import json, os, resource, statistics, sys, time, torch
@@ -28,19 +28,22 @@ declare_torchvision_ops()
 from nnunetv2.run.run_training import get_trainer_from_args
 
 torch.manual_seed(0)
-torch.set_num_threads(2)
-trainer = get_trainer_from_args("{data.DATASET}", "3d_fullres", 0, "nnUNetTrainer", sys.argv[1], device=torch.device("cpu"))
-trainer.initialize()
-loader, _ = trainer.get_dataloaders()
-batch = next(loader)
+torch.set_num_threads(1)
+names = sys.argv[2:]
+trainers = []
+for name in names:
+    trainers.append(get_trainer_from_args("{data.DATASET}", "3d_fullres", 0, "nnUNetTrainer", name, device=torch.device("cpu")))
+    trainers[-1].initialize()
+batch = next(trainers[0].get_dataloaders()[0])
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before, seconds = peak(), []
+before, seconds = peak(), [[] for _ in names]
 for _ in range({STEPS} + 1):
-    start = time.perf_counter()
-    trainer.train_step(batch)
-    seconds.append(time.perf_counter() - start)
-with open(sys.argv[2], "w") as file:
-    json.dump([statistics.median(seconds[1:]), peak() - before, list(batch["data"].shape)], file)
+    for trainer, taken in zip(trainers, seconds):
+        start = time.perf_counter()
+        trainer.train_step(batch)
+        taken.append(time.perf_counter() - start)
+with open(sys.argv[1], "w") as file:
+    json.dump([[statistics.median(taken[1:]) for taken in seconds], peak() - before, list(batch["data"].shape)], file)
 '''
 
 
@@ -50,31 +53,31 @@ def main() -> None:
         data.SIZE = SIZE
         data.make(root)
         (root / "step.py").write_text(f"def main():\n    exec({STEP!r}, {{}})\n")
-        rows = {}
-        for name, options in NETWORKS.items():
-            plans = "nnUNetPlans" if not options else "nnUNetPlansSlim"
+        plans = ["nnUNetPlans", *(f"Slim{k}" for k in range(1, len(NETWORKS)))]
+        for name, options in zip(plans, NETWORKS.values(), strict=True):
             if options:
-                words = ("--resource", "mem", *options, "-o", data.plans_of(root, plans), "-q")
+                words = ("--resource", "mem", *options, "-o", data.plans_of(root, name), "-q")
                 data.ranp(root, "prune", data.plans_of(root), *words)
-            data.run(root, "step", "main", plans, root / "step.json")
-            rows[name] = json.loads((root / "step.json").read_text())
-            print(name, rows[name], file=sys.stderr, flush=True)
-    print(table(rows))
+
+        def steps(*names: str) -> list:
+            data.run(root, "step", "main", root / "step.json", *names)
+            return json.loads((root / "step.json").read_text())
+
+        held = [steps(name)[1] for name in plans]  # a process for each
+        seconds, _, shape = steps(*plans)  # turn by turn
+    print(table(seconds, held, shape))
 
 
-def table(rows: dict[str, list]) -> str:
+def table(seconds: list[float], held: list[float], shape: list[int]) -> str:
     """Markdown."""
-    (dense, held, shape), lines = (
-        rows["dense"],
-        ["| network | a training step | faster | memory that it adds |", "|---|---:|---:|---:|"],
-    )
-    for name, (seconds, peak, _) in rows.items():
-        lines.append(f"| {name} | {seconds:.2f} s | {dense / seconds:.1f} x | {peak / 2**30:.2f} GiB |")
+    lines = ["| network | a training step | faster | memory that it adds |", "|---|---:|---:|---:|"]
+    for name, taken, peak in zip(NETWORKS, seconds, held, strict=True):
+        lines.append(f"| {name} | {taken:.2f} s | {seconds[0] / taken:.1f} x | {peak / 2**30:.2f} GiB |")
     return "\n".join(
         [
-            f"Input {'x'.join(map(str, shape))}, median of {STEPS} steps; dense memory {held / 2**30:.2f} GiB.",
-            "",
             *lines,
+            "",
+            f"Input {'x'.join(map(str, shape))}, median of {STEPS} steps, turn by turn, on one thread of a CPU.",
         ]
     )
 
