@@ -21,11 +21,12 @@ LAW = {
     "reporting": "core graph",
     "scoring": "core rules graph costs",
     "io": "core graph pruning",
-    "api": BELOW_API,
-    "cli": "api core io reporting costs",
+    "integrations": "core io pruning",
+    "api": f"{BELOW_API} integrations",
+    "cli": "api core io reporting costs integrations",
     "models": "",
     "samples": "",
-    "": f"{BELOW_API} api cli",  # ranp_cli/__init__.py and __main__.py
+    "": f"{BELOW_API} integrations api cli",  # ranp_cli/__init__.py and __main__.py
 }
 # whole rooms that one file of another may use
 COSTS_FOR_CLI = {"ranp_cli.costs.budget"}

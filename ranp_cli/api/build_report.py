@@ -92,7 +92,8 @@ def build_pruned(session: Session, graph: Graph, mask: Mask, settled: Settled, i
     }
     shapes = {name: list(p.shape) for name, p in session.model.named_parameters()}
     info = {**session.model_info, "parameters": shapes, **counted_for}
-    return Pruned(slim, mask, report, {"model": info, "attributes": settled.attributes})
+    about = {"model": info, "attributes": settled.attributes}
+    return Pruned(slim, mask, report, about, project=session.project)
 
 
 def counts(attributes: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

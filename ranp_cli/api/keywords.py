@@ -12,6 +12,9 @@ class ModelKeywords(TypedDict, total=False):
     weights_key: str | None
     seed: int | None
     device: str
+    configuration: str | None
+    fold: int | str | None
+    trainer: str | None
 
 
 class GradientKeywords(TypedDict, total=False):

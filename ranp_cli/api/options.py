@@ -50,6 +50,9 @@ WHOLE_OR_AUTO = Kind("a whole number, or auto", lambda v: type(v) is int or v ==
 SHARE = Kind("a number in [0, 1) or max", lambda v: type(v) in (int, float, str))
 SHARES = Kind("a number in [0, 1) or max", lambda v: type(v) in (int, float, str, list), repeatable=True)
 SIZE = Kind("a size such as 8GiB or 40G", lambda v: type(v) in (int, float, str))
+FOLD = Kind(
+    "a whole number from 0 on, or all", lambda v: v == "all" or (type(v) is int and v >= 0) or str(v).isdecimal()
+)
 SHAPES = Kind("a shape", lambda v: True, repeatable=True)
 
 
@@ -118,6 +121,13 @@ class ModelOptions:
     weights_key: str | None = option(None, WHAT, "which nested state dict of --weights", TEXT, "KEY")
     seed: int | None = option(0, WHAT, "seed of weights and of --method random", WHOLE, "N")
     device: str = option("auto", WHAT, "auto, cpu, cuda, cuda:i", TEXT, "D")
+    configuration: str | None = option(
+        None, WHAT, "of nnU-Net's plans", TEXT, "C", says="3d_fullres")  # fmt: skip
+    fold: int | str | None = option(
+        None, WHAT, "of nnU-Net's plans: whose training cases are the batches, where --batch is not given", FOLD, "N|all",
+        says="0")  # fmt: skip
+    trainer: str | None = option(
+        None, WHAT, "of nnU-Net's plans: the class whose loss and loader are used", TEXT, "T", says="nnUNetTrainer")  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.seed is not None and not 0 <= self.seed < 2**63:
@@ -342,6 +352,10 @@ class Chosen:
 
     def __init__(self, held: Mapping[type, Any]) -> None:
         self._held = held
+
+    def replaced(self, group: type, **values: Any) -> Chosen:
+        """The same options, but for some of one group."""
+        return Chosen({**self._held, group: replace(self._held[group], **values)})
 
     def __getitem__(self, group: type[Group]) -> Group:
         found: Group = self._held[group]

@@ -15,6 +15,7 @@ from ..io.slim_loading import load, without_model
 from ..io.tensor_file import TensorFile
 from ..reporting.report import LAYER_COSTS, Report, layer_row, merge_rows, uncounted
 from .options import PROFILE, ModelOptions, StepOptions
+from .projects import project_of, step_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,7 +39,8 @@ def profile(
     """Count what a network costs: one sample, eval mode, without running it.
 
     Args:
-        network: an `nn.Module`, a spec, a slim file or an `.onnx` file. A slim file is counted from the shapes and numbers
+        network: an `nn.Module`, a spec, nnU-Net's plans (whose patch size, batch size and optimiser are taken), a slim file or
+            an `.onnx` file. A slim file is counted from the shapes and numbers
             that it holds, without torch and without code.
         model: the dense network of a slim file, for what needs code: another input, and `tree`, `time`, `optimizer`,
             `batch_size` and `amp`; by default the other network, where that is one.
@@ -140,6 +142,11 @@ class Counting:
         from ..core.contexts import seeded
         from ..core.copies import uncompiled
 
+        if (project := project_of(model, self.model)) is not None:
+            step = step_of(project, self.step)
+            with self.report.timing("load"):
+                network = project.network(self.model.seed or 0)
+            return self._traced(network, {"spec": project.spec, "args": {}}, inputs or project.step().inputs, step)
         if not isinstance(model, str):
             return self._traced(uncompiled(model), {"spec": None, "args": {}}, inputs)
         if model.lower().endswith(".onnx"):
@@ -197,7 +204,9 @@ class Counting:
         """The slim network, of the dense one that the user gave: the file's own spec is built only with `trust`."""
         if self.dense is None and not self.trust:
             raise BadInput(without_model(path, about, "profile"), whole=True)
-        return load(path, self.dense, trust=self.trust, model_args=self.model.model_args)
+        project = project_of(self.dense, self.model)
+        dense = self.dense if project is None else project.network(self.model.seed or 0)
+        return load(path, dense, trust=self.trust, model_args=self.model.model_args)
 
     def _onnx(self, path: str, inputs: Any) -> dict[str, Any]:
         from ..io.exchange.onnx_profile import profile_onnx
@@ -222,8 +231,10 @@ class Counting:
         with self.report.timing("trace"):
             return profile_onnx(path, inputs)
 
-    def _traced(self, module: nn.Module, about: dict[str, Any], inputs: Any) -> dict[str, Any]:
-        """Run the network on meta tensors."""
+    def _traced(
+        self, module: nn.Module, about: dict[str, Any], inputs: Any, step: StepOptions | None = None
+    ) -> dict[str, Any]:
+        """Run the network on meta tensors; `step`: another training step than that of the options."""
         from ..core.example import as_example
         from ..core.fingerprint import fingerprint
         from ..costs.by_module import module_rows
@@ -232,7 +243,8 @@ class Counting:
         from ..graph.guess import guess_example
         from .session import choose_device
 
-        optimizer = self.step.optimizer or "sgd"
+        step = step or self.step
+        optimizer = step.optimizer or "sgd"
         check_optimizer(optimizer)
         guessed = {"input_guessed": True} if inputs is None else {}
         with self.report.timing("trace"):
@@ -242,8 +254,8 @@ class Counting:
             self.running.append((module, example))
         layers, costs = list(traced.layers.values()), traced.costs
         with self.report.timing("memory"):
-            sample = example.with_batch(self.step.batch_size or example.samples)
-            memory = memory_of(module, sample, optimizer, choose_device(self.model.device).type, self.step.amp)
+            sample = example.with_batch(step.batch_size or example.samples)
+            memory = memory_of(module, sample, optimizer, choose_device(self.model.device).type, step.amp)
         saved = {row["module"]: row["bytes"] for row in memory["by_module"]} if "by_module" in memory else None
         return {
             "model": {**about, "fingerprint": fingerprint(module), "input": example.signature, **guessed},

@@ -41,6 +41,7 @@ from .options import (
     StepOptions,
 )
 from .probe import Probing
+from .projects import complete, project_of
 from .ranking import Ranking, agreement_of
 from .results import Pruned, Scores
 from .session import Progress, Session, check_choices, first_batch, silent
@@ -76,8 +77,10 @@ def prune(
     `model` is not changed: not its weights, gradients, buffers or modes, nor the global RNG.
 
     Args:
-        model: an `nn.Module`, or a spec such as `model.py:UNet3D`.
-        batches: mini-batches of `(input, target)`, input of shape (N, C, D, H, W) or what the model takes.
+        model: an `nn.Module`, or a spec such as `model.py:UNet3D`, nnU-Net's plans (`nnUNetPlans.json`,
+            `501:3d_fullres`), or a bundle of MONAI's (its folder or config, `train.json#net_id`).
+        batches: mini-batches of `(input, target)`, input of shape (N, C, D, H, W) or what the model takes; those of the
+            plans or the bundle where they are the model.
         scores: what `score` returned or saved, instead of `batches`.
         sparsity: fraction of neurons to remove, in [0, 1), or "max": the largest at which no layer needs a floor.
         resource: `flops`, `mem`, `params`, `latency` or `none`: what a layer's neurons are reweighted by. `latency` is
@@ -123,10 +126,12 @@ def prune(
     """
     chosen = PRUNE.read(options)
     goal = Goal.of(sparsity, budget, chosen[MethodOptions].method)
-    check_options(batches, scores, init, chosen)
+    project = project_of(model, chosen[ModelOptions])
+    check_options(batches, scores, init, chosen, has_batches=project is not None)
+    batches, chosen = complete(project, batches, scores, chosen)
     probing = Probing.of(chosen[ProbeOptions], chosen[StepOptions].optimizer, scores, chosen[GradientOptions])
 
-    session = Session.open(Report("prune"), model, chosen[ModelOptions])
+    session = Session.open(Report("prune"), model, chosen[ModelOptions], project=project)
     session.report.read(batches=batches, scores=scores)
     costing = Costing.of(session, chosen[InputOptions].inputs, chosen[StepOptions])  # it may not take the input
     known_scores = None if scores is None else Scores.of(scores).check_network(session, chosen[MethodOptions].criterion)
@@ -148,14 +153,8 @@ def prune(
     stand = Benchmark(costing.sample, session.device) if chosen[StepOptions].time or goal.is_timed else None
     settled, race = reach(goal, session, graph, ranking, importance.scores, costing, stand, progress)
 
-    mask = Mask.from_units(
-        graph,
-        settled.selection.keep,
-        model=session.model_info,
-        requested=settled.selection.requested,
-        floored=settled.selection.floored,
-        method=method_info(ranking, init, importance, score_init, chosen, latencies, goal),
-    )
+    method = method_info(ranking, init, importance, score_init, chosen, latencies, goal)
+    mask = mask_of(session, graph, settled.selection, method)
     causes = held_back(graph, settled.selection)
     if not allow_less and not goal.limits:
         check_enough(settled.selection, mask, ranking.method == "snip", causes)
@@ -168,6 +167,17 @@ def prune(
     if probing is not None and source is not None:
         probing.report(session, settled.model, source, progress)
     return pruned
+
+
+def mask_of(session: Session, graph: Graph, selection: Selection, method: dict[str, Any]) -> Mask:
+    return Mask.from_units(
+        graph,
+        selection.keep,
+        model=session.model_info,
+        requested=selection.requested,
+        floored=selection.floored,
+        method=method,
+    )
 
 
 def add_outcome(
@@ -199,11 +209,15 @@ def add_speed(session: Session, slim: nn.Module, stand: Benchmark | None, race: 
         parts["speed"] = stand.pair(session.model, slim, race, macs, training=training)
 
 
-def check_options(batches: Any, scores: Any, init: str, chosen: Chosen) -> None:
-    """BadInput for choices that there are not; unless there are either mini-batches or scores, with what belongs to them."""
+def check_options(batches: Any, scores: Any, init: str, chosen: Chosen, has_batches: bool = False) -> None:
+    """BadInput for choices that there are not; unless there are either mini-batches or scores, with what belongs to them.
+
+    Args:
+        has_batches: MODEL has mini-batches of its own.
+    """
     gradients = chosen[GradientOptions]
     gradient_setup(gradients)
-    if (batches is None) == (scores is None):
+    if (batches is None) == (scores is None) and not (has_batches and batches is None):
         raise BadInput(f"give either a calibration batch ({spelled('batches')}) or scores ({spelled('scores')})")
     check_choices(init=(init, INITS))
     check_optimizer(chosen[StepOptions].optimizer or "sgd")

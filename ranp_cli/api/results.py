@@ -20,6 +20,7 @@ from ..core.example import Example
 from ..core.paths import mask_beside
 from ..core.spelling import spelled
 from ..graph.graph import Graph
+from ..integrations.common import Project, Slim
 from ..io.header import header_of
 from ..io.inputs import refuse_inputs
 from ..io.slim_file import SCORES, SLIM, VERSION, read_document, read_tensors, slim_tensors, to_bytes
@@ -173,6 +174,7 @@ class Pruned:
     report: Report
     about: dict[str, Any]
     rankings: dict[str, list[np.ndarray]] = field(default_factory=dict)  # what was ranked by, step by step
+    project: Project | None = None  # a framework's file that the model came from
 
     @property
     def header(self) -> dict[str, Any]:
@@ -203,7 +205,8 @@ class Pruned:
         """Write slim.safetensors: tensors, and in its metadata all that `load` and `profile` need; and its mask.
 
         A path that ends in `.onnx` takes a checked ONNX file, one in `.pt2` torch.export's program, likewise checked, one in
-        `.pt` the slim TorchScript, when the model was one.
+        `.pt` the slim TorchScript, when the model was one. Of nnU-Net's plans `.json` are slim plans, and `.pth` the weights
+        for its `-pretrained_weights`.
 
         Args:
             mask: where the mask goes; by default beside it, as `slim.mask.json`. None: nowhere.
@@ -213,6 +216,17 @@ class Pruned:
             if mask is not None:
                 self.save_mask(mask_beside(path) if mask == BESIDE else mask)
 
+    def _save_for(self, project: Project, path: str) -> None:
+        """Write a file that a framework reads, and note what its user must know."""
+        output = project.output(
+            Slim(self.model, self.mask, self.header, tuple(self.report.parts.get("outputs", {}))), path
+        )
+        _write(path, output.data, self.report)
+        if output.holds is not None:
+            self.report.parts["outputs"][path]["next"] = output.holds
+        if output.notes:
+            self.report.parts.setdefault("notes", []).extend(output.notes)
+
     def save_mask(self, path: str | Path) -> None:
         """Write mask.json."""
         refuse_inputs([os.fspath(path)], self.report.inputs.items())
@@ -221,6 +235,9 @@ class Pruned:
 
     def _save_slim(self, path: str | Path) -> None:
         suffix = Path(path).suffix
+        if self.project is not None and suffix in self.project.suffixes:
+            self._save_for(self.project, str(path))
+            return
         if suffix == ".pt":
             self._save_script(path)
             return

@@ -19,6 +19,7 @@ from ..scoring.zero_scores import SAID, keep_whole
 from .build_report import build_scores
 from .importances import gradient_setup, importances
 from .options import SCORE, GradientOptions, LayerOptions, LongRunOptions, MethodOptions, ModelOptions
+from .projects import complete, project_of
 from .ranking import Ranking, agreement_of
 from .results import UNSAID, Scores
 from .session import Progress, Session, first_batch, silent
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 @SCORE
 def score(
     model: nn.Module | str,
-    batches: Any,
+    batches: Any = None,
     *,
     criterion: str = "mpmg-sum",
     sparsity: float | None = None,
@@ -79,6 +80,8 @@ def score(
     Source: eq. 4-8 of RANP (Xu et al., 3DV 2020).
     """
     chosen = SCORE.read(options)
+    project = project_of(model, chosen[ModelOptions])
+    batches, chosen = complete(project, batches, None, chosen, with_step=False)
     gradients = chosen[GradientOptions]
     way = replace(gradient_setup(gradients), keep_partial=True)
     if (distributed or resume is not None) and gradients.precision == "auto":
@@ -88,7 +91,7 @@ def score(
     if sparsity is not None and criterion == "snip":
         raise BadInput(f"criterion 'snip' scores weights: leave out {spelled('sparsity')}, which is a share of neurons")
 
-    session = Session.open(Report("score"), model, chosen[ModelOptions])
+    session = Session.open(Report("score"), model, chosen[ModelOptions], project=project)
     session.report.read(batches=batches)
     source, example = first_batch(batches, gradients, session.seed)
     graph = session.analyse(example)

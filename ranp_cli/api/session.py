@@ -24,11 +24,13 @@ from ..core.tensors import in_precision_of
 from ..core.usable import usable
 from ..graph.analyse import analyse
 from ..graph.graph import Graph
+from ..integrations.common import Project
 from ..io.batches import Batches, load_batches
 from ..io.model import TORCHSCRIPT_NOTE, load_model, load_weights
 from ..pruning.init import initialise
 from ..reporting.report import Report
 from .options import GradientOptions, ModelOptions
+from .projects import project_of
 
 Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], Any]]]
 
@@ -46,19 +48,33 @@ class Session:
     model_info: dict[str, Any]  # spec, args, fingerprint and input, as mask.json and the report have them
     device: torch.device
     seed: int
+    project: Project | None = None  # a framework's own file that MODEL is
 
     @classmethod
-    def open(cls, report: Report, model: nn.Module | str, options: ModelOptions, seed: int | None = None) -> Session:
+    def open(
+        cls,
+        report: Report,
+        model: nn.Module | str,
+        options: ModelOptions,
+        seed: int | None = None,
+        project: Project | None = None,
+    ) -> Session:
         """Load the model and its weights; the caller's own module is copied before it is changed.
 
         Args:
             seed: instead of that of the options.
+            project: what MODEL is, where it was opened before.
         """
+        project = project or project_of(model, options)
         seed = (options.seed or 0) if seed is None else seed
         with report.timing("load"):
             device = choose_device(options.device)
             given, model_info = model, {"spec": None, "args": {}}  # type: Any, dict[str, Any]
-            if isinstance(model, (str, Path)):
+            if project is not None:
+                model_info = {"spec": project.spec, "args": {}}
+                model = project.network(seed)
+                report.parts["notes"] = project.notes
+            elif isinstance(model, (str, Path)):
                 with seeded(seed):
                     loaded = load_model(str(model), None if options.model_args is None else dict(options.model_args))
                 model_info = {"spec": loaded.spec, "args": loaded.args}
@@ -77,7 +93,7 @@ class Session:
                 load_weights(model, options.weights, options.weights_key)
             model_info["fingerprint"] = fingerprint(model)
             report.parts |= {"device": str(device), "model": model_info}
-        return cls(report, model, model_info, device, seed)
+        return cls(report, model, model_info, device, seed, project)
 
     def weights_digest(self) -> str:
         """sha256 of all parameters' bytes: scores belong to weights."""

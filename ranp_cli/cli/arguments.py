@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 
 from ..api.options import FROM, OUT, PANELS, PRUNE, SWITCH, TEXT, TEXTS, Option
 
-MODEL = "file.py:Name, package.module:Name, or a TorchScript file: code, which runs"
+MODEL = "file.py:Name, package.module:Name, a TorchScript file, nnU-Net's plans (a file, or DATASET:CONFIGURATION), or a bundle of MONAI's: code, which runs"
 
 
 def name_of(option: Option) -> str:

@@ -27,6 +27,7 @@ from ..core.errors import (
 from ..core.job import job
 from ..core.spelling import spelling
 from ..costs.budget import gate, limit
+from ..integrations.named import has_batches, output_suffixes
 from ..reporting import show
 from .arguments import (
     BATCH,
@@ -102,7 +103,9 @@ SCORE_COMMAND = Command(
 @SCORE_COMMAND.on(app)
 def score(given: dict[str, Any]) -> None:
     run = Run(SCORE_COMMAND, given)
-    run.need("model", "batch")
+    run.need("model")
+    if not has_batches(run["model"]):
+        run.need("batch")
     import ranp_cli as ranp
 
     kept_in = run["output"][0] if run["output"] else None
@@ -165,7 +168,7 @@ def prune(given: dict[str, Any]) -> None:
     run.need("model")
     import ranp_cli as ranp
 
-    with run.outputs(SUFFIXES):
+    with run.outputs((*SUFFIXES, *output_suffixes(run["model"]))):
         result = ranp.prune(run["model"], run["batch"], progress=run.progress, **run.keywords())
         run.write(result)
         run.draw(result)
@@ -179,7 +182,7 @@ REFINE_COMMAND = Command(
     "refine",
     "Build the slim network from a mask, prove it and write it.",
     "Example: ranp refine model.py:UNet3D --mask mask.json --init glorot -o slim.safetensors",
-    arguments=[Argument("model", "MODEL", "file.py:Name or package.module:Name")],
+    arguments=[Argument("model", "MODEL", "file.py:Name, package.module:Name, or nnU-Net's plans")],
     library=[
         own(
             "the mask is of the same architecture with other input channels or classes", FROM, "--transfer", kind=SWITCH
@@ -204,7 +207,7 @@ def refine(given: dict[str, Any]) -> None:
     run.need("model", "mask")
     import ranp_cli as ranp
 
-    with run.outputs(SUFFIXES):
+    with run.outputs((*SUFFIXES, *output_suffixes(run["model"]))):
         result = ranp.refine(run["model"], run["mask"], full=True, **{"seed": None, **run.keywords()})
         run.write(result)
         run.documents(result.report)
@@ -221,8 +224,8 @@ PROFILE_COMMAND = Command(
     "Count parameters, multiply-adds, FLOPs and memory of one or two networks, without running them (but for --time).",
     "Example: ranp profile model.py:UNet3D slim.safetensors",
     arguments=[
-        Argument("model", "MODEL", "file.py:Name, package.module:Name or TorchScript (code, which runs), slim.safetensors or .onnx "
-                 "(read only)"),
+        Argument("model", "MODEL", "file.py:Name, package.module:Name, TorchScript or nnU-Net's plans (code, which runs), "
+                 "slim.safetensors or .onnx (read only)"),
         Argument("model2", "[MODEL2]", "a second one, to lay beside it"),
     ],
     library=[

@@ -36,7 +36,7 @@ def read_config(
     """The options in a YAML file, under the names of `known`.
 
     A key without a value is as if it were not there. A mapping becomes the list of a repeatable option:
-    `{classes: 4}` -> `["classes=4"]`.
+    `{classes: 4}` -> `["classes=4"]`; a `model` may be a mapping with a `_target_`.
 
     Args:
         known: the options' names; dashes, underscores and a trailing underscore (`lambda_`) make no difference.
@@ -49,7 +49,7 @@ def read_config(
     path = os.path.expanduser(path)
     folder = Path(path).parent
     config: dict[str, Any] = {}
-    for key, value in _read_mapping(Path(path), what).items():
+    for key, value in _without_target(_read_mapping(Path(path), what), what).items():
         plain = _plain(str(key))
         if plain not in options:
             raise BadInput(
@@ -62,6 +62,28 @@ def read_config(
         if value is not None:
             config[options[plain]] = _anchor(value, folder, f"{what}: {key}") if plain in anchored else value
     return config
+
+
+def _without_target(content: Mapping[Any, Any], what: str) -> Mapping[Any, Any]:
+    """A `model` written as MONAI and hydra do, `{_target_: package.Name, width: 8}`, as the name and its arguments."""
+    model = content.get("model")
+    if not isinstance(model, Mapping):
+        return content
+    target = model.get("_target_")
+    strange = [str(key) for key in model if str(key).startswith("_") and key not in ("_target_", "_desc_")]
+    if not isinstance(target, str) or strange:
+        raise BadInput(
+            f"{what}: model: {f'ranp does not know {strange[0][:40]} there' if strange else 'has no _target_'}; give a spec such as "
+            "package.module:Name, or a mapping of _target_ and the arguments of what it names"
+        )
+    place = next((key for key in content if _plain(str(key)) == "model_arg"), "model-arg")
+    given = content.get(place) or {}
+    if not isinstance(given, Mapping):
+        raise BadInput(f"{what}: {place}: is a {type(given).__name__}; beside a model with a _target_ give a mapping")
+    arguments = {key: value for key, value in model.items() if not str(key).startswith("_")}
+    if ":" not in target and "." in target:
+        target = ":".join(target.rsplit(".", 1))  # package.Name: no path
+    return {**content, "model": target, place: {**arguments, **given}}
 
 
 def merge(options: Mapping[str, Any], config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

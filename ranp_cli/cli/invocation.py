@@ -166,7 +166,7 @@ class Run:
 
     def write(self, result: Any) -> None:
         with result.report.timing("write"):
-            for path in self["output"]:
+            for path in sorted(self["output"], key=lambda path: path.endswith(".json")):  # which name the others
                 result.save(path, mask=None)
             if self.mask_file:
                 result.save_mask(self.mask_file)

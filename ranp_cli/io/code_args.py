@@ -96,6 +96,11 @@ def _resolved(value: Any, what: str) -> Any:
     return value
 
 
+def built_target(mapping: Mapping[str, Any], what: str) -> Any:
+    """What a mapping with a `_target_` makes, with all that it holds."""
+    return _built(mapping, what)
+
+
 def _built(mapping: Mapping[str, Any], what: str) -> Any:
     """What a mapping with `_target_` stands for."""
     strange = [key for key in mapping if str(key).startswith("_") and key != TARGET and key not in KNOWN]

@@ -19,7 +19,12 @@ def next_steps(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     command = report.get("command", "")
     if command not in WANTED:
         return
-    files = [path for path in report.get("outputs", {}) if not path.endswith(".json")]
+    outputs = report.get("outputs", {})
+    for about in outputs.values():
+        if "next" in about:
+            yield "next:", "bold", about["next"]
+            return
+    files = [path for path in outputs if not path.endswith(".json")]
     if not files:
         yield "not written:", "yellow", f"{KEPT[command]}; give -o {WANTED[command]} to keep {_it(command)}"
         return

@@ -319,3 +319,4 @@ class Output(TypedDict):
     inputs: NotRequired[dict[str, list[int | str]]]
     outputs: NotRequired[dict[str, list[int | str]]]
     verified: NotRequired[dict[str, Any]]
+    next: NotRequired[str]  # the command of a framework that goes on from it

@@ -132,7 +132,7 @@ def _headline(report: Report, page: Terminal) -> list[Text]:
     """What was done to which model, how, and how many neurons stay."""
     method, outputs = (
         report.get("method", {}),
-        [path for path in report.get("outputs", {}) if not path.endswith(".json")],
+        [path for path, file in report.get("outputs", {}).items() if "next" in file or not path.endswith(".json")],
     )
     details = [str(method[key]) for key in ("name", "criterion") if method.get(key) is not None]
     terms = [(key, method.get(key)) for key in ("resource", "lambda", "seed")]
