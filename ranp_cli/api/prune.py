@@ -19,8 +19,8 @@ from ..costs.timing import Benchmark, Timings
 from ..graph.graph import Graph
 from ..pruning.held_back import held_back, in_words, is_short
 from ..pruning.init import INITS
+from ..pruning.layer_costs import reweighting
 from ..pruning.mask import Mask
-from ..pruning.resources import reweighting
 from ..pruning.select import Selection
 from ..reporting.report import Report, not_pruned
 from ..scoring.scorer import Importance

@@ -12,10 +12,10 @@ import numpy as np
 from ..core.errors import BadInput
 from ..core.spelling import spelled
 from ..graph.graph import Graph
+from ..pruning.layer_costs import NAMES as RESOURCES
+from ..pruning.layer_costs import tau
 from ..pruning.methods import METHODS, unit_values, weigh
 from ..pruning.min_neurons import AUTO, Floor, check_floor, floors
-from ..pruning.resources import NAMES as RESOURCES
-from ..pruning.resources import tau
 from ..pruning.rounding import rounded
 from ..pruning.select import Selection, select
 from ..pruning.snip import links_of, select_snip, strength_of

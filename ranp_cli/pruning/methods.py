@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..graph.graph import Graph
-from .resources import reweighting
+from .layer_costs import reweighting
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def statistic_calls(graph: Graph, training: bool, gone: np.ndarray) -> dict[str,
 
 
 @dataclass
-class Comparison:
+class OutputDifference:
     """How far two networks are apart, relative to the output's scale, and how far rounding alone may take them."""
 
     absolute: float
@@ -169,7 +169,7 @@ def verify(model: nn.Module, slim: nn.Module, graph: Graph, stays: np.ndarray) -
     return report
 
 
-def evidence(found: Comparison, report: dict[str, Any]) -> str:
+def evidence(found: OutputDifference, report: dict[str, Any]) -> str:
     """What else is known where two networks differ in fp32: whether it can be rounding."""
     if "fp64" in report:
         return f" (whether that is rounding is not known: {report['fp64']})"
@@ -191,13 +191,13 @@ def _compare(
     run: Callable[..., list[Tensor]],
     limit: float,
     exact: list[Tensor] | None,
-) -> tuple[Comparison, list[Tensor]]:
+) -> tuple[OutputDifference, list[Tensor]]:
     """The comparison of two networks, and the output of the first, on the first of the inputs on which it holds."""
     for given in inputs:
         want, got = (run(m, given) for m in (masked, slim))
         scale = max((float(t.abs().max()) for t in want if t.numel()), default=0.0)
         error = _distance(want, got)
-        found = Comparison(error, error / scale if scale else math.inf if error else 0.0, limit)
+        found = OutputDifference(error, error / scale if scale else math.inf if error else 0.0, limit)
         if exact is not None and scale:
             found.rounding = _distance(exact, want) / scale
             found.allowed = max(limit, 10 * found.rounding)

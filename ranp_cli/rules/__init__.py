@@ -24,7 +24,7 @@ from importlib import import_module
 from typing import Any
 
 Rule = Callable[..., Any]
-FAMILIES = ("elementwise", "layout", "conv", "linear", "norm", "reduce", "spatial")
+FAMILIES = ("elementwise", "views", "slicing", "conv", "linear", "norm", "reduce", "spatial")
 
 _rules: dict[str, tuple[Rule, bool]] = {}
 

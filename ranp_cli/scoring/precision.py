@@ -58,6 +58,6 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     return torch.autocast(device.type, HALF[precision]) if precision in HALF else nullcontext()
 
 
-def whole(output: Any) -> Any:
+def to_float32(output: Any) -> Any:
     """What the loss gets: 16-bit outputs of an autocast in fp32."""
     return map_tensors(output, lambda t: t.float() if t.dtype in HALF.values() else t)

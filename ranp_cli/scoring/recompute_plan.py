@@ -27,8 +27,8 @@ from ..costs.memory import plain_loss
 from ..costs.meter import Meter
 from ..graph.analyse import named_tensors
 from ..graph.graph import Graph
-from .layout import ConvolutionOverrides, channels_last
-from .precision import HALF, cast, cast_batch, whole
+from .memory_format import ConvolutionOverrides, channels_last
+from .precision import HALF, cast, cast_batch, to_float32
 from .recompute import COSTLY, Recompute
 
 LEVELS = 6  # between nothing that multiplies and everything, of what is computed twice
@@ -140,7 +140,7 @@ class Planner:
                 ):
                     with nullcontext() if self.ground is None else self.ground.casting():
                         output = self.copy(*args, **kwargs)
-                    value = plain_loss(whole(output))
+                    value = plain_loss(to_float32(output))
                     del output
                 value.backward()
         finally:

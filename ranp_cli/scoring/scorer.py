@@ -25,9 +25,9 @@ from .checks import check_finite, run_backward, run_model
 from .compensated_sum import CompensatedSum
 from .criteria import Criterion
 from .distributed import WorkerGroup
-from .layout import ConvolutionOverrides, channels_last
+from .memory_format import ConvolutionOverrides, channels_last
 from .module_state import ModuleSnapshot
-from .precision import AGREE, HALF, SCALE, autocast, cast, has_fast_bf16, whole
+from .precision import AGREE, HALF, SCALE, autocast, cast, has_fast_bf16, to_float32
 from .prepared_batch import PreparedBatch
 from .recompute import Recompute
 from .recompute_plan import RecomputePlan, ScoringSetup, plan
@@ -164,8 +164,8 @@ class Scorer:
         self._pass(batch)
         collector = self.collectors[0]
         check_reached(collector.parts[collector.criteria[0].name], self.graph, self.zeros)
-        for each_gather in self.collectors:
-            each_gather.drop_batch()
+        for each in self.collectors:
+            each.drop_batch()
         self.zeros.replace_in(self.twin, self.seed, last=True)
         self.unproved = False
 
@@ -251,7 +251,7 @@ class Scorer:
                 during.enter_context(collector.forward())
             with autocast(self.precision, self.device):
                 output = run_model(self.twin, args, kwargs, index)
-            return self.loss(whole(output), target)
+            return self.loss(to_float32(output), target)
 
     @contextmanager
     def _as_it_runs(self) -> Iterator[None]:
@@ -331,8 +331,8 @@ class Scorer:
                     f"{spelled('precision', 'auto')}: on the first mini-batch bf16 keeps {agreed:.1%} of the neurons that fp32 keeps: "
                     f"{'bf16 from the second on' if agreed >= AGREE else 'fp32'}"
                 )
-            for each_gather in self.collectors:
-                each_gather.drop_batch()
+            for each in self.collectors:
+                each.drop_batch()
         self.way.facts["precision"] = "bf16" if self.precision == "bf16" else "fp32"
 
 

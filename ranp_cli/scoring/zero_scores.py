@@ -37,7 +37,7 @@ NO_ACTIVATION = (
 ALL_ZERO = "all its scores are zero on these mini-batches, so that they rank none of its neurons"
 ZERO_WEIGHTS = "all its weights are zero, so that their norms rank none of its neurons"
 SAID = ("scales_at_one", "weights_drawn", "not_ranked")  # in the report's part `scoring` and in a file of scores
-FOLDED = ("elementwise", "layout")  # families of ops whose result on parameters alone is worked out
+FOLDED = ("elementwise", "views", "slicing")  # families of ops whose result on parameters alone is worked out
 ZERO_AT = {
     "aten.mul": (0, 1),
     "aten.multiply": (0, 1),
@@ -207,7 +207,7 @@ def keep_whole(graph: Graph, reasons: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def whole(graph: Graph, reasons: Mapping[str, str]) -> Iterator[None]:
+def whole_layers(graph: Graph, reasons: Mapping[str, str]) -> Iterator[None]:
     """`keep_whole` while it lasts."""
     keep_whole(graph, reasons)
     try:

@@ -31,6 +31,7 @@ from package_imports import declare_torchvision_ops
 from torch import nn
 
 import ranp_cli as ranp
+from ranp_cli.core.tensors import tensors_in
 
 from .page import Lines, put
 
@@ -87,11 +88,13 @@ MONAI: dict[str, tuple[dict[str, Any], list[Shape]]] = {
     "MaskedAutoEncoderViT": ({"hidden_size": 48, "mlp_dim": 96, "num_layers": 2, "num_heads": 4, "decoder_num_layers": 1}, [VOLUME]),
     "UNETR": ({"feature_size": 4, "hidden_size": 48, "mlp_dim": 96, "num_heads": 4}, [VOLUME]),
     "VNet": ({}, [VOLUME]), "VarAutoEncoder": ({}, [VOLUME]),
-    "VoxelMorphUNet": ({"channels": (8, 8, 8, 8)}, [VOLUME]),
     "VoxelMorph": ({}, [((2, 1, 32, 32, 32), (2, 1, 32, 32, 32))]),
     "VQVAE": ({"channels": (16, 16), "num_res_channels": (16, 16), "num_res_layers": 1, "downsample_parameters": ((2, 4, 1, 1),) * 2,
                "upsample_parameters": ((2, 4, 1, 1, 0),) * 2, "num_embeddings": 16, "embedding_dim": 8}, [VOLUME]),
     "TorchVisionFCModel": ({"model_name": "resnet18", "num_classes": 2, "pretrained": False}, [PHOTO]),
+    "MultiScalePatchDiscriminator": ({"channels": 8, "minimum_size_im": 32}, [LARGE]), "PatchDiscriminator": ({"channels": 8}, [VOLUME]),
+    "ResNetBottleneck": ({"in_planes": 16, "planes": 4}, [(2, 16, 16, 16, 16)]), "ResNetEncoder": ({"model_name": "resnet18", "pretrained": False}, [VOLUME]),
+    "EfficientNetEncoder": ({"pretrained": False, "spatial_dims": 3, "in_channels": 1}, [VOLUME]), "VoxelMorphUNet": ({"in_channels": 2, "channels": (8, 8, 8, 8)}, [(2, 2, 32, 32, 32)]),
     "PatchMerging": ({}, [(2, 8, 8, 8, 8)]), "PatchMergingV2": ({}, [(2, 8, 8, 8, 8)]),
     "DAF3D": ({}, [(2, 1, 64, 64, 64)]),
     "DecoderOnlyTransformer": ({"num_tokens": 16, "max_seq_len": 8, "attn_layers_dim": 16, "attn_layers_depth": 1, "attn_layers_heads": 2}, []),
@@ -221,6 +224,11 @@ def first_that_runs(model: nn.Module, shapes: list[Shape]) -> Shape | None:
     return None
 
 
+def loss(output: Any, target: torch.Tensor) -> torch.Tensor:
+    """Of all that is real in the output: some give counts or indices beside it."""
+    return zoo.loss([t for t in tensors_in(output) if t.is_floating_point()], target)
+
+
 def row(build: Build) -> dict[str, Any]:
     """What came of one network."""
     warnings.simplefilter("ignore")
@@ -233,9 +241,9 @@ def row(build: Build) -> dict[str, Any]:
     if shape is None:
         return {"outcome": "not built", "says": "takes none of the inputs that are tried"}
     start = time.perf_counter()
-    batches = [(inputs(shape, seed), torch.zeros(2)) for seed in range(2)]
+    batches = [(x := inputs(shape, seed), torch.zeros(tensors_in(x)[0].shape[0])) for seed in range(2)]
     try:
-        pruned = ranp.prune(model, batches, loss=zoo.loss, sparsity=0.5, device="cpu", allow_less=True)
+        pruned = ranp.prune(model, batches, loss=loss, sparsity=0.5, device="cpu", allow_less=True)
     except ranp.BadInput as error:
         return {"outcome": "refused", "says": str(error)[:300]}
     except Exception as error:

@@ -12,7 +12,7 @@ from scored_nets import batches, blocks, same
 from torch import nn
 
 import ranp_cli as ranp
-from ranp_cli.scoring import layout, scorer
+from ranp_cli.scoring import memory_format, scorer
 from ranp_cli.scoring.compensated_sum import CompensatedSum
 
 
@@ -194,7 +194,7 @@ def test_instance_norms_are_computed_another_way_with_the_same_numbers(affine):
 
 def test_an_instance_norm_with_statistics_of_its_own_keeps_them():
     norm, x = nn.InstanceNorm3d(2, track_running_stats=True).eval(), torch.randn(1, 2, 4, 4, 4)
-    with layout.ConvolutionOverrides(True):
+    with memory_format.ConvolutionOverrides(True):
         assert torch.equal(norm(x), x / (1 + 1e-5) ** 0.5)
         with pytest.raises(ValueError, match="more than 1 spatial"):
             nn.InstanceNorm3d(2)(torch.ones(1, 2, 1, 1, 1))
@@ -219,7 +219,7 @@ def test_a_grouped_convolution_over_few_places_runs_in_the_order_of_its_axes(kin
     side = x if conv is F.conv_transpose3d else wanted
     of_a_group = -(-shape[0] // how["groups"] // 16) * 16 * -(-shape[1] // 16) * 16
     blocks = how["groups"] * of_a_group * shape[2] * shape[3] * shape[4]
-    monkeypatch.setattr(layout, "FEW", near * blocks / (side.numel() / side.shape[1]))
+    monkeypatch.setattr(memory_format, "FEW", near * blocks / (side.numel() / side.shape[1]))
     seen, found = reads(conv, x, weight, **how)
     assert seen == [near < 1]
     assert found.is_contiguous(memory_format=torch.channels_last_3d)
@@ -246,5 +246,5 @@ def reads(conv, x, weight, **how):
                 seen.append(args[0].is_contiguous())
             return func(*args, **(kwargs or {}))
 
-    with layout.ConvolutionOverrides(True), Sees():
-        return seen, conv(layout.channels_last(x), weight, **how)
+    with memory_format.ConvolutionOverrides(True), Sees():
+        return seen, conv(memory_format.channels_last(x), weight, **how)

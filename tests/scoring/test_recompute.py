@@ -19,7 +19,7 @@ from ranp_cli.core.example import Example
 from ranp_cli.graph.analyse import analyse
 from ranp_cli.io.batches import Batch
 from ranp_cli.models.unet3d import unet3d
-from ranp_cli.scoring import layout, recompute, recompute_plan, scorer
+from ranp_cli.scoring import memory_format, recompute, recompute_plan, scorer
 from ranp_cli.scoring.criteria import criterion
 
 
@@ -266,7 +266,7 @@ def test_large_depthwise_weights_over_few_places_take_no_more_than_a_plain_pass(
     found = planner(model, 6)
     plan = found.measure(None)
     assert measured(model, x, plan, found.setting) < found.plain - found.always
-    monkeypatch.setattr(layout, "FEW", 1 << 40)
+    monkeypatch.setattr(memory_format, "FEW", 1 << 40)
     assert measured(model, x, plan, found.setting) > 2 * (found.plain - found.always)
 
 

@@ -23,7 +23,7 @@ from ...io.user_code import is_code
 from ...pruning.select import Selection
 from ...reporting.report import Report, reduction
 from ...scoring.scorer import Importance
-from ...scoring.zero_scores import whole
+from ...scoring.zero_scores import whole_layers
 from ..importances import gradient_setup, importances
 from ..layer_times import layer_seconds
 from ..options import Chosen, GradientOptions, InputOptions, LayerOptions, ModelOptions
@@ -180,7 +180,7 @@ class Bench:
             chosen = ranking.select(graph, by.scores, level)
             return shuffled(graph, chosen, self.seed) if e.kind == "shuffled" else chosen
 
-        with seeded(self.seed), whole(graph, by.not_ranked):
+        with seeded(self.seed), whole_layers(graph, by.not_ranked):
             settled = settle(self.session, graph, choose)
             kept = [int(k.sum()) for k in graph.by_layer(settled.selection.keep[graph.unit])]
             after = self.counts(settled.model, settled.trace.run)
