@@ -169,6 +169,14 @@ def test_another_thread_may_draw():
         thread.join()
 
 
+def test_a_progress_bar_of_another_package_draws_nothing():
+    from tqdm import tqdm
+
+    with tqdm(total=1, file=io.StringIO()):
+        assert any(type(thread).__name__ == "TMonitor" for thread in threading.enumerate())
+        assert is_alone()
+
+
 # -- whole calls
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scored_nets import batches, blocks, same
 from torch import nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import ranp_cli as ranp
 from ranp_cli.api.importances import gradient_setup
@@ -27,6 +27,11 @@ def test_what_is_kept_for_a_while_is_not_written_over(monkeypatch):
     assert same(ranp.score(model, batches(size=16)), ranp.score(model, batches(size=16), low_memory=True))
 
 
+def recomputing() -> recompute.Recompute | None:
+    """The mode that computes activations twice, where it is on; others may lie over it."""
+    return next((mode for mode in _get_current_dispatch_mode_stack() if isinstance(mode, recompute.Recompute)), None)
+
+
 class Full(nn.Module):
     """A device that holds the activations of one block, not of all."""
 
@@ -35,7 +40,7 @@ class Full(nn.Module):
         self.net, self.limit = blocks(), limit
 
     def forward(self, x):
-        if x.device.type != "meta" and not isinstance(_get_current_dispatch_mode(), recompute.Recompute) and self.limit:
+        if x.device.type != "meta" and not recomputing() and self.limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return self.net(x)
 
@@ -67,8 +72,8 @@ class Tight(Full):
     """A device for which even half is too much, but not the least."""
 
     def forward(self, x):
-        mode = _get_current_dispatch_mode()
-        if x.device.type != "meta" and not (isinstance(mode, recompute.Recompute) and mode.max_macs_per_element > 100):
+        mode = recomputing()
+        if x.device.type != "meta" and not (mode and mode.max_macs_per_element > 100):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return self.net(x)
 
