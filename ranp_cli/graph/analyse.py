@@ -22,6 +22,8 @@ from .graph import Graph, LabelledParameter, Layer, TraceResult
 from .layers import find_layers, make_slot
 from .trace import Tracer, all_fixed
 
+LONGEST = 1 << 26  # elements of an axis of an input
+
 
 @labels_on_cpu
 def analyse(model: nn.Module, example: Example) -> Graph:
@@ -76,6 +78,12 @@ def run(
 ) -> TraceResult:
     """One shadow run, on meta tensors if the model's code allows, else on copies of the real ones."""
     mark = ties.mark()
+    longest = max((n for t in tensors_in((example.args, example.kwargs)) for n in t.shape), default=0)
+    if longest > LONGEST:  # its labels alone would take more than that many numbers
+        raise BadInput(
+            f"an input of shape {example} has an axis of {longest}, and at most {LONGEST} are traced; give {spelled('batches')} "
+            f"or {spelled('inputs')} of the shape that the model takes"
+        )
     try:
         return trace_once(new_tracer(ties), model, example, slots, training)
     except (RuleFailure, BadInput):  # ours

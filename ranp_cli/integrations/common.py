@@ -93,7 +93,7 @@ class Project(Protocol):
 def need(package: str, extra: str, what: str) -> None:
     """BadInput with the command to type where a package is not installed."""
     if find_spec(package) is None:
-        raise BadInput(f"{what} needs {package}, which is not installed; type pip install 'ranp-cli[{extra}]'")
+        raise BadInput(f"{package} is wanted for {what} and not installed; type pip install 'ranp-cli[{extra}]'")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ def named(spec: Any) -> Named | None:
         return Named("nnunet")
     text, _, part = str(spec).partition("#")
     path = Path(text)
-    if path.is_dir():
+    if os.path.isdir(text):  # False for what is no path at all
         path = config_of(path)
     elif not text.lower().endswith((".json", ".yaml", ".yml")):
         return None

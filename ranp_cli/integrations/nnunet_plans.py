@@ -51,7 +51,7 @@ class Plans:
     def open(cls, spec: str, choice: Choice) -> Plans:
         """Read plans and dataset.json, and find the trainer."""
         what = f"model {spec}"
-        need("nnunetv2", "nnunet", f"{what}: the plans of nnU-Net")
+        need("nnunetv2", "nnunet", f"{what}: nnU-Net's plans")
         path, configuration = find_plans(spec, choice.configuration)
         plans = _read(path, FORM, what)
         if configuration not in plans["configurations"]:

@@ -263,3 +263,10 @@ def test_whole_modules_are_refused_with_advice_that_works(folder: Path) -> None:
 def test_a_state_dict_as_model_is_told_where_it_goes(folder: Path) -> None:
     torch.save(STATE, "state.pt")
     assert said("state.pt").endswith("file.py:Name with weights='state.pt'")
+
+
+def test_an_axis_that_no_machine_holds_is_refused_before_anything_is_made(folder: Path) -> None:
+    """As a damaged file may say it: its labels alone would take 16 GiB."""
+    write(folder, {"net.py": f"from torch import nn\n{NET}"})
+    with pytest.raises(BadInput, match="has an axis of 2147483648, and at most 67108864 are traced; give `batches` or"):
+        ranp.profile("net.py:Net", (1, 1, 2**31, 4, 4))
