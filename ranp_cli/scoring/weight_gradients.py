@@ -62,6 +62,10 @@ class GradientCollector(ABC):
         return NO_GRADIENT
 
     @abstractmethod
+    def before_backward(self, loss: Tensor, index: int, seed: int) -> None:
+        """Called with the loss of a mini-batch, for what takes the graph of it more than once."""
+
+    @abstractmethod
     def take(self) -> None:
         """Called after the backward pass, for what was not taken in hooks."""
 
@@ -113,6 +117,9 @@ class WeightGradientCollector(GradientCollector):
             return zeros
         rows = rows_of(zeros, self.layers[k])
         return rows[:, 0].double() if criterion.is_linear else rows
+
+    def before_backward(self, loss: Tensor, index: int, seed: int) -> None:
+        """The hooks take everything, during the backward pass."""
 
     def take(self) -> None:
         """The hooks have taken everything."""
