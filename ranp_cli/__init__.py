@@ -57,7 +57,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'ranp_cli' has no attribute '{name}'")
     from importlib import import_module
 
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    from .core.start_up import timed_import
+
+    value = getattr(timed_import(lambda: import_module(f".{_HOME[name]}", __name__)), name)
     globals()[name] = value
     return value
 

@@ -17,6 +17,7 @@ MOVES = set(  # without a rule; they move, pick, compare or add up numbers and m
 )
 
 
+@cache
 def op_name(func: Any) -> str:
     """`aten.relu_.default` -> `aten.relu`: the overloads and the in-place form share a rule."""
     name = func._schema.name.replace("::", ".")

@@ -21,6 +21,9 @@ from ..graph.trace import batch_norm_on_meta
 from .cpu_workspace import CONVOLUTIONS, workspace
 
 LOSS = "(loss)"  # what is born outside of the model's code
+MATRICES = frozenset(
+    {"aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm"}
+)  # ops that decompose differently on meta tensors contain one of these
 
 
 @dataclass
@@ -50,6 +53,7 @@ class Meter(TorchDispatchMode):
     births: list[Birth] = field(default_factory=list)
     outside: str = ""  # the name for storages allocated outside any module
     known: dict[Any, Any] | None = None  # results of ops on meta tensors, for passes to share
+    multiplies_matrices: bool = False
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -152,6 +156,7 @@ class Meter(TorchDispatchMode):
         if flops := flops_of(func, args, kwargs, out):
             self.flops[module] = self.flops.get(module, 0) + flops
         name = op_name(func)
+        self.multiplies_matrices |= name in MATRICES
         inside = workspace(func, args, out)
         if name in CONVOLUTIONS:
             self.workspace = max(self.workspace, inside)
@@ -173,9 +178,16 @@ def recalled(known: dict[Any, Any], func: Any, args: Any, kwargs: Any) -> Any:
     key = func, repr(map_tensors((tuple(args), kwargs), lambda t: (t.shape, t.stride(), t.dtype)))
     if key not in known or any(t.device.type != "meta" for t in tensors):
         out = func(*args, **kwargs)
-        known[key] = map_tensors(out, torch.empty_like)  # another, for this one's death is to be seen
+        known[key] = map_tensors(out, empty_as)  # another, for this one's death is to be seen
         return out
-    return map_tensors(known[key], torch.empty_like)
+    return map_tensors(known[key], empty_as)
+
+
+def empty_as(t: Tensor) -> Tensor:
+    """Another tensor of the size, strides and dtype of one on meta (`empty_like` works them out in Python, slowly)."""
+    if t.device.type != "meta" or t.layout is not torch.strided:
+        return torch.empty_like(t)
+    return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
 
 
 def as_laid_out(name: str, args: Any, out: Any) -> Any:

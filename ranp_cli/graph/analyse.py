@@ -13,6 +13,7 @@ from ..core.contexts import labels_on_cpu, seeded
 from ..core.copies import meta_copy
 from ..core.errors import USER_EXCEPTIONS, BadInput, RuleFailure, in_words
 from ..core.example import Example
+from ..core.no_compiler import without_compiler
 from ..core.reading import physical_memory
 from ..core.spelling import spelled
 from ..core.tensors import map_tensors, tensors_in, to_meta, to_real
@@ -123,6 +124,7 @@ def trace_once(
 
     Raises whatever the model's code raises; the tracer then holds the ops so far.
     """
+    without_compiler()
     copy = meta_copy(model, real)
     copy.train(training)
     for p in copy.parameters():

@@ -30,6 +30,7 @@ from ..rules.labels import Ties
 
 NORMS = ("group norm", "layer norm")
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5}  # as a fraction of the output's scale
+SMALL_ENOUGH = 2e8  # multiply-adds of a sample up to which networks are compared at its own size
 HOPELESS = 1e-5  # beyond this, ten times what one rounding does proves nothing
 
 
@@ -251,31 +252,43 @@ def _trained(model: nn.Module, given: Example, real: bool) -> set[str]:
 
 
 def verification_example(graph: Graph, slim: nn.Module) -> Example:
-    """A sample of the smallest spatial size that takes the network through the same ops, one step above where cheap."""
+    """A sample of the smallest spatial size that takes the network through the same ops, one step above where cheap.
+
+    Halves of halves are tried first; where none will do (24 has only 8 that three poolings divide), thirds, fifths and
+    sevenths of them, the smallest alone.
+    """
     full = graph.example.with_batch(graph.eval_run.samples)
     macs = max(1, sum(op.flops for op in graph.eval_run.tracer.ops) // 2 // graph.eval_run.samples)
-    way = _way(graph.eval_run.tracer)
-    chosen = full
-    feasible: list[tuple[float, Example]] = []
-    for shift in range(6, 0, -1) if macs > 2e8 else ():
-        small = shrink(full, 2**shift)
-        if small is None or (feasible and macs / 2 ** (3 * shift) > 1e9):
-            continue
-        if feasible and shift < 6 and len(feasible) == 2:
+    if macs <= SMALL_ENOUGH:
+        return full
+    feasible: list[Example] = []
+    for factor in (2**shift for shift in range(6, 0, -1)):
+        if len(feasible) == 2 or (feasible and macs / factor**3 > 1e9):
             break
-        tracers = [new_tracer(Ties()) for _ in range(2)]
-        try:
-            for tracer, known in zip(tracers, (graph.eval_run, graph.train_run), strict=True):
-                trace_once(tracer, slim, small.with_batch(known.samples), {}, known is graph.train_run, known.real)
-        except RuleFailure:
-            raise
-        except USER_EXCEPTIONS:  # too small for the network's strides
-            continue
-        if _way(tracers[0]) == way:
-            feasible.append((2.0**-shift, small))
+        feasible += _at_size(graph, slim, full, factor)
     if feasible:
-        chosen = feasible[-1][1]
-    return chosen
+        return feasible[-1]
+    odd = sorted((p * 2**k for p in (3, 5, 7) for k in range(6) if p * 2**k <= 64), reverse=True)
+    for factor in odd:
+        if feasible := _at_size(graph, slim, full, factor, whole=True):
+            return feasible[0]
+    return full
+
+
+def _at_size(graph: Graph, slim: nn.Module, full: Example, factor: int, whole: bool = False) -> list[Example]:
+    """The sample with its spatial axes divided, if that takes the network through the same ops; `whole`: without a rest."""
+    small = shrink(full, factor, whole)
+    if small is None:
+        return []
+    tracers = [new_tracer(Ties()) for _ in range(2)]
+    try:
+        for tracer, known in zip(tracers, (graph.eval_run, graph.train_run), strict=True):
+            trace_once(tracer, slim, small.with_batch(known.samples), {}, known is graph.train_run, known.real)
+    except RuleFailure:
+        raise
+    except USER_EXCEPTIONS:  # too small for the network's strides
+        return []
+    return [small] if _way(tracers[0]) == _way(graph.eval_run.tracer) else []
 
 
 def _way(tracer: Tracer) -> tuple[list[str], set[str]]:
@@ -294,10 +307,14 @@ def noise(example: Example) -> Example:
     return Example(*map_tensors((example.args, example.kwargs), draw))
 
 
-def shrink(example: Example, factor: int) -> Example | None:
-    """The example with its spatial axes (from axis 2 on, of tensors of rank 4 and 5) divided; None where one is too short."""
+def shrink(example: Example, factor: int, whole: bool = False) -> Example | None:
+    """The example with its spatial axes (from axis 2 on, of tensors of rank 4 and 5) divided; None where one is too short.
+
+    Args:
+        whole: None also where one does not divide.
+    """
     sizes = [n for t in each(Tensor, example.args, example.kwargs) if t.ndim > 3 for n in t.shape[2:]]
-    if not sizes or min(sizes) < factor:
+    if not sizes or min(sizes) < factor or (whole and any(n % factor for n in sizes)):
         return None
 
     def cut(t: Tensor) -> Tensor:

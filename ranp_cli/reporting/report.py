@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from .. import __version__
 from ..core.numbers import shown
 from ..core.spelling import spelled
+from ..core.start_up import import_seconds
 
 if TYPE_CHECKING:
     from ..graph.graph import Graph, Layer
@@ -37,6 +38,10 @@ class Report:
     inputs: dict[str, str] = field(
         default_factory=dict
     )  # the files that were read, by what they were given as: no output
+
+    def __post_init__(self) -> None:
+        if spent := import_seconds():
+            self.seconds["import"] = spent
 
     def read(self, **given: Any) -> None:
         """Paths and specs, by option, are inputs; anything else is none."""

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.aten import op_name
 from ..core.contexts import NoDropout, labels_on_cpu, seeded
 from ..core.copies import meta_copy
 from ..core.errors import USER_EXCEPTIONS, BadInput, Infeasible, in_words
@@ -36,9 +35,6 @@ COSTLY_OPS = 1, 2  # costly ops that a recipe has at most
 TWICE = 1.0  # of the multiply-adds of a forward pass, at most so many are done again
 NEAR = 1.02  # a peak within 2 % of the least is as good
 SAME = 0.01  # relative tolerance within which two peak estimates count as equal
-MATRICES = frozenset(
-    {"aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm"}
-)  # ops that decompose differently on meta tensors contain one of these
 SHARE = 0.5  # of the peak of a plain pass: what is asked for where nobody names a limit
 
 
@@ -93,7 +89,7 @@ class Planner:
         self._known: dict[Any, Any] = {}
         plain = self._plain()
         self.plain, self.born = self.always + plain.peak, sum(birth.size for birth in plain.births)
-        self.multiplies_matrices = any(op_name(func) in MATRICES for func, _ in self._known)
+        self.multiplies_matrices = plain.multiplies_matrices
 
     def _grounded(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.ground is None else self.ground.mode

@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import nn
 
 import ranp_cli as ranp
+import ranp_cli.costs.memory as memory_module
 from ranp_cli.core.example import Example
 from ranp_cli.costs.budget import gate, limit
 from ranp_cli.costs.memory import forward_memory, training_memory
@@ -242,3 +243,19 @@ def test_whole_numbers_and_masks_among_the_inputs():
         4 * p.numel() for p in Timed().parameters()
     )
     assert told == pytest.approx(seen, rel=0.05)
+
+
+@pytest.mark.parametrize("matrices", [False, True])
+def test_fake_tensors_are_asked_only_where_matrices_are_multiplied(matrices: bool, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    class Noted(memory_module.Autocast):
+        def __init__(self, *given):
+            asked.append(given)
+            super().__init__(*given)
+
+    monkeypatch.setattr(memory_module, "Autocast", Noted)
+    head = [nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 2)] if matrices else [nn.Conv3d(4, 2, 1)]
+    net = nn.Sequential(nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4), nn.ReLU(), *head)
+    assert training_memory(net, Example((torch.empty(2, 1, 8, 8, 8),))).peak > 0
+    assert bool(asked) == matrices
