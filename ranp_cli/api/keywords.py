@@ -58,6 +58,8 @@ class StepKeywords(TypedDict, total=False):
     batch_size: int | None
     amp: bool
     time: bool
+    runtime: str
+    threads: int | None
 
 
 class ProbeKeywords(TypedDict, total=False):

@@ -23,6 +23,7 @@ WHAT, FROM, RANK, FAR, COST, OUT = (
     "The network", "Where the scores come from", "How neurons are ranked", "How much goes", "What it costs", "Output",
 )  # fmt: skip
 PANELS = (WHAT, FROM, RANK, FAR, COST, OUT)
+MOST_THREADS = 4096
 LAMBDA = 11.0  # the paper's for ShapeNet; 15 for BraTS, 80 for UCF101
 
 
@@ -229,7 +230,23 @@ class StepOptions:
     time: bool = option(
         False, COST, "run the networks too, and say how fast they are: dense and slim turn by turn", SWITCH)  # fmt: skip
 
+    runtime: str = option(
+        "torch", COST, "what is timed, for --time, --resource latency and --budget latency=: torch, onnxruntime, openvino, "
+        "openvino-bf16, torch-channels-last, torch-bf16, tensorrt, cuda-graph", TEXT, "R")  # fmt: skip
+    threads: int | None = option(
+        None, COST, "of what is timed on a CPU", WHOLE, "N", says="as many as torch takes")  # fmt: skip
+
+    def check_timed(self, timed: bool, wanted: str) -> None:
+        """BadInput for a runtime or threads where nothing is timed; `wanted`: what would be."""
+        for name, value, usual in (("runtime", self.runtime, "torch"), ("threads", self.threads, None)):
+            if value != usual and not timed:
+                raise BadInput(
+                    f"{spelled(name, value)} is of what is timed, and nothing is; give {wanted}, or leave it out"
+                )
+
     def __post_init__(self) -> None:
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise BadInput(f"{spelled('threads', self.threads)}: give 1 or more")
         if self.batch_size is not None and self.batch_size < 1:
             raise BadInput(f"{spelled('batch_size', self.batch_size)}: give 1 or more samples")
 

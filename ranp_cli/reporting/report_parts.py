@@ -198,8 +198,11 @@ class Speed(TypedDict):
 
     device: str
     threads: int
+    runtime: NotRequired[str]
+    runtime_version: NotRequired[str]
     samples: int
     repeats: int
+    max_rel_error: NotRequired[float]  # of the runtime's outputs, against torch's in fp32
     before_s: NotRequired[float]
     after_s: NotRequired[float]
     speedup: NotRequired[float]

@@ -14,6 +14,7 @@ from ...core.contexts import labels_on_cpu, seeded
 from ...core.errors import BadInput
 from ...core.example import Example, as_example
 from ...core.spelling import Word, spelled
+from ...costs.timing import Ground
 from ...graph.analyse import cost_of, trace_costs
 from ...graph.graph import Graph, TraceResult
 from ...io.batches import Batches
@@ -153,7 +154,9 @@ class Bench:
             )
         self.graph.fix_layers(subject.options[LayerOptions].keep, subject.options[LayerOptions].only)
         if any(ranking.resource == "latency" for ranking in rankings):
-            subject.seconds = layer_seconds(self.session, self.graph, subject.seconds, progress)
+            subject.seconds = layer_seconds(
+                self.session, self.graph, subject.seconds, Ground(self.session.device), progress
+            )
 
     def full(self, name: str) -> Cut:
         row = {
