@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from ..io.batches import Batches
     from .keywords import PruneKeywords
-    from .options import Chosen
+    from .taken import Chosen
 
 MUCH_LESS = 0.5  # a pruning that reaches less than this share of the sparsity asked for is an error
 
