@@ -58,7 +58,7 @@ def compare(
         model: as for `prune`; or a class or function that returns the network.
         sparsity: a number, "max", a range "0.1:0.95:0.05" (both ends count), or a list of these.
         methods: `full`, `random`, `layerwise`, `flat`, `snip`, `vanilla`, `weighted`, `ranp-flops|mem|params|latency` (or `ranp-f|m|p|l`),
-            `taylor`, `magnitude`; with `:criterion` for another than the default, as in `vanilla:mnmg-sum`. For `snip`
+            `taylor`, `magnitude`, `activation`, `weight`, `obd`; with `:criterion` for another than the default, as in `vanilla:mnmg-sum`. For `snip`
             the sparsity is the share of weights that are masked. `shuffle:METHOD` keeps as many neurons in each layer as
             METHOD, but others; `width` is the same factory with a smaller `width_arg`.
         inputs: shape(s) of the input to count for, when another than that of the mini-batches: scores at a small

@@ -50,14 +50,14 @@ def importances(
 ) -> dict[str, Importance]:
     """The scores by each criterion, from one pass over the mini-batches; norms of weights need none."""
     wanted = [criterion(name) for name in dict.fromkeys(criteria)]
-    twins = {c.name: c.name.replace("mnmg", "mpmg") for c in wanted if c.signed and c.is_linear}
+    twins = {c.name: c.name.replace("mnmg", "mpmg") for c in wanted if c.signed and c.of_weights and c.is_linear}
     if way.resumed:  # of the other criterion nothing is known
         twins = {}
     wanted += [criterion(name) for name in twins.values() if name not in criteria]
     function = load_loss(options.loss, options.ignore_index, options.loss_args)
-    found = {c.name: norm_scores(session.model, graph, c) for c in wanted if not c.needs_gradients}
+    found = {c.name: norm_scores(session.model, graph, c) for c in wanted if not c.needs_batches}
     told: dict[str, Any] = {}
-    if by_gradient := [c for c in wanted if c.needs_gradients]:
+    if by_batches := [c for c in wanted if c.needs_batches]:
         length = (
             None
             if source.length is None
@@ -65,7 +65,7 @@ def importances(
         )
         with session.report.timing("score"), progress("scoring", length) as advance:
             found |= score(
-                session.model, graph, source, function, by_gradient, session.device, session.seed, advance, way
+                session.model, graph, source, function, by_batches, session.device, session.seed, advance, way
             )
         session.note(*way.facts.pop("notes", []))
         told = {**({} if way.precision == "model" else {"precision": way.precision}), **way.facts}

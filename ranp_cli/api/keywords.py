@@ -75,6 +75,16 @@ class FitKeywords(TypedDict, total=False):
     resume: Any
 
 
+class WhileTrainingKeywords(TypedDict, total=False):
+    every: int
+    units: float
+    until: Any
+    also: Any
+    scaler: Any
+    verify: str
+    seed: int
+
+
 class ScoreKeywords(ModelKeywords, GradientKeywords, LongRunKeywords, total=False):
     pass
 
@@ -103,4 +113,8 @@ class CompareKeywords(
 
 
 class ProfileKeywords(ModelKeywords, StepKeywords, total=False):
+    pass
+
+
+class PrunerKeywords(WhileTrainingKeywords, MethodKeywords, LayerKeywords, total=False):
     pass

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
     from ..io.batches import Batches
     from .keywords import PruneKeywords
-    from .options import Chosen
+    from .taken import Chosen
 
 MUCH_LESS = 0.5  # a pruning that reaches less than this share of the sparsity asked for is an error
 
@@ -89,8 +89,8 @@ def prune(
             measured on `device`, so it is never the same twice.
         latencies: what was measured before, instead: a mask made so, its path, or `{layer: seconds}`.
         lambda_: weight of the resource term; 11 ShapeNet, 15 BraTS, 80 UCF101.
-        method: `ranp`, `weighted`, `vanilla`, `random`, `layerwise`, `flat`, `snip` (the share is then one of weights), `taylor` or
-            `magnitude`.
+        method: `ranp`, `weighted`, `vanilla`, `random`, `layerwise`, `flat`, `snip` (the share is then one of weights), `taylor`,
+            `magnitude`, `activation`, `weight` or `obd`.
         criterion: as for `score`; by default the one that the method goes by.
         min_neurons: the fewest neurons that each layer keeps, its best ones: a number (1 is the paper's rule), or "auto":
             12, and no more than 0.6 of its share if all layers were cut to the same width.

@@ -52,7 +52,8 @@ def score(
         model: an `nn.Module`, or a spec such as `model.py:UNet3D` or `net.pt`.
         batches: mini-batches of `(input, target)`, a single one, or a path or `file.py:Name`.
         loss: a name (`cross_entropy`, `dice`, ...), a spec, or `loss(output, target) -> scalar`.
-        criterion: `mpmg-sum|mean|max`, `mnmg-sum|mean|max`, `neuron`, `taylor`, `snip`, `l1` or `l2`.
+        criterion: `mpmg-sum|mean|max`, `mnmg-sum|mean|max`, `neuron`, `taylor`, `obd`, `activation-mean|std|zeros`, `snip`,
+            `l1` or `l2`.
         sparsity: also report how many neurons of each layer these scores alone keep at that share, in [0, 1).
         batch_limit: use at most that many mini-batches.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.

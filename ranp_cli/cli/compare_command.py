@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..api.options import COMPARE, FAR, OUT, RANK, SHARES, TEXTS, WHAT
+from ..api.option import FAR, OUT, RANK, SHARES, TEXTS, WHAT
+from ..api.options import COMPARE
 from ..core.errors import BadInput, FitsInterrupted, Stopped
 from .arguments import BATCH, CONFIG, JSON, MODEL, PLOT, QUIET, Argument, Command, own
 from .invocation import Run
@@ -28,8 +29,8 @@ COMPARE_COMMAND = Command(
     others=[
         BATCH,
         own("full, snip, random, layerwise, vanilla, weighted, ranp-mem, ranp-flops (these by default), flat, ranp-params, "
-            "ranp-latency, taylor, magnitude; vanilla:mnmg-sum for another criterion; shuffle:METHOD, its counts with other "
-            "neurons; width, see --width-arg", RANK, "--methods", kind=TEXTS, metavar="M,...", default=()),
+            "ranp-latency, taylor, magnitude, activation, weight, obd; vanilla:mnmg-sum for another criterion; shuffle:METHOD, "
+            "its counts with other neurons; width, see --width-arg", RANK, "--methods", kind=TEXTS, metavar="M,...", default=()),
         replace(own("where trained cells are kept as they end: .jsonl", OUT, "-o", "--output", kind=TEXTS, metavar="FILE",
                     default=(), says="MODEL's name with .cells.jsonl"), keyword="cells"),
         own("write the rows as CSV; - for stdout", OUT, "--csv", metavar="PATH|-"),

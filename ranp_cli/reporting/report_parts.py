@@ -214,6 +214,27 @@ class Speed(TypedDict):
     train_error: NotRequired[str]
 
 
+class Round(TypedDict):
+    """One removal of units, and the network after it. `loss` is the mean over the updates since the last one."""
+
+    updates: int
+    units: int
+    removed: int
+    neurons: int
+    params: int
+    macs: int
+    loss: NotRequired[Number]
+    metric: NotRequired[Number]
+    layers: dict[str, int]
+
+
+class Loop(TypedDict):
+    """What pruning in rounds cost: updates, and as many of the dense network as have the same multiply-adds."""
+
+    updates: int
+    dense_updates: float
+
+
 class BudgetRow(TypedDict):
     """A limit as given, and as a number in the unit of `before` and `after`."""
 

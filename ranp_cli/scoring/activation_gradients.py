@@ -1,10 +1,10 @@
-"""Collect dL/dc of masks c on activations, for criteria that look at what a neuron gives."""
+"""Collect activations and dL/dc of masks c on them, for criteria that look at what a neuron gives."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import FrameType
@@ -26,16 +26,17 @@ from ..graph.analyse import named_tensors
 from ..graph.graph import Graph
 from ..graph.trace import Tracer
 from ..rules.labels import LayerUse
+from .activation_scores import DRAWS, Moments, neuron_scores, sign_draws, taylor_scores
+from .checks import check_differentiable, second_order
 from .criteria import Criterion
 from .weight_gradients import GradientCollector
 from .zero_scores import NO_ACTIVATION, NO_GRADIENT
 
 
 class ActivationGradientCollector(GradientCollector):
-    """dL/dc of a mask c that multiplies the post-activation of each layer: the sum over positions of a * dL/da.
+    """Scores from the post-activation a of each layer, and from the gradients of masks that multiply it.
 
-    `neuron` takes its absolute value for each mini-batch (eq. 4, 7); `taylor` for each example, as a mean over
-    positions (Molchanov et al., eq. 8).
+    The arithmetic is that of `activation_scores`: dL/dc of a mask c is the sum over positions of a * dL/da.
     """
 
     def __init__(self, model: nn.Module, graph: Graph, criteria: Sequence[Criterion]):
@@ -49,10 +50,38 @@ class ActivationGradientCollector(GradientCollector):
         self.at = post_activations(model, graph)
         self.placed = {place.layer for places in self.at.values() for place in places}
         self.masks: list[list[Mask]] = []
+        self.moments: list[Moments | None] = []
 
     def forward(self) -> AbstractContextManager[Any]:
-        self.masks = [[] for _ in self.sums[self.criteria[0].name]]
-        return ActivationMaskMode(self.at, self.masks)
+        self.masks = [[] for _ in self.sizes]
+        self.moments = [None] * len(self.sizes)
+        return ActivationMode(self.at, self.see)
+
+    def see(self, place: Place, out: Tensor) -> Tensor:
+        """Note a post-activation; what the network goes on with: itself, or times a mask of ones."""
+        k = place.layer
+        self.note_values(place, out)
+        if not any(c.of_masks for c in self.criteria):
+            return out
+        if is_checkpointed():
+            raise BadInput(
+                "the criterion multiplies activations by masks, and the model checkpoints them; "
+                f"use an mpmg or mnmg criterion, or turn the model's checkpointing off ({spelled('low_memory', True)} does the same for it)"
+            )
+        size = out.shape[0], out.shape[place.axis]
+        mask = torch.ones(size, dtype=out.dtype, device=out.device, requires_grad=True)
+        self.masks[k].append(Mask(mask, out.numel() // (size[0] * size[1]), place.neurons))
+        return out * mask.view([n if a in (0, place.axis) else 1 for a, n in enumerate(out.shape)])
+
+    def note_values(self, place: Place, out: Tensor) -> None:
+        """Add a post-activation to what the criteria of values want to know of it."""
+        if not any(c.of_values for c in self.criteria):
+            return
+        moments = Moments.of(out.detach(), place.axis)
+        if place.neurons is not None:
+            moments = moments.among(self.sizes[place.layer], place.neurons.to(out.device))
+        old = self.moments[place.layer]
+        self.moments[place.layer] = moments if old is None else old + moments
 
     def why_none(self, k: int) -> str:
         return NO_GRADIENT if k in self.placed else NO_ACTIVATION
@@ -60,25 +89,55 @@ class ActivationGradientCollector(GradientCollector):
     def nothing(self, criterion: Criterion, k: int) -> Tensor:
         return torch.zeros(self.sizes[k], dtype=torch.float64, device=self.device)
 
-    def take(self) -> None:
-        """What the masks of the mini-batch at hand have got."""
-        for k, masks in enumerate(self.masks):
-            grads = [(self.gradient_of(k, mask), mask.positions) for mask in masks if mask.ones.grad is not None]
-            for c in self.criteria if grads else ():
-                if c.reduce == "batch":
-                    self.put(c, k, torch.stack([g.sum(0) for g, _ in grads]).sum(0).abs())
-                else:
-                    self.put(c, k, torch.stack([(g / n).abs().mean(0) for g, n in grads]).sum(0))
-        self.masks = []
+    def before_backward(self, loss: Tensor, index: int, seed: int) -> None:
+        """`obd`: the second derivatives of the loss, whose graph is still there."""
+        for c in self.criteria:
+            if c.reduce == "curvature":
+                for k, part in self._curvature(loss, index, seed).items():
+                    self.put(c, k, part)
 
-    def gradient_of(self, k: int, mask: Mask) -> Tensor:
+    def take(self) -> None:
+        """What the masks and the values of the mini-batch at hand have got."""
+        for k, masks in enumerate(self.masks):
+            reached = [mask for mask in masks if mask.ones.grad is not None]
+            gradients = [self.whole(k, mask, mask.ones.grad) for mask in reached]
+            for c in self.criteria:
+                if c.of_values and (moments := self.moments[k]) is not None:
+                    self.put(c, k, moments.score(c.reduce))
+                elif c.reduce == "batch" and reached:
+                    self.put(c, k, neuron_scores(gradients))
+                elif c.reduce == "example" and reached:
+                    self.put(c, k, taylor_scores(gradients, [mask.positions for mask in reached]))
+        self.masks, self.moments = [[] for _ in self.sizes], [None] * len(self.sizes)
+
+    def whole(self, k: int, mask: Mask, gradient: Tensor | None) -> Tensor:
         """The gradient of a mask, of shape (B, N) with zeros for neurons of the layer that its call does not use."""
-        assert mask.ones.grad is not None
-        grad = mask.ones.grad.real.double() / self.scale
+        assert gradient is not None
+        gradient = gradient.real.double() / self.scale
         if mask.neurons is None:
-            return grad
-        whole = torch.zeros((len(grad), self.sizes[k]), dtype=grad.dtype, device=grad.device)
-        return whole.index_copy(1, mask.neurons.to(grad.device), grad)
+            return gradient
+        whole = torch.zeros((len(gradient), self.sizes[k]), dtype=gradient.dtype, device=gradient.device)
+        return whole.index_copy(1, mask.neurons.to(gradient.device), gradient)
+
+    def _curvature(self, loss: Tensor, index: int, seed: int) -> dict[int, Tensor]:
+        """Half the second derivative of the loss by one gate a neuron, by layer, estimated from signs (see `sign_draws`)."""
+        masks = [(k, mask) for k, each in enumerate(self.masks) for mask in each]
+        ones = [mask.ones for _, mask in masks]
+        first = second_order(loss, index, ones, again=True)
+        reached = [(k, mask, g) for (k, mask), g in zip(masks, first, strict=True) if g is not None]
+        check_differentiable([g for _, _, g in reached], index)
+        found = {k: torch.zeros(self.sizes[k], dtype=torch.float64, device=g.device) for k, _, g in reached}
+        bent = [(k, mask, g) for k, mask, g in reached if g.requires_grad]  # the others are constant
+        for signs in sign_draws(self.sizes, (seed + index) % 2**63) if bent else ():
+            along = [
+                (g.real * (signs[k] if mask.neurons is None else signs[k][mask.neurons]).to(g.real)).sum()
+                for k, mask, g in bent
+            ]
+            again = second_order(torch.stack(along).sum(), index, ones)
+            for (k, mask), hv in zip(masks, again, strict=True):
+                if hv is not None:
+                    found[k] += self.whole(k, mask, hv).sum(0) * signs[k].to(hv.device)
+        return {k: total / (2 * DRAWS) for k, total in found.items()}
 
 
 class Place(NamedTuple):
@@ -111,16 +170,15 @@ def is_checkpointed() -> bool:
     return False
 
 
-class ActivationMaskMode(TorchFunctionMode):
-    """Multiplies the outputs of chosen calls by masks of ones, one value an example and neuron.
+class ActivationMode(TorchFunctionMode):
+    """Shows the outputs of chosen calls to `see`, and goes on with what it returns.
 
-    `at`: (name of the function called, number of the call by that name) -> where the neurons lie. Appends each mask to
-    `masks[layer]`.
+    `at`: (name of the function called, number of the call by that name) -> where the neurons lie.
     """
 
-    def __init__(self, at: Places, masks: list[list[Mask]]):
+    def __init__(self, at: Places, see: Callable[[Place, Tensor], Tensor]):
         super().__init__()
-        self.at, self.masks = at, masks
+        self.at, self.see = at, see
         self.calls: Counter[str] = Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -128,16 +186,8 @@ class ActivationMaskMode(TorchFunctionMode):
         call = name, self.calls[name]
         self.calls[name] += 1
         out = func(*args, **(kwargs or {}))
-        for layer, axis, neurons in self.at.get(call, ()):
-            if is_checkpointed():
-                raise BadInput(
-                    "the criterion multiplies activations by masks, and the model checkpoints them; "
-                    f"use an mpmg or mnmg criterion, or turn the model's checkpointing off ({spelled('low_memory', True)} does the same for it)"
-                )
-            size = out.shape[0], out.shape[axis]
-            mask = torch.ones(size, dtype=out.dtype, device=out.device, requires_grad=True)
-            self.masks[layer].append(Mask(mask, out.numel() // (size[0] * size[1]), neurons))
-            out = out * mask.view([n if a in (0, axis) else 1 for a, n in enumerate(out.shape)])
+        for place in self.at.get(call, ()):
+            out = self.see(place, out)
         return out
 
 
@@ -168,7 +218,7 @@ class CallMode(TorchFunctionMode):
 
 
 def post_activations(model: nn.Module, graph: Graph) -> Places:
-    """The torch call whose result is the post-activation of a layer (see ActivationMaskMode) -> where its neurons lie.
+    """The torch call whose result is the post-activation of a layer (see ActivationMode) -> where its neurons lie.
 
     From the layer's own call on, follow the only consumer as long as it has no other input and keeps the shape: a
     norm, an activation, a dropout.

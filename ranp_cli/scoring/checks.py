@@ -15,6 +15,7 @@ from ..core.errors import USER_EXCEPTIONS, BadInput, in_words, is_out_of_memory
 from ..core.paths import is_ours
 from ..core.spelling import spelled
 from ..graph.graph import Layer
+from .criteria import OF_VALUES, Criterion
 
 
 def run_model(model: nn.Module, args: Any, kwargs: Any, index: int) -> Any:
@@ -50,6 +51,37 @@ def run_backward(value: Tensor, index: int) -> None:
         ) from error
 
 
+def second_order(value: Tensor, index: int, inputs: Sequence[Tensor], again: bool = False) -> tuple[Tensor | None, ...]:
+    """The gradients of `value`, None for an input that it does not depend on; BadInput where an op has no second derivative."""
+    try:
+        return torch.autograd.grad(value, inputs, allow_unused=True, create_graph=again, retain_graph=True)
+    except torch.OutOfMemoryError:
+        raise
+    except USER_EXCEPTIONS as error:
+        if is_out_of_memory(error):
+            raise
+        raise BadInput(
+            f"criterion 'obd' takes second derivatives, and one fails on mini-batch {index}: {in_words(error, 300)}; "
+            "use taylor or another criterion"
+        ) from error
+
+
+def check_differentiable(gradients: Sequence[Tensor], index: int) -> None:
+    """BadInput where a backward of the model's own is marked `once_differentiable`: torch says so only to what passes it."""
+    nodes = [g.grad_fn for g in gradients if g.grad_fn is not None]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if node.name() == "torch::autograd::Error":
+            raise BadInput(
+                f"criterion 'obd' takes second derivatives, and on mini-batch {index} the model runs an autograd.Function "
+                "that is marked once_differentiable; use taylor or another criterion"
+            )
+        following = [each for each, _ in node.next_functions if each is not None and each not in seen]
+        seen.update(following)
+        nodes.extend(following)
+
+
 def check_finite(loss: Tensor, index: int, layers: Sequence[Layer], weights: dict[str, Tensor]) -> None:
     if not bool(torch.isfinite(loss)):
         bad = next((layer.name for layer in layers if not bool(torch.isfinite(weights[layer.slot]).all())), None)
@@ -68,14 +100,28 @@ def check_finite(loss: Tensor, index: int, layers: Sequence[Layer], weights: dic
         )
 
 
-def check_scores(scores: Sequence[np.ndarray], layers: Sequence[Layer]) -> None:
+def check_scores(scores: Sequence[np.ndarray], layers: Sequence[Layer], criterion: Criterion) -> None:
+    what = {"curvature": "second derivative", **dict.fromkeys(OF_VALUES, "activation")}.get(
+        criterion.reduce, "gradient"
+    )
     for s, layer in zip(scores, layers, strict=True):
         if not np.isfinite(s).all():
             raise BadInput(
-                f"the gradient of layer {layer.name} is not finite; give inputs of a sane scale or another {spelled('loss')}"
+                f"the {what} of layer {layer.name} is not finite; give inputs of a sane scale or another {spelled('loss')}"
             )
-    if not any(s.any() for s in scores):
+    if any(s.any() for s in scores):
+        return
+    if criterion.of_values:
         raise BadInput(
-            f"the loss has no gradient: it is zero in every layer from {layers[0].name} on; "
-            "check that the targets are not all ignored and that the loss depends on the output"
+            f"criterion '{criterion.name}' is zero for every neuron of every layer from {layers[0].name} on; give mini-batches "
+            "that are not all the same number, or another criterion"
         )
+    if criterion.reduce == "curvature":
+        raise BadInput(
+            f"the loss has no second derivative: it is zero in every layer from {layers[0].name} on, as behind a loss "
+            f"such as l1; use taylor or another criterion, or another {spelled('loss')}"
+        )
+    raise BadInput(
+        f"the loss has no gradient: it is zero in every layer from {layers[0].name} on; "
+        "check that the targets are not all ignored and that the loss depends on the output"
+    )

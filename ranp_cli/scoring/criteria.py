@@ -2,8 +2,10 @@
 
 MPMG ("mean of pruned mask gradients") takes |g| in each mini-batch; MNMG keeps the sign until all mini-batches are
 averaged. `neuron` and `taylor` do not look at weights: a mask multiplies the post-activation (eq. 4, 7; Molchanov et al.,
-"Pruning Convolutional Neural Networks for Resource Efficient Inference", ICLR 2017). `snip` keeps |g| of every weight
-(Lee et al., "SNIP", ICLR 2019). `l1` and `l2` are norms of the weights and need no gradients.
+"Pruning Convolutional Neural Networks for Resource Efficient Inference", ICLR 2017). `obd` is the second-order term of the
+same mask (LeCun et al., "Optimal Brain Damage", 1990). `activation-mean|std|zeros` are of the post-activations alone (Hu et
+al., "Network Trimming", 2016, for the share of zeros). `snip` keeps |g| of every weight (Lee et al., "SNIP", ICLR 2019).
+`l1` and `l2` are norms of the weights and need no mini-batches.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from ..core.errors import BadInput, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+OF_VALUES = ("mean size", "deviation", "share of others than zero")
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,26 @@ class Criterion:
         return self.reduce in ("sum", "mean", "max", "nothing")
 
     @property
+    def of_masks(self) -> bool:
+        """Uses gradients of masks on post-activations, once or twice."""
+        return self.reduce in ("batch", "example", "curvature")
+
+    @property
+    def of_values(self) -> bool:
+        """Uses post-activations alone."""
+        return self.reduce in OF_VALUES
+
+    @property
     def of_activations(self) -> bool:
-        return self.reduce in ("batch", "example")
+        return self.of_masks or self.of_values
 
     @property
     def needs_gradients(self) -> bool:
-        return self.of_weights or self.of_activations
+        return self.of_weights or self.of_masks
+
+    @property
+    def needs_batches(self) -> bool:
+        return self.needs_gradients or self.of_values
 
     @property
     def is_linear(self) -> bool:
@@ -59,6 +77,11 @@ CRITERIA = {
         *(Criterion(f"mnmg-{reduce}", True, reduce) for reduce in ("sum", "mean", "max")),
         Criterion("neuron", False, "batch"),
         Criterion("taylor", False, "example"),
+        Criterion("obd", True, "curvature"),
+        *(
+            Criterion(f"activation-{name}", False, reduce)
+            for name, reduce in zip(("mean", "std", "zeros"), OF_VALUES, strict=True)
+        ),
         Criterion("snip", False, "nothing"),
         Criterion("l1", False, "l1"),
         Criterion("l2", False, "l2"),

@@ -50,7 +50,7 @@ def score(
             during.enter_context(collector.watching())
         found = (alone if way.spread.size == 1 else in_job)(scorer, batches, way, advance)
     for c in criteria:
-        check_scores(found[c.name].scores, graph.layers)
+        check_scores(found[c.name].scores, graph.layers, c)
     return found
 
 

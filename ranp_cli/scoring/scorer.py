@@ -75,6 +75,19 @@ def score_shapes(graph: Graph, criterion: Criterion) -> list[tuple[int, ...]]:
     return [(n,) for n in graph.sizes]
 
 
+def check_setup(model: nn.Module, device: torch.device, way: GradientSetup, twice: str | None) -> None:
+    """BadInput for settings that do not go together; `twice`: a criterion that differentiates twice."""
+    if twice and way.low_memory:
+        raise BadInput(
+            f"criterion '{twice}' takes second derivatives, which need all activations kept; leave out "
+            f"{spelled('low_memory', True)} and {spelled('memory_limit')}, or use taylor"
+        )
+    if way.precision in ("bf16", "fp16", "auto") and device.type == "cpu" and isinstance(model, torch.jit.ScriptModule):
+        raise BadInput(
+            f"{spelled('precision', way.precision)} needs the Python model on a CPU; leave it out for TorchScript"
+        )
+
+
 class Scorer:
     """A twin of the model at work, and what is gathered from each of its passes."""
 
@@ -89,6 +102,10 @@ class Scorer:
         way: GradientSetup,
     ) -> None:
         self.model, self.graph, self.loss, self.device, self.seed, self.way = model, graph, loss, device, seed, way
+        self.by_backward = any(c.needs_gradients and c.reduce != "curvature" for c in criteria)
+        self.needs_loss = any(c.needs_gradients for c in criteria)
+        self.twice = next((c.name for c in criteria if c.reduce == "curvature"), None)
+        check_setup(model, device, way, self.twice)
         self.zeros = find_zeros(model, graph)
         self.unproved = bool(self.zeros.last)  # whether a gradient gets past the last layers
         way.facts.update(self.zeros.facts(graph))
@@ -96,14 +113,6 @@ class Scorer:
         self.zeros.replace_in(twin, seed)
         self.twin = cast(twin, way.precision)
         self.state = ModuleSnapshot(self.twin, model, graph.written)
-        if (
-            way.precision in ("bf16", "fp16", "auto")
-            and device.type == "cpu"
-            and isinstance(model, torch.jit.ScriptModule)
-        ):
-            raise BadInput(
-                f"{spelled('precision', way.precision)} needs the Python model on a CPU; leave it out for TorchScript"
-            )
         self.weights = dict(named_tensors(self.twin))
         self.precision = "model" if way.precision == "auto" else way.precision
         self.doubt: PreparedBatch | None = None  # the mini-batch on which `auto` is to compare bf16 with fp32
@@ -117,7 +126,7 @@ class Scorer:
         self.plan: RecomputePlan | None = None
         self.planned = 0  # elements of the largest mini-batch that the plan is for
         of_weights = [c for c in criteria if c.of_weights]
-        of_activations = [c for c in criteria if c.of_activations]
+        of_activations = sorted((c for c in criteria if c.of_activations), key=lambda c: not c.of_masks)
         self.collectors: list[GradientCollector] = []
         if of_weights:
             self.collectors.append(WeightGradientCollector(graph.layers, self.weights, of_weights))
@@ -143,7 +152,7 @@ class Scorer:
         self._add(prepared)
 
     def _add(self, batch: PreparedBatch) -> None:
-        if self.way.low_memory and batch.elements > self.planned:
+        if self.way.low_memory and self.needs_loss and batch.elements > self.planned:
             self._plan(batch)
         full: torch.OutOfMemoryError | None = None
         try:
@@ -231,14 +240,24 @@ class Scorer:
             if value is None:  # code that wants its tensors in the order of their axes, as `view` does
                 self.layout = False
                 value = self._forward(index, args, kwargs, target, again)
-            check_finite(value, index, self.graph.layers, self.weights)
-            scale = self.collectors[0].scale
-            run_backward(value if scale == 1 else value * scale, index)
+            if self.needs_loss:
+                self._derive(value, index)
             del value
         for collector in self.collectors:
             collector.take()
 
+    def _derive(self, value: Tensor, index: int) -> None:
+        """The derivatives of the loss that the criteria go by."""
+        check_finite(value, index, self.graph.layers, self.weights)
+        scale = self.collectors[0].scale
+        value = value if scale == 1 else value * scale
+        for collector in self.collectors:
+            collector.before_backward(value, index, self.seed)
+        if self.by_backward:
+            run_backward(value, index)
+
     def _forward(self, index: int, args: Any, kwargs: Any, target: Any, again: Recompute | None) -> Tensor:
+        """The loss; zero where no criterion needs it."""
         self.state.restore()
         with ExitStack() as during:
             during.enter_context(seeded((self.seed + index) % 2**63))
@@ -251,7 +270,7 @@ class Scorer:
                 during.enter_context(collector.forward())
             with autocast(self.precision, self.device):
                 output = run_model(self.twin, args, kwargs, index)
-            return self.loss(to_float32(output), target)
+            return self.loss(to_float32(output), target) if self.needs_loss else torch.zeros(())
 
     @contextmanager
     def _as_it_runs(self) -> Iterator[None]:
@@ -289,6 +308,8 @@ class Scorer:
 
     def _make_room(self, batch: PreparedBatch, error: torch.OutOfMemoryError) -> None:
         """The device is full: go on as with `low_memory`, and where that was not enough, with the plan of the lowest peak."""
+        if self.twice or not self.needs_loss:  # nothing can be computed twice, or nothing is kept
+            raise too_little_memory(error) from error
         for collector in self.collectors:
             collector.drop_batch()
         gc.collect()

@@ -62,6 +62,10 @@ class GradientCollector(ABC):
         return NO_GRADIENT
 
     @abstractmethod
+    def before_backward(self, loss: Tensor, index: int, seed: int) -> None:
+        """Called with the loss of a mini-batch, for what takes the graph of it more than once."""
+
+    @abstractmethod
     def take(self) -> None:
         """Called after the backward pass, for what was not taken in hooks."""
 
@@ -114,13 +118,19 @@ class WeightGradientCollector(GradientCollector):
         rows = rows_of(zeros, self.layers[k])
         return rows[:, 0].double() if criterion.is_linear else rows
 
+    def before_backward(self, loss: Tensor, index: int, seed: int) -> None:
+        """The hooks take everything, during the backward pass."""
+
     def take(self) -> None:
         """The hooks have taken everything."""
 
     def _take(self, p: Tensor, ks: list[int]) -> None:
         assert p.grad is not None
         g, p.grad = p.grad, None
-        g = (g.float() if g.dtype in HALVES else g).mul_(p.detach().conj())
+        self.add((g.float() if g.dtype in HALVES else g).mul_(p.detach().conj()), ks)
+
+    def add(self, g: Tensor, ks: list[int]) -> None:
+        """Add g = w * dL/dw, which is overwritten, to the mini-batch at hand, for the layers `ks` that have this weight."""
         if g.is_complex():  # the derivative by a real mask
             g = g.real.clone()
         if self.scale != 1:

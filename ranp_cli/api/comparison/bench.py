@@ -27,10 +27,11 @@ from ...scoring.scorer import Importance
 from ...scoring.zero_scores import whole_layers
 from ..importances import gradient_setup, importances
 from ..layer_times import layer_seconds
-from ..options import Chosen, GradientOptions, InputOptions, LayerOptions, ModelOptions
+from ..options import GradientOptions, InputOptions, LayerOptions, ModelOptions
 from ..ranking import agreement_of
 from ..session import Progress, Session, first_batch
 from ..settle import settle
+from ..taken import Chosen
 from .rows import Entry, Level, Table, shuffled
 
 
