@@ -21,6 +21,8 @@ _HOME = {
     "refine": "api.refine",
     "profile": "api.profile",
     "compare": "api.compare",
+    "Pruner": "api.pruner",
+    "Removal": "api.shrinking",
     "Pruned": "api.results",
     "Scores": "api.results",
     "Comparison": "api.comparison.result",
@@ -42,9 +44,11 @@ if TYPE_CHECKING:
     from .api.comparison.result import Comparison
     from .api.profile import profile
     from .api.prune import prune
+    from .api.pruner import Pruner
     from .api.refine import refine
     from .api.results import Pruned, Scores
     from .api.score import score
+    from .api.shrinking import Removal
     from .core.errors import BadInput, Infeasible, RanpError, VerificationFailed
     from .io.header import build
     from .io.slim_loading import load

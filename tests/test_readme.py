@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 RECIPES = ROOT / "sample_configs" / "README.md"
 RESULTS = (ROOT / "tests" / "benchmarks" / "RESULTS.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+PYTHON = re.findall(r"```python\n(.*?)```", TEXT + RECIPES.read_text(), re.S)
 MOST_LINES = 260
 
 

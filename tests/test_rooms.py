@@ -11,7 +11,7 @@ import pytest
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent / "ranp_cli"
 MOST_LINES = 400
-BELOW_API = "core rules graph costs scoring pruning io reporting"
+BELOW_API = "core rules graph costs scoring pruning training io reporting"
 LAW = {
     "core": "",
     "rules": "core",
@@ -20,6 +20,7 @@ LAW = {
     "pruning": "core rules graph",
     "reporting": "core graph",
     "scoring": "core rules graph costs",
+    "training": "core graph scoring",
     "io": "core graph pruning",
     "integrations": "core io pruning",
     "api": f"{BELOW_API} integrations",

@@ -10,7 +10,7 @@ import dataclasses
 from ..core.paths import PACKAGE
 from . import options
 
-FUNCTIONS = ("score", "prune", "refine", "compare", "profile")
+FUNCTIONS = ("score", "prune", "refine", "compare", "profile", "Pruner")
 HEAD = '''"""The keywords of the public functions, for type checkers. Written by `python -m ranp_cli.api.keyword_types`."""
 
 from __future__ import annotations

@@ -58,6 +58,8 @@ class StepKeywords(TypedDict, total=False):
     batch_size: int | None
     amp: bool
     time: bool
+    runtime: str
+    threads: int | None
 
 
 class ProbeKeywords(TypedDict, total=False):
@@ -71,6 +73,16 @@ class FitKeywords(TypedDict, total=False):
     metric: str | None
     init: str | None
     resume: Any
+
+
+class WhileTrainingKeywords(TypedDict, total=False):
+    every: int
+    units: float
+    until: Any
+    also: Any
+    scaler: Any
+    verify: str
+    seed: int
 
 
 class ScoreKeywords(ModelKeywords, GradientKeywords, LongRunKeywords, total=False):
@@ -101,4 +113,8 @@ class CompareKeywords(
 
 
 class ProfileKeywords(ModelKeywords, StepKeywords, total=False):
+    pass
+
+
+class PrunerKeywords(WhileTrainingKeywords, MethodKeywords, LayerKeywords, total=False):
     pass

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..core.errors import BadInput
 from ..core.spelling import spelled
-from ..costs.timing import place, time_layers, use_latencies
+from ..costs.timing import Ground, time_layers, use_latencies
 from ..graph.graph import Graph
 from ..pruning.mask import Mask
 from .ranking import Ranking
@@ -30,11 +30,13 @@ def read_latencies(given: Any, ranking: Ranking) -> dict[str, Any] | None:
     return known
 
 
-def layer_seconds(session: Session, graph: Graph, given: dict[str, Any] | None, progress: Progress) -> dict[str, Any]:
+def layer_seconds(
+    session: Session, graph: Graph, given: dict[str, Any] | None, ground: Ground, progress: Progress
+) -> dict[str, Any]:
     """See to it that the layers have their seconds, measured or given; what the mask records of it."""
     if given is not None:
         use_latencies(graph.layers, given["seconds"])
         return given
     with session.report.timing("time"):
-        time_layers(graph.layers, session.device, progress)
-    return {**place(session.device), "seconds": {layer.name: layer.seconds for layer in graph.layers}}
+        time_layers(graph.layers, ground, progress)
+    return {**ground.about(), "seconds": {layer.name: layer.seconds for layer in graph.layers}}

@@ -1,6 +1,6 @@
 """Every option of ranp, in one place: its default, its help, its flag and what a value of it may be.
 
-A group is a frozen dataclass whose fields are the options. The Python functions take the fields as keywords (`takes`), the
+A group is a frozen dataclass whose fields are the options. The Python functions take the fields as keywords (`taken.py`), the
 command line makes its flags from them (`ranp_cli.cli.arguments`), and so do the config file and the help. An option is
 added here and used where its group is read; nothing else lists it.
 
@@ -9,103 +9,34 @@ Needs no torch, so that `ranp --help` is instant.
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from ..core.errors import BadInput, nearest
+from ..core.errors import BadInput
 from ..core.spelling import spelled
-
-WHAT, FROM, RANK, FAR, COST, OUT = (
-    "The network", "Where the scores come from", "How neurons are ranked", "How much goes", "What it costs", "Output",
-)  # fmt: skip
-PANELS = (WHAT, FROM, RANK, FAR, COST, OUT)
-LAMBDA = 11.0  # the paper's for ShapeNet; 15 for BraTS, 80 for UCF101
-
-
-# -- what a value may be
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a value of an option may be: `wants` says it, `accepts` checks what a config file holds, `type` is typer's."""
-
-    wants: str
-    accepts: Callable[[Any], bool]
-    type: type = str
-    repeatable: bool = False
-    least: int | None = None
-
-
-TEXT = Kind("text", lambda v: isinstance(v, str))
-TEXTS = Kind("text, or a list of it", lambda v: isinstance(v, str), repeatable=True)
-WHOLE = Kind("a whole number", lambda v: type(v) is int, int)
-COUNT = Kind("a whole number from 0 on", lambda v: type(v) is int and v >= 0, int, least=0)
-NUMBER = Kind("a number", lambda v: type(v) in (int, float), float)
-SWITCH = Kind("true or false", lambda v: type(v) is bool, bool)
-WHOLE_OR_AUTO = Kind("a whole number, or auto", lambda v: type(v) is int or v == "auto")
-SHARE = Kind("a number in [0, 1) or max", lambda v: type(v) in (int, float, str))
-SHARES = Kind("a number in [0, 1) or max", lambda v: type(v) in (int, float, str, list), repeatable=True)
-SIZE = Kind("a size such as 8GiB or 40G", lambda v: type(v) in (int, float, str))
-FOLD = Kind(
-    "a whole number from 0 on, or all", lambda v: v == "all" or (type(v) is int and v >= 0) or str(v).isdecimal()
+from .option import (
+    COST,
+    FAR,
+    FOLD,
+    FROM,
+    NUMBER,
+    OUT,
+    RANK,
+    SHAPES,
+    SIZE,
+    SWITCH,
+    TEXT,
+    TEXTS,
+    WHAT,
+    WHOLE,
+    WHOLE_OR_AUTO,
+    option,
 )
-SHAPES = Kind("a shape", lambda v: True, repeatable=True)
+from .taken import Keywords
 
-
-# -- an option
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option, as the command line shows it. `flags` are in typer's form, the name first unless it is short."""
-
-    keyword: str  # in Python
-    default: Any
-    help: str
-    panel: str
-    kind: Kind
-    metavar: str | None
-    flags: tuple[str, ...]
-    says: str | None = None  # what the help gives as default, where it is not `default`
-    doc: str | None = None  # for Python, where the help speaks of the command line
-
-    @property
-    def flag(self) -> str:
-        return self.flags[-1]
-
-    @property
-    def key(self) -> str:
-        """Its name in a config file and in the values of a command: the flag's, with underscores."""
-        return self.flag.lstrip("-").replace("-", "_")
-
-
-def option(
-    default: Any,
-    panel: str,
-    help: str,
-    kind: Kind = TEXT,
-    metavar: str | None = None,
-    *flags: str,
-    says: str | None = None,
-    doc: str | None = None,
-) -> Any:
-    """A field of a group; without `flags` the flag is `--` and the field's name."""
-    about = {"help": help, "panel": panel, "kind": kind, "metavar": metavar, "flags": flags, "says": says, "doc": doc}
-    return dataclasses.field(default=default, metadata=about)
-
-
-def options_of(group: type) -> list[Option]:
-    """The options of a group, in order."""
-    found = []
-    for field in dataclasses.fields(group):
-        about = dict(field.metadata)
-        flags = about.pop("flags") or (f"--{field.name.strip('_').replace('_', '-')}",)
-        found.append(Option(field.name, field.default, flags=flags, **about))
-    return found
+MOST_THREADS = 4096
+LAMBDA = 11.0  # the paper's for ShapeNet; 15 for BraTS, 80 for UCF101
 
 
 # -- the groups
@@ -229,7 +160,23 @@ class StepOptions:
     time: bool = option(
         False, COST, "run the networks too, and say how fast they are: dense and slim turn by turn", SWITCH)  # fmt: skip
 
+    runtime: str = option(
+        "torch", COST, "what is timed, for --time, --resource latency and --budget latency=: torch, onnxruntime, openvino, "
+        "openvino-bf16, torch-channels-last, torch-bf16, tensorrt, cuda-graph", TEXT, "R")  # fmt: skip
+    threads: int | None = option(
+        None, COST, "of what is timed on a CPU", WHOLE, "N", says="as many as torch takes")  # fmt: skip
+
+    def check_timed(self, timed: bool, wanted: str) -> None:
+        """BadInput for a runtime or threads where nothing is timed; `wanted`: what would be."""
+        for name, value, usual in (("runtime", self.runtime, "torch"), ("threads", self.threads, None)):
+            if value != usual and not timed:
+                raise BadInput(
+                    f"{spelled(name, value)} is of what is timed, and nothing is; give {wanted}, or leave it out"
+                )
+
     def __post_init__(self) -> None:
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise BadInput(f"{spelled('threads', self.threads)}: give 1 or more")
         if self.batch_size is not None and self.batch_size < 1:
             raise BadInput(f"{spelled('batch_size', self.batch_size)}: give 1 or more samples")
 
@@ -264,102 +211,32 @@ class FitOptions:
             raise BadInput(f"{spelled('seeds', self.seeds)}: give 1 or more; each row is trained once a seed")
 
 
-def in_python(text: str) -> str:
-    """A help text with keywords in place of flags."""
-    names = {"--batch": "batches", "--batches": "batch_limit", "--model-arg": "model_args", "--loss-arg": "loss_args",
-             "--input": "inputs"}  # fmt: skip
-    text = re.sub(r"--[a-z][a-z-]*", lambda flag: f"`{names.get(flag[0], flag[0][2:].replace('-', '_'))}`", text)
-    return text.removesuffix(" (repeatable)")
+@dataclass(frozen=True, kw_only=True)
+class WhileTrainingOptions:
+    """When a `Pruner` removes units of a network that trains, and what follows it."""
 
+    every: int = option(30, FAR, "updates of the optimiser between two removals", WHOLE, "N")
+    units: float = option(
+        1, FAR, "how many units go each time; below 1, that share of the dense network's neurons", NUMBER, "N"
+    )
+    until: Any = option(0.5, FAR, 'a sparsity in (0, 1), or budgets: {"macs": "10%"}, ["params=1M"]', TEXTS, "X")
+    also: Any = option(
+        (), COST, "copies of the network that are cut with it: modules, or dicts of tensors by name", TEXTS, "C"
+    )
+    scaler: Any = option(None, COST, "the GradScaler of the loop, if it has one; it is only read", TEXT, "S")
+    verify: str = option(
+        "first", COST, "which removals are proved with numbers before they happen: first|every|never", TEXT, "W"
+    )
+    seed: int = option(0, RANK, "of the method random", WHOLE, "N")
 
-# -- groups as the keywords of a function
-
-Group = TypeVar("Group")
-Params = ParamSpec("Params")
-Result = TypeVar("Result")
-
-
-class Keywords:
-    """The options that a public function takes as keywords: those of its groups.
-
-        SCORE = Keywords(ModelOptions, GradientOptions)
-
-        @SCORE
-        def score(model, *, progress=silent, **options: Unpack[ScoreKeywords]):
-            chosen = SCORE.read(options)
-            chosen[ModelOptions].seed
-
-    `help()`, editors and `inspect.signature` then see every keyword; type checkers see them in `ranp_cli.api.keywords`.
-
-    Args:
-        groups: the groups, in the order of the help.
-        defaults: the defaults of this function, where they differ from the group's.
-    """
-
-    def __init__(self, *groups: type, **defaults: Any) -> None:
-        self.groups, self.defaults = groups, defaults
-        self.options = [
-            replace(each, default=defaults.get(each.keyword, each.default))
-            for group in groups
-            for each in options_of(group)
-        ]
-        self.names = [each.keyword for each in self.options]
-        self.known = list(self.names)  # and the function's own, once it is known
-
-    def __call__(self, function: Callable[Params, Result]) -> Callable[Params, Result]:
-        """Show the options in the signature of `function`, behind its own parameters and before `progress`."""
-        own = inspect.signature(function)
-        named = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        types = {field.name: field.type for group in self.groups for field in dataclasses.fields(group)}
-        added = [
-            inspect.Parameter(o.keyword, inspect.Parameter.KEYWORD_ONLY, default=o.default, annotation=types[o.keyword])
-            for o in self.options
-        ]
-        named.sort(key=lambda p: p.name == "progress")
-        at = len(named) - (named[-1].name == "progress")
-        vars(function)["__signature__"] = own.replace(parameters=[*named[:at], *added, *named[at:]])
-        self.known += [p.name for p in named]
-        function.__doc__ = self.documented(inspect.cleandoc(function.__doc__ or ""))
-        return function
-
-    def documented(self, text: str) -> str:
-        """A docstring with a line for each option that its `Args:` does not name yet."""
-        head, _, rest = text.partition("Args:\n")
-        block, gap, tail = rest.partition("\n\n")
-        described = {
-            name for line in re.findall(r"^    (\w[\w, ]*):", block, re.M) for name in line.replace(" ", "").split(",")
-        }
-        for each in self.options:
-            if each.keyword not in described:
-                block += f"\n    {each.keyword}: {each.doc or in_python(each.help)}{f' ({each.says} by default)' if each.says else ''}."
-        return f"{head}Args:\n{block}{gap}{tail}"
-
-    def read(self, given: Mapping[str, Any]) -> Chosen:
-        """The groups with the given options; TypeError for a keyword that there is not, with the nearest one."""
-        for name in given:
-            if name not in self.names:
-                raise TypeError(f"unexpected keyword '{name}'{nearest(name, self.known)}")
-        values = {**self.defaults, **given}
-        held = {}
-        for group in self.groups:
-            names = [field.name for field in dataclasses.fields(group)]
-            held[group] = group(**{name: values[name] for name in names if name in values})
-        return Chosen(held)
-
-
-class Chosen:
-    """The options of one call, by group: `chosen[ModelOptions].seed`."""
-
-    def __init__(self, held: Mapping[type, Any]) -> None:
-        self._held = held
-
-    def replaced(self, group: type, **values: Any) -> Chosen:
-        """The same options, but for some of one group."""
-        return Chosen({**self._held, group: replace(self._held[group], **values)})
-
-    def __getitem__(self, group: type[Group]) -> Group:
-        found: Group = self._held[group]
-        return found
+    def __post_init__(self) -> None:
+        if type(self.every) is not int or self.every < 1:
+            raise BadInput(f"{spelled('every', self.every)}: give a whole number of updates from 1 on")
+        units = self.units
+        if type(units) not in (int, float) or not 0 < units < 2**63 or (units > 1 and units != int(units)):
+            raise BadInput(
+                f"{spelled('units', units)}: give a whole number of units, or a share of all neurons below 1"
+            )
 
 
 # -- what each public function takes, beside its own parameters
@@ -369,3 +246,11 @@ PRUNE = Keywords(ModelOptions, GradientOptions, MethodOptions, LayerOptions, Inp
 REFINE = Keywords(ModelOptions, InputOptions)
 COMPARE = Keywords(FitOptions, ModelOptions, GradientOptions, LayerOptions, InputOptions, ProbeOptions)
 PROFILE = Keywords(ModelOptions, StepOptions)
+PRUNER = Keywords(
+    WhileTrainingOptions,
+    MethodOptions,
+    LayerOptions,
+    without=("latencies", "round_to"),
+    method="taylor",
+    resource="none",
+)

@@ -80,6 +80,7 @@ def profile(
     if tree and other is not None:
         raise BadInput(f"{spelled('tree', True)} shows one model: leave the second one out")
     step = chosen[StepOptions]
+    step.check_timed(step.time, spelled("time", True))
     dense = model if model is not None else next((each for each in (network, other) if is_dense(each)), None)
     counting = Counting(report, chosen[ModelOptions], step, tree, dense, trust)
     if (model is not None or trust) and not (is_slim(network) or is_slim(other)):
@@ -165,13 +166,15 @@ class Counting:
         """Write the time of a forward pass of each network, on the input of the first."""
         if not self.running:
             return
-        from ..costs.timing import Benchmark
+        from ..costs.runtime_names import runtime_of
+        from ..costs.timing import Benchmark, Ground
         from .session import choose_device
 
         models, examples = zip(*self.running, strict=True)
         with self.report.timing("time"):
             sample = examples[0].with_batch(self.step.batch_size or examples[0].samples)
-            stand = Benchmark(sample, choose_device(self.model.device))
+            device = choose_device(self.model.device)
+            stand = Benchmark(sample, Ground(device, runtime_of(self.step.runtime), self.step.threads))
             self.report.parts["speed"] = stand.speed(stand.forward(*models), *sides)
 
     def _slim_file(self, path: str, inputs: Any) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from ..core.errors import BadInput
 from ..core.spelling import Word, spelled
 from ..integrations.common import Choice, Project, Step
 from ..integrations.named import open_project
-from .options import Chosen, GradientOptions, ModelOptions, StepOptions
+from .options import GradientOptions, ModelOptions, StepOptions
+from .taken import Chosen
 
 
 def project_of(model: Any, options: ModelOptions) -> Project | None:

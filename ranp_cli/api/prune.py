@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from ..core.contexts import labels_on_cpu
@@ -15,7 +16,8 @@ from ..core.example import Example
 from ..core.spelling import spelled
 from ..costs.budget import costs_of
 from ..costs.memory import check_optimizer
-from ..costs.timing import Benchmark, Timings
+from ..costs.runtime_names import runtime_of
+from ..costs.timing import Benchmark, Ground, Timings
 from ..graph.graph import Graph
 from ..pruning.held_back import held_back, in_words, is_short
 from ..pruning.init import INITS
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
 
     from ..io.batches import Batches
     from .keywords import PruneKeywords
-    from .options import Chosen
+    from .taken import Chosen
 
 MUCH_LESS = 0.5  # a pruning that reaches less than this share of the sparsity asked for is an error
 
@@ -133,6 +135,7 @@ def prune(
 
     session = Session.open(Report("prune"), model, chosen[ModelOptions], project=project)
     session.report.read(batches=batches, scores=scores)
+    ground = ground_of(session.device, chosen, goal)
     costing = Costing.of(session, chosen[InputOptions].inputs, chosen[StepOptions])  # it may not take the input
     known_scores = None if scores is None else Scores.of(scores).check_network(session, chosen[MethodOptions].criterion)
     criterion = chosen[MethodOptions].criterion if known_scores is None else known_scores.criterion
@@ -148,9 +151,9 @@ def prune(
     graph.fix_layers(chosen[LayerOptions].keep, chosen[LayerOptions].only)
     keep_whole(graph, importance.not_ranked)
     if ranking.resource == "latency":
-        latencies = layer_seconds(session, graph, latencies, progress)
+        latencies = layer_seconds(session, graph, latencies, ground, progress)
     costing.use(graph)
-    stand = Benchmark(costing.sample, session.device) if chosen[StepOptions].time or goal.is_timed else None
+    stand = Benchmark(costing.sample, ground) if chosen[StepOptions].time or goal.is_timed else None
     settled, race = reach(goal, session, graph, ranking, importance.scores, costing, stand, progress)
 
     method = method_info(ranking, init, importance, score_init, chosen, latencies, goal)
@@ -197,6 +200,16 @@ def add_outcome(
     parts |= trainability(session, graph, selection, costing)
     parts["held_back"] = causes
     session.note(*less_than_asked(selection, mask, causes))
+
+
+def ground_of(device: torch.device, chosen: Chosen, goal: Goal) -> Ground:
+    """What is timed on; BadInput for a choice of it where nothing is timed."""
+    step, method = chosen[StepOptions], chosen[MethodOptions]
+    step.check_timed(
+        step.time or goal.is_timed or (method.resource == "latency" and method.latencies is None),
+        f"{spelled('time', True)}, {spelled('resource', 'latency')} or {spelled('budget', 'latency=20ms')}",
+    )
+    return Ground(device, runtime_of(step.runtime), step.threads)
 
 
 def add_speed(session: Session, slim: nn.Module, stand: Benchmark | None, race: Timings | None, training: bool) -> None:

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from ..api.options import FROM, OUT, PANELS, PRUNE, SWITCH, TEXT, TEXTS, Option
+from ..api.option import FROM, OUT, PANELS, SWITCH, TEXT, TEXTS, Option
+from ..api.options import PRUNE
 
 MODEL = "file.py:Name, package.module:Name, a TorchScript file, nnU-Net's plans (a file, or DATASET:CONFIGURATION), or a bundle of MONAI's: code, which runs"
 

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
-from ..api.options import COST, COUNT, FAR, FROM, OUT, PROFILE, PRUNE, REFINE, SCORE, SHARE, SIZE, SWITCH, TEXTS, WHAT
+from ..api.option import COST, COUNT, FAR, FROM, OUT, SHARE, SIZE, SWITCH, TEXTS, WHAT
+from ..api.options import PROFILE, PRUNE, REFINE, SCORE
 from ..core.atomic import what_was_written, written
 from ..core.errors import (
     GateExceeded,

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..api.options import COMPARE, FAR, OUT, RANK, SHARES, TEXTS, WHAT
+from ..api.option import FAR, OUT, RANK, SHARES, TEXTS, WHAT
+from ..api.options import COMPARE
 from ..core.errors import BadInput, FitsInterrupted, Stopped
 from .arguments import BATCH, CONFIG, JSON, MODEL, PLOT, QUIET, Argument, Command, own
 from .invocation import Run

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..api.options import PRUNE, Option
+from ..api.option import Option
+from ..api.options import PRUNE
 from ..core.spelling import UNSAID, literal
 from .arguments import BATCH
 

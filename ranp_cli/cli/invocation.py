@@ -12,7 +12,7 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-from ..api.options import SHAPES, TEXT, TEXTS, Kind
+from ..api.option import SHAPES, TEXT, TEXTS, Kind
 from ..core.atomic import check_output, strict, together, what_was_written, write_atomic
 from ..core.documents import shown
 from ..core.errors import BadInput, Stopped

@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from ..core.contexts import labels_on_cpu, seeded
 from ..core.copies import copy_on
-from ..core.errors import USER_EXCEPTIONS, BadInput, in_words
+from ..core.errors import USER_EXCEPTIONS, BadInput, VerificationFailed, in_words
 from ..core.example import Example
 from ..core.spelling import spelled
-from ..core.tensors import map_tensors
+from ..core.tensors import map_tensors, tensors_in
 from ..graph.graph import Layer
 from .memory import plain_loss
+from .runtimes import Run, Runtime, Torch, difference, on_threads
 
 T = TypeVar("T")
 Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], Any]]]
@@ -34,6 +35,7 @@ WARM, WARM_SECONDS = 3, 1.0  # runs of a network that do not count
 STEPS = 12  # networks that a search for a budget times, before it makes sure
 SECOND_LOOKS = 4  # at larger ones, when the network found is far from the limit
 CLOSE = 0.1  # a time so close to the limit is taken again
+EXACT = 1e-3  # of the output's scale, how far a runtime's outputs in fp32 may be from the module's
 
 
 def once(work: Callable[[], Any], device: torch.device) -> float:
@@ -52,9 +54,19 @@ def once(work: Callable[[], Any], device: torch.device) -> float:
         return first.elapsed_time(last) / 1000
 
 
-def place(device: torch.device) -> dict[str, Any]:
-    """What a measurement was made on."""
-    return {"device": str(device), "threads": torch.get_num_threads()}
+@dataclass(frozen=True)
+class Ground:
+    """What is measured on: a device, a runtime, and how many threads (None: as many as torch has)."""
+
+    device: torch.device
+    runtime: Runtime = field(default_factory=Torch)
+    threads: int | None = None
+
+    def about(self) -> dict[str, Any]:
+        """As the report and the mask have it; torch itself is not named in the mask of what was measured before there were others."""
+        with on_threads(self.threads) as threads:
+            known = {"device": str(self.device), "threads": threads}
+        return known if self.runtime.name == "torch" else {**known, "runtime": self.runtime.name}
 
 
 # -- layers
@@ -66,13 +78,27 @@ class LayerOp:
 
     name: str
     call: Any  # (func, args, kwargs), with tensors on meta
+    run: Run | None = None  # in another runtime than torch
 
     def on(self, device: torch.device) -> LayerOp:
         """The same with tensors on `device`."""
         func, *arguments = self.call
         return LayerOp(self.name, (func, *map_tensors(arguments, lambda t: random_like(t, device))))
 
+    def inside(self, ground: Ground) -> LayerOp:
+        """The same, ready to run there."""
+        op = self.on(ground.device)
+        if ground.runtime.name == "torch":
+            return op
+        func, args, kwargs = op.call
+        at = INPUT_AT.get(func.overloadpacket, 0)
+        network = OpNetwork(func, args, kwargs, at)
+        with on_threads(ground.threads) as threads:
+            return replace(op, run=ground.runtime.prepare(network, Example((args[at],)), ground.device, threads))
+
     def __call__(self) -> Any:
+        if self.run is not None:
+            return self.run()
         func, args, kwargs = self.call
         return func(*args, **kwargs)
 
@@ -82,6 +108,33 @@ class LayerOp:
         return f"{func} {map_tensors(arguments, lambda t: (tuple(t.shape), t.stride(), t.dtype))}"
 
 
+INPUT_AT = {  # which argument of an op is the input; the first one of the others
+    torch.ops.aten.addmm: 1,
+    torch.ops.aten.baddbmm: 1,
+}
+
+
+class OpNetwork(nn.Module):
+    """An op as a network: one argument is its input, its other tensors are weights, which a runtime may turn round first."""
+
+    def __init__(self, func: Any, args: Any, kwargs: Any, at: int) -> None:
+        super().__init__()
+        self.func, self.given, self.named, self.at = func, list(args), kwargs, at
+        self.weights = nn.ParameterList(
+            nn.Parameter(t, requires_grad=False)
+            for t in tensors_in([a for k, a in enumerate(args) if k != at])
+            if t.is_floating_point()
+        )
+
+    def forward(self, x: Tensor) -> Any:
+        held = iter(self.weights)
+        args = [
+            x if k == self.at else map_tensors(a, lambda t: next(held) if t.is_floating_point() else t)
+            for k, a in enumerate(self.given)
+        ]
+        return self.func(*args, **self.named)
+
+
 def random_like(t: Tensor, device: torch.device) -> Tensor:
     """Seeded Gaussian noise of the shape, strides and dtype of `t`; zeros where its dtype has no fractions."""
     made = torch.empty_like(t, device=device)
@@ -89,7 +142,7 @@ def random_like(t: Tensor, device: torch.device) -> Tensor:
 
 
 @labels_on_cpu
-def time_layers(layers: Sequence[Layer], device: torch.device, progress: Progress) -> None:
+def time_layers(layers: Sequence[Layer], ground: Ground | torch.device, progress: Progress) -> None:
     """Set `seconds` of every layer: the time of its own op on one sample in inference, its uses added up.
 
     It is the median of a few runs, in the best of several rounds over all layers: what else the machine does only ever
@@ -100,21 +153,37 @@ def time_layers(layers: Sequence[Layer], device: torch.device, progress: Progres
         for call, _ in layer.calls:
             op = LayerOp(layer.name, call)
             ops.setdefault(op.key, op)
+    seconds = time_ops(ops, ground if isinstance(ground, Ground) else Ground(ground), progress)
+    for layer in layers:
+        layer.seconds = sum(seconds[LayerOp("", call).key] * share for call, share in layer.calls)
+
+
+def time_ops(ops: Mapping[str, LayerOp], ground: Ground, progress: Progress, rounds: int = 0) -> dict[str, float]:
+    """Key -> seconds of each op: the median of a few runs, in the best of several rounds over all ops.
+
+    Ops of torch are made anew for each run of a round; those of other runtimes are made ready once.
+    """
     seen: dict[str, list[float]] = {key: [] for key in ops}
-    with progress("timing layers", ROUNDS * len(ops)) as advance, torch.no_grad():
-        for _ in range(ROUNDS):
+    ready: dict[str, LayerOp] = {}
+    rounds = rounds or ROUNDS
+    with progress("timing layers", rounds * len(ops)) as advance, torch.no_grad(), on_threads(ground.threads):
+        for _ in range(rounds):
             for key, op in ops.items():
                 try:
-                    seen[key].append(statistics.median(burst(op.on(device), device)))
+                    prepared = ready.get(key) or op.inside(ground)
+                    if prepared.run is not None:
+                        ready[key] = prepared
+                    seen[key].append(statistics.median(burst(prepared, ground.device)))
+                except BadInput:
+                    raise
                 except USER_EXCEPTIONS as error:
                     text = " ".join(str(error).split())[:200]
                     raise BadInput(
-                        f"layer {op.name} cannot be timed on {device}: {type(error).__name__}: {text}; "
+                        f"layer {op.name} cannot be timed on {ground.device}: {type(error).__name__}: {text}; "
                         f"give another {spelled('resource')}, or {spelled('latencies')} of a machine that runs it"
                     ) from error
                 advance()
-    for layer in layers:
-        layer.seconds = sum(min(seen[LayerOp("", call).key]) * share for call, share in layer.calls)
+    return {key: min(times) for key, times in seen.items()}
 
 
 def burst(op: LayerOp, device: torch.device) -> list[float]:
@@ -144,12 +213,16 @@ def use_latencies(layers: Sequence[Layer], given: Mapping[str, Any]) -> None:
 
 @dataclass
 class Forward:
-    """A forward pass in inference."""
+    """A forward pass in inference; `run` does it in another runtime than torch."""
 
     module: nn.Module
     example: Example
+    run: Run | None = None
 
     def __call__(self) -> None:
+        if self.run is not None:
+            self.run()
+            return
         with torch.no_grad():
             self.module(*self.example.args, **self.example.kwargs)
 
@@ -212,32 +285,68 @@ def warm(work: Work, device: torch.device) -> None:
 
 
 class Benchmark:
-    """Where networks are timed on the same input: that of `example`, noise where it has no numbers."""
+    """Where networks are timed on the same input: that of `example`, noise where it has no numbers.
 
-    def __init__(self, example: Example, device: torch.device) -> None:
+    Forward passes run in the runtime of the `ground`; a training step is torch's in any case.
+    """
+
+    def __init__(self, example: Example, ground: Ground | torch.device) -> None:
+        self.ground = ground if isinstance(ground, Ground) else Ground(ground)
+        device = self.device = self.ground.device
+
         def real(t: Tensor) -> Tensor:
             return random_like(t, device) if t.device.type == "meta" else t.detach().to(device)
 
-        self.device = device
         self.example = Example(*map_tensors((example.args, example.kwargs), real))
+        self.error = 0.0  # the furthest that outputs of the runtime were from the module's, of their scale
+        self._first: tuple[nn.Module, Forward] | None = None  # the dense network, which every race has again
 
     def forward(self, *models: nn.Module, sure: bool = True) -> Timings:
-        return race(
-            [Forward(copy_on(m, self.device, dict(m.named_parameters())).eval(), self.example) for m in models],
-            self.device,
-            sure,
-        )
+        with on_threads(self.ground.threads) as threads:
+            return race([self._ready(m, threads, m is models[0]) for m in models], self.device, sure)
+
+    def _ready(self, model: nn.Module, threads: int, first: bool) -> Forward:
+        if self._first is not None and self._first[0] is model:
+            return self._first[1]
+        copy = copy_on(model, self.device, dict(model.named_parameters())).eval()
+        work = Forward(copy, self.example)
+        runtime = self.ground.runtime
+        if runtime.name != "torch":
+            try:
+                work.run = runtime.prepare(copy, self.example, self.device, threads)
+                outputs = work.run()
+            except BadInput:
+                raise
+            except USER_EXCEPTIONS as error:
+                raise BadInput(
+                    f"{spelled('runtime', runtime.name)} does not run this network: {in_words(error)}; give {spelled('runtime', 'torch')}"
+                ) from error
+            plain = copy_on(model, self.device, dict(model.named_parameters())).eval()
+            far = difference(plain, self.example, outputs)
+            self.error = max(self.error, far)
+            if runtime.exact and not far <= EXACT:
+                raise VerificationFailed(
+                    f"{spelled('runtime', runtime.name)} computes something else than the network: its outputs differ by {far:.1e} "
+                    f"of their scale, where {EXACT:.0e} is allowed; give {spelled('runtime', 'torch')}"
+                )
+            if first:
+                self._first = model, work
+        return work
 
     def step(self, *models: nn.Module) -> Timings:
-        return race(
-            [Step(copy_on(m, self.device, dict(m.named_parameters())).train(), self.example) for m in models],
-            self.device,
-        )
+        with on_threads(self.ground.threads):
+            return race(
+                [Step(copy_on(m, self.device, dict(m.named_parameters())).train(), self.example) for m in models],
+                self.device,
+            )
 
     def speed(self, found: Timings, *sides: str) -> dict[str, Any]:
         """The `speed` of the report; `sides` names the networks "before" or "after"."""
-        about = {**place(self.device), "samples": self.example.samples, "repeats": found.repeats}
-        return about | times(found, sides)
+        runtime = self.ground.runtime
+        about = {**self.ground.about(), "runtime": runtime.name, "runtime_version": runtime.version()}
+        if runtime.name != "torch":
+            about["max_rel_error"] = self.error
+        return about | {"samples": self.example.samples, "repeats": found.repeats} | times(found, sides)
 
     def pair(
         self, model: nn.Module, slim: nn.Module, found: Timings | None, macs: Sequence[int], training: bool

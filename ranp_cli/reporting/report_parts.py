@@ -198,8 +198,11 @@ class Speed(TypedDict):
 
     device: str
     threads: int
+    runtime: NotRequired[str]
+    runtime_version: NotRequired[str]
     samples: int
     repeats: int
+    max_rel_error: NotRequired[float]  # of the runtime's outputs, against torch's in fp32
     before_s: NotRequired[float]
     after_s: NotRequired[float]
     speedup: NotRequired[float]
@@ -209,6 +212,27 @@ class Speed(TypedDict):
     train_after_s: NotRequired[float]
     train_speedup: NotRequired[float]
     train_error: NotRequired[str]
+
+
+class Round(TypedDict):
+    """One removal of units, and the network after it. `loss` is the mean over the updates since the last one."""
+
+    updates: int
+    units: int
+    removed: int
+    neurons: int
+    params: int
+    macs: int
+    loss: NotRequired[Number]
+    metric: NotRequired[Number]
+    layers: dict[str, int]
+
+
+class Loop(TypedDict):
+    """What pruning in rounds cost: updates, and as many of the dense network as have the same multiply-adds."""
+
+    updates: int
+    dense_updates: float
 
 
 class BudgetRow(TypedDict):

@@ -17,6 +17,7 @@ from .report_parts import (
     FollowedCount,
     HeldBack,
     LayerRow,
+    Loop,
     Model,
     ModuleRow,
     Narrowest,
@@ -26,6 +27,7 @@ from .report_parts import (
     Probe,
     Reason,
     Reduction,
+    Round,
     Scoring,
     Sides,
     Sparsity,
@@ -135,6 +137,8 @@ class ReportDocument(TypedDict):
     memory: NotRequired[Sides]
     speed: NotRequired[Speed]
     budget: NotRequired[list[BudgetRow]]
+    rounds: NotRequired[list[Round]]
+    loop: NotRequired[Loop]
     verified: NotRequired[Verified]
     layers: NotRequired[list[LayerRow]]
     modules: NotRequired[list[ModuleRow]]

@@ -36,7 +36,8 @@ def conditions(speed: Mapping[str, Any]) -> str:
     """`cpu, 2 threads, batch of 1, medians of 30 and 12 runs`."""
     runs = dict.fromkeys(str(speed[key]) for key in ("repeats", "train_repeats") if key in speed)
     threads = f"{speed['threads']}{JOINED}thread{'s' * (speed['threads'] != 1)}"
-    return f"{speed['device']}, {threads}, batch of {speed['samples']}, medians of {' and '.join(runs)} runs"
+    runtime = "" if speed.get("runtime", "torch") == "torch" else f"{speed['runtime']} {speed['runtime_version']}, "
+    return f"{runtime}{speed['device']}, {threads}, batch of {speed['samples']}, medians of {' and '.join(runs)} runs"
 
 
 def duration(value: float) -> str:

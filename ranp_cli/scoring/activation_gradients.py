@@ -60,12 +60,7 @@ class ActivationGradientCollector(GradientCollector):
     def see(self, place: Place, out: Tensor) -> Tensor:
         """Note a post-activation; what the network goes on with: itself, or times a mask of ones."""
         k = place.layer
-        if any(c.of_values for c in self.criteria):
-            moments = Moments.of(out.detach(), place.axis)
-            if place.neurons is not None:
-                moments = moments.among(self.sizes[k], place.neurons.to(out.device))
-            old = self.moments[k]
-            self.moments[k] = moments if old is None else old + moments
+        self.note_values(place, out)
         if not any(c.of_masks for c in self.criteria):
             return out
         if is_checkpointed():
@@ -77,6 +72,16 @@ class ActivationGradientCollector(GradientCollector):
         mask = torch.ones(size, dtype=out.dtype, device=out.device, requires_grad=True)
         self.masks[k].append(Mask(mask, out.numel() // (size[0] * size[1]), place.neurons))
         return out * mask.view([n if a in (0, place.axis) else 1 for a, n in enumerate(out.shape)])
+
+    def note_values(self, place: Place, out: Tensor) -> None:
+        """Add a post-activation to what the criteria of values want to know of it."""
+        if not any(c.of_values for c in self.criteria):
+            return
+        moments = Moments.of(out.detach(), place.axis)
+        if place.neurons is not None:
+            moments = moments.among(self.sizes[place.layer], place.neurons.to(out.device))
+        old = self.moments[place.layer]
+        self.moments[place.layer] = moments if old is None else old + moments
 
     def why_none(self, k: int) -> str:
         return NO_GRADIENT if k in self.placed else NO_ACTIVATION

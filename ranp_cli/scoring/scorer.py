@@ -75,6 +75,19 @@ def score_shapes(graph: Graph, criterion: Criterion) -> list[tuple[int, ...]]:
     return [(n,) for n in graph.sizes]
 
 
+def check_setup(model: nn.Module, device: torch.device, way: GradientSetup, twice: str | None) -> None:
+    """BadInput for settings that do not go together; `twice`: a criterion that differentiates twice."""
+    if twice and way.low_memory:
+        raise BadInput(
+            f"criterion '{twice}' takes second derivatives, which need all activations kept; leave out "
+            f"{spelled('low_memory', True)} and {spelled('memory_limit')}, or use taylor"
+        )
+    if way.precision in ("bf16", "fp16", "auto") and device.type == "cpu" and isinstance(model, torch.jit.ScriptModule):
+        raise BadInput(
+            f"{spelled('precision', way.precision)} needs the Python model on a CPU; leave it out for TorchScript"
+        )
+
+
 class Scorer:
     """A twin of the model at work, and what is gathered from each of its passes."""
 
@@ -92,11 +105,7 @@ class Scorer:
         self.by_backward = any(c.needs_gradients and c.reduce != "curvature" for c in criteria)
         self.needs_loss = any(c.needs_gradients for c in criteria)
         self.twice = next((c.name for c in criteria if c.reduce == "curvature"), None)
-        if self.twice and way.low_memory:
-            raise BadInput(
-                f"criterion '{self.twice}' takes second derivatives, which need all activations kept; leave out "
-                f"{spelled('low_memory', True)} and {spelled('memory_limit')}, or use taylor"
-            )
+        check_setup(model, device, way, self.twice)
         self.zeros = find_zeros(model, graph)
         self.unproved = bool(self.zeros.last)  # whether a gradient gets past the last layers
         way.facts.update(self.zeros.facts(graph))
@@ -104,14 +113,6 @@ class Scorer:
         self.zeros.replace_in(twin, seed)
         self.twin = cast(twin, way.precision)
         self.state = ModuleSnapshot(self.twin, model, graph.written)
-        if (
-            way.precision in ("bf16", "fp16", "auto")
-            and device.type == "cpu"
-            and isinstance(model, torch.jit.ScriptModule)
-        ):
-            raise BadInput(
-                f"{spelled('precision', way.precision)} needs the Python model on a CPU; leave it out for TorchScript"
-            )
         self.weights = dict(named_tensors(self.twin))
         self.precision = "model" if way.precision == "auto" else way.precision
         self.doubt: PreparedBatch | None = None  # the mini-batch on which `auto` is to compare bf16 with fp32

@@ -127,7 +127,10 @@ class WeightGradientCollector(GradientCollector):
     def _take(self, p: Tensor, ks: list[int]) -> None:
         assert p.grad is not None
         g, p.grad = p.grad, None
-        g = (g.float() if g.dtype in HALVES else g).mul_(p.detach().conj())
+        self.add((g.float() if g.dtype in HALVES else g).mul_(p.detach().conj()), ks)
+
+    def add(self, g: Tensor, ks: list[int]) -> None:
+        """Add g = w * dL/dw, which is overwritten, to the mini-batch at hand, for the layers `ks` that have this weight."""
         if g.is_complex():  # the derivative by a real mask
             g = g.real.clone()
         if self.scale != 1:

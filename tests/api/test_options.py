@@ -12,6 +12,7 @@ from torch import nn
 
 import ranp_cli as ranp
 from ranp_cli.api import keyword_types, options
+from ranp_cli.api.option import PANELS
 from ranp_cli.cli.arguments import Command, name_of
 from ranp_cli.cli.commands import PROFILE_COMMAND, PRUNE_COMMAND, REFINE_COMMAND, SCORE_COMMAND
 from ranp_cli.cli.compare_command import COMPARE_COMMAND
@@ -57,7 +58,7 @@ def test_every_function_has_an_example_that_runs(name):
         assert doctest.DocTestRunner().run(test).failed == 0
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_parameter_has_a_flag(name):
     command: Command = COMMANDS[name]
     known = {option.keyword for option in command.library} | {argument.name for argument in command.arguments}
@@ -71,7 +72,7 @@ def test_every_parameter_has_a_flag(name):
 def test_each_option_stands_once_and_in_a_panel(name):
     names = [name_of(option) for option in COMMANDS[name].options]
     assert len(set(names)) == len(names)
-    assert {option.panel for option in COMMANDS[name].options} <= set(options.PANELS)
+    assert {option.panel for option in COMMANDS[name].options} <= set(PANELS)
 
 
 def test_the_types_for_type_checkers_are_those_of_the_options():

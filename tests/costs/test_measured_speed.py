@@ -53,7 +53,7 @@ def test_speed_is_reported_with_what_it_was_measured_on(clock):
     clock(lambda work: weights(work) * (3 if isinstance(work, timing.Step) else 1))
     report = ranp.prune(net(), batch(), sparsity=0.5, time=True, batch_size=3).report.to_dict()
     speed, before, after = report["speed"], report["before"]["params"], report["after"]["params"]
-    assert set(speed) == {"device", "threads", "samples", "repeats", "before_s", "after_s", "speedup", "theoretical_speedup",
+    assert set(speed) == {"device", "threads", "runtime", "runtime_version", "samples", "repeats", "before_s", "after_s", "speedup", "theoretical_speedup",
                           "train_repeats", "train_before_s", "train_after_s", "train_speedup"}  # fmt: skip
     assert (speed["device"], speed["threads"], speed["samples"]) == ("cpu", torch.get_num_threads(), 3)
     assert (speed["before_s"], speed["after_s"]) == pytest.approx((before * 1e-6, after * 1e-6))

@@ -14,6 +14,7 @@ from ...core.contexts import labels_on_cpu, seeded
 from ...core.errors import BadInput
 from ...core.example import Example, as_example
 from ...core.spelling import Word, spelled
+from ...costs.timing import Ground
 from ...graph.analyse import cost_of, trace_costs
 from ...graph.graph import Graph, TraceResult
 from ...io.batches import Batches
@@ -26,10 +27,11 @@ from ...scoring.scorer import Importance
 from ...scoring.zero_scores import whole_layers
 from ..importances import gradient_setup, importances
 from ..layer_times import layer_seconds
-from ..options import Chosen, GradientOptions, InputOptions, LayerOptions, ModelOptions
+from ..options import GradientOptions, InputOptions, LayerOptions, ModelOptions
 from ..ranking import agreement_of
 from ..session import Progress, Session, first_batch
 from ..settle import settle
+from ..taken import Chosen
 from .rows import Entry, Level, Table, shuffled
 
 
@@ -153,7 +155,9 @@ class Bench:
             )
         self.graph.fix_layers(subject.options[LayerOptions].keep, subject.options[LayerOptions].only)
         if any(ranking.resource == "latency" for ranking in rankings):
-            subject.seconds = layer_seconds(self.session, self.graph, subject.seconds, progress)
+            subject.seconds = layer_seconds(
+                self.session, self.graph, subject.seconds, Ground(self.session.device), progress
+            )
 
     def full(self, name: str) -> Cut:
         row = {

@@ -23,7 +23,6 @@ from .export_check import (
     first_words,
     most_dynamic,
     outputs_of,
-    silence,
     trials,
 )
 
@@ -129,6 +128,8 @@ def _axes(program: ExportedProgram, names: Sequence[Any]) -> list[tuple[str, lis
 def _verify(made: _File, twin: ExportCandidate) -> dict[str, Any]:
     """Read the bytes back, run what they hold, and compare."""
     import torch
+
+    from ...core.silence import silence
 
     tried = trials(twin, list(made.inputs.values()))
     with silence():

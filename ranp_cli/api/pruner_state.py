@@ -1,0 +1,47 @@
+"""The state of a Pruner, as `state_dict` gives it and a file may have changed it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..core.documents import check_form, shown
+from ..core.errors import BadInput
+
+FORMAT = "ranp-pruner"
+WRITE = "give what state_dict() of a Pruner returned"
+FORM = {
+    "method": {"name": str},
+    "kept": {str: object}, "held": {str: {str: [int]}}, "attributes": {str: {str: object}}, "verified": {str: object},
+    "sums": {str: {"high": object, "low": object}}, "losses": [float], "removals": [{str: object}],
+}  # fmt: skip
+NUMBERS = ("updates", "since", "batches")
+
+
+def checked_state(state: Any, fingerprint: str, method: Mapping[str, Any]) -> dict[str, Any]:
+    """The state, with kept indices as lists; BadInput where it is none, or of another network or method."""
+    if not isinstance(state, Mapping) or state.get("format") != FORMAT or state.get("version") != 1:
+        raise BadInput(f"this is no state of a Pruner, but {shown(state)}; {WRITE}")
+    if state.get("fingerprint") != fingerprint:
+        raise BadInput(
+            "the state is of a Pruner of another network: its parameters differ; give the dense network that it was made of"
+        )
+    check_form({key: state.get(key) for key in FORM}, FORM, "the Pruner's state", WRITE)
+    if dict(state["method"]) != dict(method):
+        raise BadInput(
+            f"the state is of a Pruner with the method {shown(state['method'].get('name'))}, or of other settings of it; make the "
+            "Pruner with the same ones"
+        )
+    for key in NUMBERS:
+        if type(state.get(key)) is not int or state[key] < 0:
+            raise BadInput(f"'{key}' of the Pruner's state is {shown(state.get(key))}; {WRITE}")
+    kept = {name: _indices(name, t) for name, t in state["kept"].items()}
+    return {**state, "kept": kept, "finished": bool(state.get("finished")), "spent": float(state.get("spent", 0.0))}
+
+
+def _indices(name: str, t: Any) -> list[int]:
+    if not isinstance(t, torch.Tensor) or t.dtype != torch.int64 or t.ndim != 1:
+        raise BadInput(f"'kept' of the Pruner's state has no indices of {name[-80:]}; {WRITE}")
+    return [int(i) for i in t]
