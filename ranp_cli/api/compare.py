@@ -20,7 +20,16 @@ from .comparison.over_seeds import joined, mark_best
 from .comparison.result import Comparison
 from .comparison.rows import DEFAULT, Table, table_of
 from .comparison.training import Fit, Training
-from .options import COMPARE, FitOptions, GradientOptions, InputOptions, LayerOptions, ModelOptions, ProbeOptions
+from .options import (
+    COMPARE,
+    LAMBDA,
+    FitOptions,
+    GradientOptions,
+    InputOptions,
+    LayerOptions,
+    ModelOptions,
+    ProbeOptions,
+)
 from .probe import Probing
 from .session import Progress, check_choices, silent
 
@@ -189,7 +198,8 @@ def header(bench: Bench, fit: str, init: str) -> dict[str, Any]:
         "--ignore-index": gradients.ignore_index,
         "--score-init": gradients.score_init,
         "--precision": gradients.precision,
-        "--lambda": layers.lambda_,
+        "--lambda": LAMBDA if layers.lambda_ is None else layers.lambda_,
+        **({} if layers.resource_term == "layer" else {"--resource-term": layers.resource_term}),
         "--min-neurons": layers.min_neurons,
         "--keep": list(layers.keep),
         "--only": list(layers.only),

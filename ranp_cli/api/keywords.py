@@ -43,7 +43,8 @@ class MethodKeywords(TypedDict, total=False):
 
 
 class LayerKeywords(TypedDict, total=False):
-    lambda_: float
+    lambda_: float | None
+    resource_term: str
     min_neurons: int | str
     keep: Sequence[str]
     only: Sequence[str]

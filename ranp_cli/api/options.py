@@ -37,6 +37,7 @@ from .taken import Keywords
 
 MOST_THREADS = 4096
 LAMBDA = 11.0  # the paper's for ShapeNet; 15 for BraTS, 80 for UCF101
+UNIT_LAMBDA = 1.0  # a unit of average score and average cost is then worth nothing
 
 
 # -- the groups
@@ -125,7 +126,11 @@ class MethodOptions:
 class LayerOptions:
     """What holds for every layer, whatever the method."""
 
-    lambda_: float = option(LAMBDA, RANK, "weight of the resource", NUMBER, "X")
+    lambda_: float | None = option(
+        None, RANK, "weight of the resource", NUMBER, "X", says=f"{LAMBDA:g}, and {UNIT_LAMBDA:g} with --resource-term unit")  # fmt: skip
+    resource_term: str = option(
+        "layer", RANK, "layer: scores times a factor of the layer's whole cost (eq. 10); unit: less lambda times what the "
+        "unit's removal saves now", TEXT, "layer|unit")  # fmt: skip
     min_neurons: int | str = option(
         "auto", FAR, "each layer keeps its best N; 1: the paper's rule", WHOLE_OR_AUTO, "N|auto")  # fmt: skip
     keep: Sequence[str] = option((), FAR, "layers never pruned (repeatable)", TEXTS, "GLOB")

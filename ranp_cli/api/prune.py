@@ -89,6 +89,9 @@ def prune(
             measured on `device`, so it is never the same twice.
         latencies: what was measured before, instead: a mask made so, its path, or `{layer: seconds}`.
         lambda_: weight of the resource term; 11 ShapeNet, 15 BraTS, 80 UCF101.
+        resource_term: `layer`, a factor on the scores of a layer by its whole cost (eq. 10), or `unit`: the unit of the lowest
+            score - lambda * cost goes first, its cost being what its removal saves now, and the costs are taken anew.
+            Scores and costs are divided by their means, so `lambda_` (1 by default) has one meaning for all networks.
         method: `ranp`, `weighted`, `vanilla`, `random`, `layerwise`, `flat`, `snip` (the share is then one of weights), `taylor`,
             `magnitude`, `activation`, `weight` or `obd`.
         criterion: as for `score`; by default the one that the method goes by.

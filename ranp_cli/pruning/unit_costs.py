@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +47,15 @@ class Axis:
         return len(left), np.where(most == least, most, STAYS)
 
 
+class Steps(NamedTuple):
+    """The sizes of a term, and what each unit would take from them: rows of `kinds`, by the number in `kind`."""
+
+    sizes: np.ndarray
+    units: np.ndarray
+    kinds: np.ndarray
+    kind: np.ndarray
+
+
 @dataclass
 class Term:
     """A part of a network's cost: `cost` of the sizes of some tensors, one number an axis."""
@@ -60,11 +69,32 @@ class Term:
     def touches(self) -> np.ndarray:
         """The units along its axes."""
         found = np.unique(np.concatenate([axis.units.ravel() for axis in self.axes])) if self.axes else np.empty(0, int)
-        return found[found != STAYS]
+        result: np.ndarray = found[found != STAYS]
+        return result
+
+    @cached_property
+    def steps(self) -> Steps | None:
+        """What each unit takes from the sizes, whatever else is gone; None where several units share an index."""
+        if any(axis.units.shape[1] > 1 for axis in self.axes):
+            return None
+        return self._steps(np.ones(1 + max((int(axis.units.max()) for axis in self.axes), default=0), dtype=bool))
 
     def savings(self, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The units whose removal makes it cheaper, and by how much."""
-        sizes = list(self.sizes)
+        if self.steps is None:
+            steps = self._steps(there)
+            sizes, alive = steps.sizes, np.ones(len(steps.units), dtype=bool)
+        else:
+            steps = self.steps
+            alive = there[steps.units]
+            gone = np.bincount(steps.kind[~alive], minlength=len(steps.kinds))
+            sizes = steps.sizes - gone @ steps.kinds
+        whole = self._at(tuple(sizes.tolist()))
+        saved = np.array([whole - self._at(tuple(np.maximum(sizes - less, 0).tolist())) for less in steps.kinds])
+        return steps.units[alive], saved[steps.kind[alive]] if len(saved) else np.empty(0)
+
+    def _steps(self, there: np.ndarray) -> Steps:
+        sizes = np.array(self.sizes, dtype=np.int64)
         gone = []
         for axis in self.axes:
             sizes[axis.place], last = axis.look(there)
@@ -73,10 +103,8 @@ class Term:
         less = np.zeros((len(units), len(sizes)), dtype=np.int64)
         for place, u, count in gone:
             less[np.searchsorted(units, u), place] = count
-        whole = self._at(tuple(sizes))
         kinds, kind = np.unique(less, axis=0, return_inverse=True)
-        saved = np.array([whole - self._at(tuple((np.array(sizes) - k).tolist())) for k in kinds])
-        return units, saved[kind.reshape(-1)] if len(units) else np.empty(0)
+        return Steps(sizes, units, kinds, kind.reshape(-1))
 
     def _at(self, sizes: Sizes) -> float:
         if sizes not in self.known:

@@ -103,6 +103,7 @@ class CompareRow(CutRow):
     method: str
     criterion: NotRequired[str]
     resource: NotRequired[str]
+    resource_term: NotRequired[str]
     # the weight of the resource has the key `lambda`, see `KEYS_OF_PYTHON`
     accuracy: NotRequired[Accuracy]
     seeds: NotRequired[list[SeedRow]]

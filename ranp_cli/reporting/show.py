@@ -135,7 +135,7 @@ def _headline(report: Report, page: Terminal) -> list[Text]:
         [path for path, file in report.get("outputs", {}).items() if "next" in file or not path.endswith(".json")],
     )
     details = [str(method[key]) for key in ("name", "criterion") if method.get(key) is not None]
-    terms = [(key, method.get(key)) for key in ("resource", "lambda", "seed")]
+    terms = [(key, method.get(key)) for key in ("resource", "resource_term", "lambda", "seed")]
     details += [f"{key}{JOINED}{plain_text(value)}" for key, value in terms if value is not None]
     name = model_name(report)
     text = f" {name}" * bool(name) + f"  {page.glyphs.arrow}  {', '.join(outputs)}" * bool(outputs)

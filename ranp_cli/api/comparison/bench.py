@@ -189,7 +189,7 @@ class Bench:
             kept = [int(k.sum()) for k in graph.by_layer(settled.selection.keep[graph.unit])]
             after = self.counts(settled.model, settled.trace.run)
         floored = settled.selection.floored
-        how = {k: v for k, v in ranking.recorded.items() if k in ("criterion", "resource", "lambda")}
+        how = {k: v for k, v in ranking.recorded.items() if k in ("criterion", "resource", "resource_term", "lambda")}
         how = {**how, **self.costs(level, sum(kept), after)}
         how |= {"feasible": not floored, "floored": floored, "layers_kept": kept}
         return Cut({"method": e.name, **how}, settled.model)
