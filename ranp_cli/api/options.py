@@ -112,7 +112,7 @@ class MethodOptions:
     method: str = option(
         "ranp", RANK, "ranp|weighted|vanilla|random|layerwise|flat|snip|taylor|magnitude|activation|weight|obd", TEXT, "M")  # fmt: skip
     criterion: str | None = option(
-        None, RANK, "mpmg-sum|mean|max, mnmg-sum|mean|max, neuron, taylor, obd, activation-mean|std|zeros, snip, l1, l2", TEXT, "C",
+        None, RANK, "mpmg-sum|mean|max, mnmg-sum|mean|max, neuron, taylor, obd, activation-mean|std|zeros, snip, l1, l2, oracle", TEXT, "C",
         says="mpmg-sum, or the method's own")  # fmt: skip
     resource: str = option(
         "flops", RANK, "flops|mem|params|latency (each layer is timed on --device)|none", TEXT, "R")  # fmt: skip

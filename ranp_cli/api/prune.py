@@ -25,7 +25,7 @@ from ..pruning.layer_costs import reweighting
 from ..pruning.mask import Mask
 from ..pruning.select import Selection
 from ..reporting.report import Report, not_pruned
-from ..scoring.scorer import Importance
+from ..scoring.setup import Importance
 from ..scoring.zero_scores import SAID, keep_whole
 from .build_report import add_memory, build_pruned
 from .costing import Costing
@@ -256,6 +256,11 @@ def restore_scores(session: Session, scores: Scores, strict: bool) -> tuple[Grap
     graph = session.analyse(Example.from_signature(scores.about["model"]["input"]), strict)
     session.draw(graph, scores.about.get("score_init", "keep"))
     values = scores.in_order(graph, session)
+    if len(scores.begun) and not scores.about["batches"]:
+        raise BadInput(
+            f"these scores by the oracle have {len(scores.begun)} units of the first mini-batch and no whole one; finish them "
+            f"with {spelled('resume')}"
+        )
     if scores.about.get("unfinished"):
         session.note(
             f"these are the scores of {scores.about['batches']} mini-batches: ranp score was stopped before its end; "

@@ -23,7 +23,7 @@ from ...io.model import built, factory_of
 from ...io.user_code import is_code
 from ...pruning.select import Selection
 from ...reporting.report import Report, reduction
-from ...scoring.scorer import Importance
+from ...scoring.setup import Importance
 from ...scoring.zero_scores import whole_layers
 from ..importances import gradient_setup, importances
 from ..layer_times import layer_seconds
