@@ -16,6 +16,7 @@ from ..scoring.distributed import place_in_job
 from .comparison.bench import Bench, Subject
 from .comparison.cells import Cells, key_of
 from .comparison.matching import cut, full_width
+from .comparison.oracle import correlations
 from .comparison.over_seeds import joined, mark_best
 from .comparison.result import Comparison
 from .comparison.rows import DEFAULT, Table, table_of
@@ -31,6 +32,7 @@ from .options import (
     ProbeOptions,
 )
 from .probe import Probing
+from .results import Scores
 from .session import Progress, check_choices, silent
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ def compare(
     match: str | None = None,
     width_arg: str | None = None,
     cells: str | Path | None = None,
+    oracle: bool = False,
+    oracle_scores: Scores | str | Path | None = None,
     distributed: bool = False,
     progress: Progress = silent,
     **options: Unpack[CompareKeywords],
@@ -84,6 +88,9 @@ def compare(
         resume: such a file of an earlier call with the same options: what it holds is not trained again.
         probe, probe_lr: train copies of the dense network and of each row's for so many steps, as `prune` does; a row then
             has the part `probe`. A fit trains them in full, and goes without.
+        oracle: also remove every unit on its own, and lay the rank correlation of every criterion with the change of the loss beside
+            each other: the report's part `oracle`. One forward pass a unit and mini-batch.
+        oracle_scores: likewise, with what `score` returned or saved for the criterion `oracle`.
         distributed: this process is one of torchrun's, and trains its share of the cells; all return the whole table.
         batches: as for `prune`.
 
@@ -121,6 +128,14 @@ def compare(
 
     report = Report("compare")
     first = Bench(subject, seed, report)
+    report.read(batches=batches, oracle_scores=oracle_scores)
+    if oracle or oracle_scores is not None:
+        if is_trained or distributed:
+            raise BadInput(
+                f"{spelled('oracle', True)} ranks units before anything is trained, in one process; leave out {spelled('fit')}, "
+                "and start it without torchrun"
+            )
+        report.parts["oracle"] = correlations(first, oracle_scores, progress)
     if function is None:
         rows = counted(first, probing, progress)
     else:

@@ -12,6 +12,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from .report_parts import (
     BudgetRow,
+    Correlations,
     Counts,
     Floor,
     FollowedCount,
@@ -159,6 +160,7 @@ class ReportDocument(TypedDict):
     probe: NotRequired[Probe]
     transfer: NotRequired[Transfer]
     rows: NotRequired[list[CompareRow]]
+    oracle: NotRequired[Correlations]
     fit: NotRequired[FitInfo]
     match: NotRequired[Matched]
     width: NotRequired[WidthOf]
