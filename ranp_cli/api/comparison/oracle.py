@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...core.errors import BadInput
+from ...core.spelling import spelled
 from ...graph.graph import Graph
 from ...pruning.methods import unit_values, weigh
 from ...scoring.criteria import CRITERIA
@@ -56,7 +57,9 @@ def correlations(bench: Bench, oracle: Scores | str | Path | None, progress: Pro
     if oracle is not None:
         scores = Scores.of(oracle).check_network(session, "oracle")
         if scores.about.get("unfinished") or len(scores.begun):
-            raise BadInput("these scores by the oracle are unfinished; finish them with ranp score --resume")
+            raise BadInput(
+                f"these scores by the oracle are unfinished; finish them with ranp score and {spelled('resume')}"
+            )
         taken["oracle"], batches = scores.in_order(graph, session), scores.about["batches"]
     wanted = [(*OF_WEIGHTS, *(() if taken else ("oracle",))), OF_ACTIVATIONS, TWICE]
     for names in wanted:
