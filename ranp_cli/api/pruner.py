@@ -105,6 +105,7 @@ class Pruner:
         self.limits_before = self._costs()
         self.updates = self.since = 0  # updates in all, and since the last removal
         self.removals: list[Removal] = []
+        self.not_ranked: dict[str, str] = {}  # layer -> why it has no scores
         self.losses: list[Tensor | float] = []  # since the last removal
         self.spent = 0.0  # multiply-adds of a forward pass of one sample, over all updates
         self.finished = False
@@ -126,7 +127,7 @@ class Pruner:
         self.seen.forget()
         if loss is not None and not self.finished:
             self.losses.append(loss.detach() if isinstance(loss, Tensor) else float(loss))
-        if self.finished or self.since < self.every or not self.seen.is_ready:
+        if self.finished or self.since < self.every or not self.seen.is_ready(self.wrapped):
             return None
         return self.remove()
 
@@ -136,20 +137,23 @@ class Pruner:
 
         Raises: VerificationFailed when what would be left does not compute what it should; nothing has changed then.
         """
-        if not self.seen.is_ready:
+        if not self.seen.is_ready(self.wrapped):
             raise BadInput(
                 "no training step was seen since the last removal: the scores come from them; train some more"
             )
         scores, graph, ranking = self.seen.values(self.wrapped), self.shrinking.graph, self.shrinking.ranking
         if self.seen.criterion is not None:
-            graph.unranked = frozenset(unranked(graph, scores, {}))
+            reasons = unranked(graph, scores, self.seen.missing())
+            graph.unranked = frozenset(reasons)
+            units = dict(zip((layer.name for layer in graph.layers), graph.by_layer(graph.unit), strict=True))
+            self.not_ranked = {name: why for name, why in reasons.items() if not graph.fixed_units[units[name]].all()}
         self.seen.unwatch()
         try:
             removal = self.shrinking.remove(lambda g: ranking.values(g, scores), *self._much(), self._goal())
         finally:
             self._watch()
         if removal is None:
-            self._finish("no layer can spare more units: their floors hold the rest; lower min_neurons to go on")
+            self._finish(self._why_stuck())
             return None
         removal.updates, removal.loss = self.updates, self._mean_loss()
         self.removals.append(removal)
@@ -253,13 +257,28 @@ class Pruner:
             return self.shrinking.neurons
         return self.shrinking.left_at(float(self.goal.sparsity))
 
-    def _much(self) -> tuple[int, int]:
-        """At most so many units, and so many neurons, go now."""
+    def _much(self) -> tuple[int, int, int | None]:
+        """At most so many units and neurons go now; and where a share was asked for, about how many neurons that is."""
         left = self.shrinking.neurons
         most = left if self.goal.sparsity is None else left - self._goal()
         if self.units >= 1:
-            return int(self.units), most
-        return most, min(most, max(1, round(self.units * self.shrinking.dense.n)))
+            return int(self.units), most, None
+        return most, most, max(1, round(self.units * self.shrinking.dense.n))
+
+    def _why_stuck(self) -> str:
+        """Why no unit can go; nothing where the goal is as near as whole units come to it."""
+        stuck, causes = self.shrinking.stuck, []
+        if stuck is not None and stuck.held_by_floors:
+            causes.append(
+                f"the floors of their layers hold {stuck.held_by_floors} units; a lower min_neurons lets them go"
+            )
+        if self.not_ranked:
+            name, why = next(iter(self.not_ranked.items()))
+            more = f" and {len(self.not_ranked) - 1} more" if len(self.not_ranked) > 1 else ""
+            causes.append(f"layers without scores stay whole: {name}{more} ({why})")
+        if not causes and stuck is not None and stuck.too_large:
+            return ""
+        return "; ".join(causes) or "all that is left is fixed"
 
     def _costs(self) -> dict[str, float]:
         """What the network now costs of each kind that is limited."""
@@ -315,7 +334,8 @@ def _session(model: nn.Module, seed: int) -> Session:
         raise BadInput(
             "a part of the model is compiled: give the Pruner a model that is not, or one that is compiled as a whole"
         )
-    session = Session.open(Report("prune"), model, ModelOptions(seed=seed))
+    device = str(next((p.device for p in model.parameters()), "cpu"))
+    session = Session.open(Report("prune"), model, ModelOptions(seed=seed, device=device))
     if session.model is not model:
         raise BadInput("the model was made in torch.inference_mode(), where nothing trains; make it outside")
     return session

@@ -12,10 +12,15 @@ from ..core.errors import BadInput
 
 FORMAT = "ranp-pruner"
 WRITE = "give what state_dict() of a Pruner returned"
+REMOVAL = {
+    "updates": int, "units": int, "removed": int, "neurons": int, "params": int, "macs": int, "loss?": float, "metric?": float,
+    "layers": {str: int},
+}  # fmt: skip
 FORM = {
     "method": {"name": str},
     "kept": {str: object}, "held": {str: {str: [int]}}, "attributes": {str: {str: object}}, "verified": {str: object},
-    "sums": {str: {"high": object, "low": object}}, "losses": [float], "removals": [{str: object}],
+    "sums": {str: {"high": object, "low": object}}, "losses": [float], "spent": float, "finished": bool,
+    "removals": [REMOVAL],
 }  # fmt: skip
 NUMBERS = ("updates", "since", "batches")
 
@@ -37,8 +42,19 @@ def checked_state(state: Any, fingerprint: str, method: Mapping[str, Any]) -> di
     for key in NUMBERS:
         if type(state.get(key)) is not int or state[key] < 0:
             raise BadInput(f"'{key}' of the Pruner's state is {shown(state.get(key))}; {WRITE}")
+    if unknown := {name for row in state["removals"] for name in row} - {name.rstrip("?") for name in REMOVAL}:
+        raise BadInput(f"a removal of the Pruner's state has {shown(min(unknown))}; {WRITE}")
     kept = {name: _indices(name, t) for name, t in state["kept"].items()}
-    return {**state, "kept": kept, "finished": bool(state.get("finished")), "spent": float(state.get("spent", 0.0))}
+    for name, pair in state["sums"].items():
+        _check_sum(name, pair, len(kept.get(name, ())))
+    return {**state, "kept": kept}
+
+
+def _check_sum(name: str, pair: Mapping[str, Any], neurons: int) -> None:
+    tensors = [pair["high"], pair["low"]]
+    sound = all(isinstance(t, torch.Tensor) and t.is_floating_point() and t.ndim in (1, 2) for t in tensors)
+    if not sound or tensors[0].shape != tensors[1].shape or len(tensors[0]) != neurons:
+        raise BadInput(f"'sums' of the Pruner's state has no scores of the {neurons} neurons of {name[-80:]}; {WRITE}")
 
 
 def _indices(name: str, t: Any) -> list[int]:

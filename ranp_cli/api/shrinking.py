@@ -20,7 +20,7 @@ from ..pruning.select import Selection
 from ..pruning.slim import apply_attributes, check_attributes, slim_model
 from ..pruning.verify import verify
 from ..reporting.report import uncounted
-from ..training.cut import Cut, cut_in_place
+from ..training.cut import Cut, cut_in_place, network_in
 from ..training.least import without_least
 from .build_report import layer_rows
 from .ranking import Ranking
@@ -102,12 +102,14 @@ class Shrinking:
         least: np.ndarray = np.minimum([by_name[layer.name] for layer in self.graph.layers], sizes)
         return least
 
-    def remove(self, values: Callable[[Graph], np.ndarray], units: int, neurons: int, goal: int) -> Removal | None:
-        """Remove the least important units, in place; None where no layer can spare one.
+    def remove(
+        self, values: Callable[[Graph], np.ndarray], units: int, neurons: int, about: int | None, goal: int
+    ) -> Removal | None:
+        """Remove the least important units, in place; None where none can go (`stuck` says why).
 
         Args:
             values: the importance of each unit of a graph, of shape (units,).
-            units, neurons: at most so many go.
+            units, neurons, about: how many go (see `without_least`).
             goal: how many neurons are to be left at the end.
 
         Raises: VerificationFailed when the network that is left does not compute what it should; nothing has changed then.
@@ -115,7 +117,8 @@ class Shrinking:
         graph, session = self.graph, self.session
 
         def choose() -> Selection:
-            return Selection(without_least(graph, values(graph), self.floors(goal), units, neurons), [], "")
+            self.stuck = without_least(graph, values(graph), self.floors(goal), units, neurons, about)
+            return Selection(self.stuck.keep, [], "")
 
         if choose().keep.all():
             return None
@@ -148,9 +151,8 @@ class Shrinking:
     def _cut(self, graph: Graph, keep: np.ndarray, attributes: dict[str, dict[str, Any]]) -> None:
         model = self.session.model
         cut_in_place(model, Cut.of(graph, graph.flags(keep)), self.optimizers, self.copies)
-        for network in (model, *(c for c in self.copies if isinstance(c, nn.Module))):
-            inner = getattr(network, "module", None) if network is not model else None
-            apply_attributes(inner if isinstance(inner, nn.Module) else network, attributes)
+        for network in (model, *(network_in(c) for c in self.copies if isinstance(c, nn.Module))):
+            apply_attributes(network, attributes)
             compacted(network)
         for name, values in attributes.items():
             self.attributes.setdefault(name, {}).update(values)

@@ -106,16 +106,16 @@ def outermost_scripts(model: nn.Module) -> dict[str, torch.jit.ScriptModule]:
 
 def uncompiled(model: nn.Module) -> nn.Module:
     """`model` as it was before `torch.compile`; with compiled parts, a copy of it that shares its weights."""
-    model = _inner(model)
-    if any(_inner(module) is not module for module in model.modules()):
+    model = inside_compiled(model)
+    if any(inside_compiled(module) is not module for module in model.modules()):
         model = replicate(model, lambda _, t: t)
         for module in list(model.modules()):
             for name, part in module.named_children():
-                module._modules[name] = _inner(part)
+                module._modules[name] = inside_compiled(part)
     return model
 
 
-def _inner(module: nn.Module) -> nn.Module:
+def inside_compiled(module: nn.Module) -> nn.Module:
     """The module inside of a compiled one, else itself. Not by `getattr`: a `__getattr__` of the user's may return anything."""
     inner = module._modules[COMPILED] if COMPILED in module._modules else None  # noqa: SIM401, TorchScript's has no get
     return module if inner is None else inner

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, wraps
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .threads import is_alone
 
 aten = torch.ops.aten
+DEFAULT = torch.default_generator  # the process's
 
 
 @contextmanager
@@ -97,12 +99,18 @@ class Private(TorchDispatchMode):
             return func(*args, **kwargs)
         device = _device(args, kwargs)
         given = kwargs.get("generator")
-        if device.type == "meta" or (given is not None and given is not torch.default_generator):
+        if device.type == "meta" or not (given is None or _is_global(given)):
             return func(*args, **kwargs)
         drawing = _drawing(func)
         if drawing is None:
             return _fill(func, args, kwargs, self.on(device))
         return drawing(*args, **{**kwargs, "generator": self.on(device)})
+
+
+def _is_global(generator: Any) -> bool:
+    """Whether it is one of the process's generators. (The dispatcher wraps them anew: they are not the same objects.)"""
+    known: tuple[Any, ...] = (DEFAULT, *torch.cuda.default_generators)
+    return generator._cdata in {each._cdata for each in known}
 
 
 @cache
@@ -178,6 +186,17 @@ def _make_thread_aware() -> None:
         _replace("get_rng_state", lambda own: own.on(cpu).get_state())
         _replace("set_rng_state", lambda own, new_state: own.on(cpu).set_state(new_state) and None)
         _replace("initial_seed", lambda own: own.seed)
+        for module in (torch, torch.random):
+            module.__class__ = _WithGenerator
+
+
+class _WithGenerator(ModuleType):
+    """A module of torch whose `default_generator` is a thread's own one, where it has one: code calls its methods, too."""
+
+    @property
+    def default_generator(self) -> torch.Generator:
+        own = _private.get()
+        return DEFAULT if own is None else own.on(torch.device("cpu"))
 
 
 def _replace(name: str, in_private: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -83,3 +83,34 @@ def in_dtype(t: Tensor, dtype: torch.dtype) -> Tensor:
 def to_real(t: Tensor, device: torch.device) -> Tensor:
     """A tensor with numbers, on `device`; zeros for one on meta."""
     return torch.zeros(t.shape, dtype=t.dtype, device=device) if t.device.type == "meta" else t.detach().to(device)
+
+
+def taken(t: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
+    """What lies at the given indices of each axis (None: all of them)."""
+    for axis, index in enumerate(indices):
+        if index is not None:
+            t = t.index_select(axis, index.to(t.device))
+    return t
+
+
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # of images and volumes
+
+
+def channels_last(value: Any) -> Any:
+    """Images and volumes with the channels of a place beside each other, the layout in which convolutions work.
+
+    A convolution's result lies as its input does, so the layout goes through the network. Numbers are the same.
+    """
+
+    def lay(t: Tensor) -> Tensor:
+        if t.ndim not in CHANNELS_LAST or not t.is_floating_point():
+            return t
+        return torch.empty(t.shape, dtype=t.dtype, device=t.device, memory_format=CHANNELS_LAST[t.ndim]).copy_(t)
+
+    return map_tensors(value, lay)
+
+
+def is_channels_last(t: Tensor) -> bool:
+    """Whether an image or a volume lies so in memory, and in no other order."""
+    layout = CHANNELS_LAST.get(t.ndim)
+    return layout is not None and not t.is_contiguous() and t.is_contiguous(memory_format=layout)

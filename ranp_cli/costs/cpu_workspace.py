@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core.aten import op_name
+from ..core.tensors import is_channels_last
 from .cpu_attention import FLASH, HEADS, LAYER, attention_workspace
 
 BLOCK = 16
@@ -158,8 +159,7 @@ def convolution_workspace(name: str, args: Any, out: Any) -> int:
         x, y, weight = (t.unsqueeze(2) for t in (x, y, weight))
         stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
     call = ConvCall(x, y, weight, bias is not None, stride, padding, dilation, transposed, groups)
-    last = torch.channels_last_3d if call.x.ndim == 5 else torch.channels_last
-    channels_last = not call.x.is_contiguous() and call.x.is_contiguous(memory_format=last)
+    channels_last = is_channels_last(call.x)
     if not call.blocked:
         return columns(call, backward) + (relaid(call) if channels_last else 0)
     of_input, of_weight = (args[10][0], args[10][1]) if backward else (False, False)

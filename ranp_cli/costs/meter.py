@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..core.aten import op_name
 from ..core.flops import flops_of
-from ..core.tensors import map_tensors, tensors_in
+from ..core.tensors import CHANNELS_LAST, is_channels_last, map_tensors, tensors_in
 from ..graph.trace import batch_norm_on_meta
 from .cpu_workspace import CONVOLUTIONS, workspace
 
@@ -195,9 +195,9 @@ def as_laid_out(name: str, args: Any, out: Any) -> Any:
     if name not in ("aten.convolution", "aten.native_batch_norm_backward"):
         return out
     x = args[0] if name == "aten.convolution" else args[1]
-    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
-    if layout is None or x.is_contiguous() or not x.is_contiguous(memory_format=layout):
+    if not is_channels_last(x):
         return out
+    layout = CHANNELS_LAST[x.ndim]
     if isinstance(out, Tensor):
         return torch.empty_like(out, memory_format=layout)
     return (None if out[0] is None else torch.empty_like(out[0], memory_format=layout), *out[1:])

@@ -20,7 +20,7 @@ from ..core.contexts import SharedFlag, seeded
 from ..core.errors import BadInput
 from ..core.example import Example
 from ..core.spelling import spelled
-from ..core.tensors import map_tensors, tensors_in
+from ..core.tensors import channels_last, tensors_in
 
 Run = Callable[[], Any]
 
@@ -61,7 +61,7 @@ class Torch:
 
     def prepare(self, module: nn.Module, example: Example, device: torch.device, threads: int) -> Run:
         if self.channels_last:
-            module, example = to_channels_last(module), Example(*_last((example.args, example.kwargs)))
+            module, example = to_channels_last(module), Example(*channels_last((example.args, example.kwargs)))
         device_type, half = device.type, self.half
 
         def run() -> list[Tensor]:
@@ -78,16 +78,6 @@ def to_channels_last(module: nn.Module) -> nn.Module:
             if not p.is_meta:
                 p.data = channels_last(p.data)
     return module
-
-
-def _last(value: Any) -> Any:
-    return map_tensors(value, channels_last)
-
-
-def channels_last(t: Tensor) -> Tensor:
-    """A tensor of 4 or 5 axes with its channels last in memory; any other as it is."""
-    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(t.ndim)
-    return t if layout is None else t.contiguous(memory_format=layout)
 
 
 @dataclass(frozen=True)

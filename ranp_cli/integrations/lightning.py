@@ -268,4 +268,6 @@ def _load_slim_state_dict(self: LightningModule, *args: Any, **kwargs: Any) -> A
     return _load_state_dict(self, *args, **kwargs)
 
 
-saving._load_state, LightningModule.load_state_dict = _load_slim_state, _load_slim_state_dict
+_HOOKS = ((saving, "_load_state", _load_slim_state), (LightningModule, "load_state_dict", _load_slim_state_dict))
+for _owner, _name, _hook in _HOOKS:  # once for the process, when this module is imported
+    setattr(_owner, _name, _hook)

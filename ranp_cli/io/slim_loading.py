@@ -124,14 +124,15 @@ def without_model(path: Any, about: Mapping[str, Any], call: str = "load") -> st
     """
     spec, args = about["spec"], about.get("args") or {}
     if not spec:
-        return f"{path} holds no code and records no model spec (it was made from a model in memory); give the dense model: model="
+        how = "--model file.py:Name" if on_command_line() else "model="
+        return f"{path} holds no code and records no model spec (it was made from a model in memory); give the dense model: {how}"
     note = f"{path} holds no code, and the model that it records, {shown(spec, 60)}, is a note; if you trust it"
     if on_command_line():
         words = [
             f"--model {shlex.quote(spec)}",
             *(f"--model-arg {shlex.quote(f'{k}={_yaml(v)}')}" for k, v in args.items()),
         ]
-        text = f"{note}, type ranp {call} {shlex.quote(str(path))} {' '.join(words)}"
+        text = f"{note}, type ranp {call} {shlex.quote(str(path))} {' '.join(words)}, and the options that you gave"
         return (
             text
             if len(text) <= MESSAGE

@@ -49,6 +49,7 @@ def follow_counts(
                 set_at(modules[name], path, value)
             after = check()
             if isinstance(after, SlimRun) or after.at > found.at:
+                setting, after = needed(modules, setting, before, after, check)
                 break
             for (name, path), value in before.items():
                 set_at(modules[name], path, value)
@@ -61,6 +62,26 @@ def follow_counts(
         if isinstance(after, SlimRun):
             return after
         found = after
+
+
+def needed(
+    modules: dict[str, nn.Module],
+    setting: Setting,
+    before: dict[tuple[str, Path], Any],
+    after: SlimRun | HardCoded,
+    check: Callable[[], SlimRun | HardCoded],
+) -> tuple[Setting, SlimRun | HardCoded]:
+    """The attributes of a setting without which the network does not run as far; the others get their values back."""
+    kept = dict(setting)
+    for place in setting if len(setting) > 1 else ():
+        set_at(modules[place[0]], place[1], before[place])
+        without = check()
+        if isinstance(without, SlimRun) or (isinstance(after, HardCoded) and without.at >= after.at):
+            after = without
+            del kept[place]
+        else:
+            set_at(modules[place[0]], place[1], setting[place])
+    return kept, after
 
 
 def settings(

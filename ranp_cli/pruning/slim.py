@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..core.copies import compacted, replicate
 from ..core.documents import shown
 from ..core.errors import BadInput
+from ..core.tensors import taken
 from ..graph.analyse import named_tensors
 from ..graph.graph import Graph, Layer
 from ..graph.layers import owner_of
@@ -32,11 +33,7 @@ def slim_model(model: nn.Module, graph: Graph, stays: np.ndarray) -> tuple[nn.Mo
     """
 
     def cut(name: str, t: Tensor) -> Tensor:
-        if name in graph.slots:
-            for axis, index in enumerate(graph.kept_indices(graph.slots[name], stays)):
-                if index is not None:
-                    t = t.index_select(axis, index.to(t.device))
-        return t.clone()
+        return (taken(t, graph.kept_indices(graph.slots[name], stays)) if name in graph.slots else t).clone()
 
     slim = replicate(model, cut)
     changed = attributes(slim, graph, stays)

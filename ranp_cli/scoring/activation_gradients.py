@@ -49,13 +49,20 @@ class ActivationGradientCollector(GradientCollector):
         self.sizes, self.device = graph.sizes, next(model.parameters()).device
         self.at = post_activations(model, graph)
         self.placed = {place.layer for places in self.at.values() for place in places}
-        self.masks: list[list[Mask]] = []
-        self.moments: list[Moments | None] = []
+        self.forget()
+
+    def forget(self) -> None:
+        """Leave out what was seen since the mini-batch began."""
+        self.masks: list[list[Mask]] = [[] for _ in self.sizes]
+        self.moments: list[Moments | None] = [None] * len(self.sizes)
+
+    def mode(self) -> ActivationMode:
+        """What looks at a forward pass."""
+        return ActivationMode(self.at, self.see)
 
     def forward(self) -> AbstractContextManager[Any]:
-        self.masks = [[] for _ in self.sizes]
-        self.moments = [None] * len(self.sizes)
-        return ActivationMode(self.at, self.see)
+        self.forget()
+        return self.mode()
 
     def see(self, place: Place, out: Tensor) -> Tensor:
         """Note a post-activation; what the network goes on with: itself, or times a mask of ones."""
@@ -108,7 +115,7 @@ class ActivationGradientCollector(GradientCollector):
                     self.put(c, k, neuron_scores(gradients))
                 elif c.reduce == "example" and reached:
                     self.put(c, k, taylor_scores(gradients, [mask.positions for mask in reached]))
-        self.masks, self.moments = [[] for _ in self.sizes], [None] * len(self.sizes)
+        self.forget()
 
     def whole(self, k: int, mask: Mask, gradient: Tensor | None) -> Tensor:
         """The gradient of a mask, of shape (B, N) with zeros for neurons of the layer that its call does not use."""

@@ -24,13 +24,18 @@ def run_model(model: nn.Module, args: Any, kwargs: Any, index: int) -> Any:
     except (torch.OutOfMemoryError, BadInput):
         raise  # mended where it is known how, or told
     except USER_EXCEPTIONS as error:
-        if is_out_of_memory(error):
-            raise
+        if is_out_of_memory(error) or (isinstance(error, (NameError, AttributeError)) and is_ours(_last_file(error))):
+            raise  # the latter is a defect of ours: of what is wrong with an input, torch says other things
         shapes = ", ".join(str(tuple(t.shape)) for t in each(Tensor, args, kwargs))
         raise BadInput(
             f"the model fails on mini-batch {index}, of shape {shapes}: {in_words(error, 300)}; "
             "every mini-batch must be of a shape and dtype that the model takes"
         ) from error
+
+
+def _last_file(error: BaseException) -> str:
+    """The source file that raised it."""
+    return traceback.extract_tb(error.__traceback__)[-1].filename
 
 
 def run_backward(value: Tensor, index: int) -> None:
@@ -42,8 +47,7 @@ def run_backward(value: Tensor, index: int) -> None:
     except USER_EXCEPTIONS as error:
         if is_out_of_memory(error):
             raise
-        last = traceback.extract_tb(error.__traceback__)[-1].filename
-        if is_ours(last):
+        if is_ours(_last_file(error)):
             raise  # a defect of ours
         raise BadInput(
             f"the backward pass of the model fails on mini-batch {index}: {in_words(error, 300)}; "

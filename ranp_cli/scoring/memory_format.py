@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..core.tensors import map_tensors
+from ..core.tensors import CHANNELS_LAST, is_channels_last, map_tensors
 from ..costs.cpu_workspace import round_up
 
-FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 CONVOLUTIONS = {  # whose arguments these are
     **dict.fromkeys(("conv2d", "conv3d"), "input weight bias stride padding dilation groups".split()),
     **dict.fromkeys(
@@ -22,20 +21,6 @@ CONVOLUTIONS = {  # whose arguments these are
     ),
 }
 FEW = 1 << 14  # blocked weight elements per output position above which channels last is slower
-
-
-def channels_last(value: Any) -> Any:
-    """Images and volumes with the channels of a place beside each other, the layout in which convolutions work.
-
-    A convolution's result lies as its input does, so the layout goes through the network. Numbers are the same.
-    """
-
-    def lay(t: Tensor) -> Tensor:
-        if t.ndim not in FORMATS or not t.is_floating_point():
-            return t
-        return torch.empty(t.shape, dtype=t.dtype, device=t.device, memory_format=FORMATS[t.ndim]).copy_(t)
-
-    return map_tensors(value, lay)
 
 
 def instance_norm(
@@ -85,10 +70,10 @@ class ConvolutionOverrides(TorchFunctionMode):
             with torch.autocast(x.device.type, enabled=False):
                 whole_args, whole_kwargs = map_tensors((tuple(args), kwargs), lambda t: t.float())
                 return func(*whole_args, **whole_kwargs)
-        if not self.layout or x.ndim not in FORMATS or x.ndim != weight.ndim:
+        if not self.layout or x.ndim not in CHANNELS_LAST or x.ndim != weight.ndim:
             return func(*args, **kwargs)
-        last = FORMATS[x.ndim]
-        is_last = x.is_contiguous(memory_format=last) and not x.is_contiguous()
+        last = CHANNELS_LAST[x.ndim]
+        is_last = is_channels_last(x)
         if "output_padding" in names:
             given.setdefault("output_padding", 0)
         if is_last and x.device.type != "cuda" and is_copying(**given):

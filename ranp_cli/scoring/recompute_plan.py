@@ -20,13 +20,13 @@ from ..core.errors import USER_EXCEPTIONS, BadInput, Infeasible, in_words
 from ..core.example import Example
 from ..core.numbers import shown
 from ..core.spelling import spelled
-from ..core.tensors import tensors_in, to_meta
+from ..core.tensors import channels_last, tensors_in, to_meta
 from ..costs.fake_autocast import Autocast
 from ..costs.memory import plain_loss
 from ..costs.meter import Meter
 from ..graph.analyse import named_tensors
 from ..graph.graph import Graph
-from .memory_format import ConvolutionOverrides, channels_last
+from .memory_format import ConvolutionOverrides
 from .precision import HALF, cast, cast_batch, to_float32
 from .recompute import COSTLY, Recompute
 

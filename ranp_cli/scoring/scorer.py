@@ -17,13 +17,14 @@ from ..core.errors import BadInput
 from ..core.example import Example
 from ..core.numbers import shown
 from ..core.spelling import spelled
+from ..core.tensors import channels_last
 from ..graph.analyse import named_tensors
 from ..graph.graph import Graph
 from .activation_gradients import ActivationGradientCollector
 from .checks import check_finite, run_backward, run_model
 from .compensated_sum import CompensatedSum
 from .criteria import Criterion
-from .memory_format import ConvolutionOverrides, channels_last
+from .memory_format import ConvolutionOverrides
 from .module_state import ModuleSnapshot
 from .oracle import OracleCollector, consumers, resume
 from .precision import AGREE, HALF, SCALE, autocast, cast, has_fast_bf16, to_float32

@@ -78,6 +78,12 @@ def _replacing(t: Tensor, new: Tensor, grad: Tensor | None) -> Callable[[], None
     return replace
 
 
+def network_in(copy: nn.Module) -> nn.Module:
+    """The network in what keeps an average of it, as torch's AveragedModel and timm's ModelEma do; else the module itself."""
+    inner = getattr(copy, "module", None)
+    return inner if isinstance(inner, nn.Module) else copy
+
+
 def named_copies(copy: Any) -> Mapping[str, Tensor]:
     """The tensors of a copy of a network under the names that the network has for them."""
     if isinstance(copy, Mapping):
@@ -86,8 +92,7 @@ def named_copies(copy: Any) -> Mapping[str, Tensor]:
         raise BadInput(
             f"also: a {type(copy).__name__} is no copy of the network; give modules, or dicts of tensors by parameter name"
         )
-    inner = getattr(copy, "module", None)  # as torch's AveragedModel and timm's ModelEma have it
-    return dict(named_tensors(inner if isinstance(inner, nn.Module) else copy))
+    return dict(named_tensors(network_in(copy)))
 
 
 def _cut_copy(copy: Any, cut: Cut) -> Iterable[Callable[[], None]]:

@@ -6,7 +6,6 @@ No pass is added, and nothing of what the step computes is changed: hooks look o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,9 @@ from ..scoring.compensated_sum import CompensatedSum
 from ..scoring.criteria import Criterion
 from ..scoring.setup import score_shapes
 from ..scoring.weight_gradients import HALVES, WeightGradientCollector, mean_of, norms
-from .wrappers import average
+from .wrappers import all_batches, average
+
+OF_STEPS = ("sum", "mean", "max", "batch", "example", "l1", "l2")  # ways to reduce that a training step has all for
 
 
 class Hook:
@@ -69,20 +70,11 @@ class StepActivations(ActivationGradientCollector):
     def __init__(self, model: nn.Module, graph: Graph, criteria: Sequence[Criterion]):
         super().__init__(model, graph, criteria)
         self.overwritten: set[Place] = set()  # an op changes the activation later, in place
-        self.model = model
-        self.modes: list[ActivationMode] = []
-        self.forget()
+        self.modes: list[ActivationMode | None] = []  # of the passes that go on; None: one that nobody looks at
         self.handles = [
             model.register_forward_pre_hook(Hook(self._enter)),
             model.register_forward_hook(Hook(self._leave), always_call=True),
         ]
-
-    def forward(self) -> AbstractContextManager[Any]:
-        raise NotImplementedError("the passes are those of the user's own loop")
-
-    def forget(self) -> None:
-        """Leave out the passes since the last step of the optimiser."""
-        self.masks, self.moments = [[] for _ in self.sizes], [None] * len(self.sizes)
 
     def detach(self) -> None:
         """Look on no more."""
@@ -90,15 +82,16 @@ class StepActivations(ActivationGradientCollector):
             handle.remove()
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and module.training):
+        if torch.compiler.is_compiling():
             return
-        mode = ActivationMode(self.at, self.see)
-        mode.__enter__()
+        mode = self.mode() if torch.is_grad_enabled() and module.training else None
         self.modes.append(mode)
+        if mode is not None:
+            mode.__enter__()
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.modes and not torch.compiler.is_compiling() and torch.is_grad_enabled() and module.training:
-            self.modes.pop().__exit__(None, None, None)
+        if not torch.compiler.is_compiling() and (mode := self.modes.pop() if self.modes else None) is not None:
+            mode.__exit__(None, None, None)
 
     def see(self, place: Place, out: Tensor) -> Tensor:
         if not out.requires_grad:
@@ -143,7 +136,7 @@ class StepScores:
     """
 
     def __init__(self, criterion: Criterion | None) -> None:
-        if criterion is not None and criterion.reduce in ("nothing", "curvature", "removal"):
+        if criterion is not None and not (criterion.reduce in OF_STEPS or criterion.of_values):
             raise BadInput(
                 f"criterion '{criterion.name}' is not to be had from the gradients of a training step; "
                 f"take {spelled('method')} taylor, ranp, weighted, vanilla, activation, weight, magnitude or random"
@@ -153,10 +146,9 @@ class StepScores:
 
     collector: StepWeights | StepActivations | None
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether there are scores now."""
-        return self.collector is None or self.batches > 0
+    def is_ready(self, wrapped: nn.Module) -> bool:
+        """Whether there are scores now, in all processes of a job or in none (`wrapped` is the network as it trains)."""
+        return self.collector is None or all_batches(wrapped, self.batches) > 0
 
     def watch(self, model: nn.Module, graph: Graph) -> None:
         """Look at the training of a network; what was seen before is forgotten."""
@@ -205,7 +197,14 @@ class StepScores:
         if self.collector is None:
             return [np.asarray(s, dtype=np.float64) for s in norms(self.model, self.graph, self.criterion)]
         sums, shapes = self.collector.sums[self.criterion.name], score_shapes(self.graph, self.criterion)
-        return average(wrapped, mean_of(self.criterion, sums, shapes, self.batches), self.batches)
+        return average(wrapped, mean_of(self.criterion, sums, shapes, max(1, self.batches)), self.batches)
+
+    def missing(self) -> dict[str, str]:
+        """Layer -> why nothing was seen of it."""
+        if self.collector is None or self.criterion is None:
+            return {}
+        sums = enumerate(self.collector.sums[self.criterion.name])
+        return {self.graph.layers[k].name: self.collector.why_none(k) for k, s in sums if s is None}
 
     def state(self) -> dict[str, Any]:
         """What was seen, by layer: tensors that `restore` takes."""

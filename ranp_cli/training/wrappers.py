@@ -9,19 +9,17 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..core.copies import COMPILED
+from ..core.copies import inside_compiled
 from ..core.errors import BadInput
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The network inside of DistributedDataParallel and torch.compile."""
     while True:
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
-        elif COMPILED in model._modules and isinstance(model._modules[COMPILED], nn.Module):
-            model = model._modules[COMPILED]  # type: ignore[assignment]
-        else:
+        inner = model.module if isinstance(model, DistributedDataParallel) else inside_compiled(model)
+        if inner is model:
             break
+        model = inner
     if isinstance(model, nn.DataParallel):
         raise BadInput(
             "DataParallel copies the network in every step; use DistributedDataParallel, or the model itself"
@@ -36,12 +34,19 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _parallel(model: nn.Module) -> DistributedDataParallel | None:
-    while not isinstance(model, DistributedDataParallel):
-        inner = model._modules.get(COMPILED)
-        if inner is None:
-            return None
+    while (inner := inside_compiled(model)) is not model:
         model = inner
-    return model
+    return model if isinstance(model, DistributedDataParallel) else None
+
+
+def all_batches(model: nn.Module, batches: int) -> int:
+    """The mini-batches of all processes."""
+    parallel = _parallel(model)
+    if parallel is None:
+        return batches
+    total = torch.tensor(batches, device=next(parallel.parameters()).device)
+    torch.distributed.all_reduce(total, group=parallel.process_group)
+    return int(total)
 
 
 def average(model: nn.Module, scores: list[np.ndarray], batches: int) -> list[np.ndarray]:
@@ -70,7 +75,8 @@ def rewrap(model: nn.Module) -> None:
     training = old.training
     for p in old.module.parameters():
         p.grad = None if old.gradient_as_bucket_view else p.grad  # a view of a bucket that goes
-    old.__init__(  # type: ignore[misc]
+    DistributedDataParallel.__init__(  # the wrapper that the user's loop calls stays the same object
+        old,
         old.module,
         device_ids=old.device_ids,
         output_device=old.output_device,

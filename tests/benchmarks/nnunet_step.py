@@ -9,13 +9,10 @@ nnUNetTrainer, turn by turn; memory is measured in a process for each network. P
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("helpers", "laws")]
-
-import nnunet_data as data  # noqa: E402
+import nnunet_data as data  # found by tests/benchmarks/__init__.py
 
 SIZE, STEPS = (64, 64, 64), 5
 NETWORKS = {"dense": (), "slim": ("--sparsity", 0.6), "slim, `--round-to 8`": ("--sparsity", 0.6, "--round-to", 8)}

@@ -55,10 +55,21 @@ DRAWS: dict[str, Callable[[], Any]] = {
     "init": lambda: [p.detach() for p in nn.Conv3d(2, 3, 3).parameters()],
     "loader": lambda: list(torch.utils.data.DataLoader(torch.arange(9), shuffle=True, batch_size=4)),
     "own seed": lambda: (torch.manual_seed(3), torch.rand(2), torch.initial_seed())[1:],
+    "method of the generator": lambda: [torch.rand(2), torch.default_generator.manual_seed(5), torch.rand(2)][::2],
+    "generator by name": lambda: torch.rand(2, generator=torch.random.default_generator),
+    "generator kept from before": lambda: torch.rand(2, generator=KEPT),
+    "as MONAI's loader": lambda: (torch.rand(2), reset(), torch.rand(2))[::2],
     "state": lambda: [torch.rand(2), torch.set_rng_state(STATE), torch.rand(2)][::2],
     "fork": lambda: [torch.random.fork_rng(devices=[]).__enter__(), torch.rand(2)][1:],
 }  # fmt: skip
 STATE = torch.Generator().manual_seed(8).get_state()
+KEPT = torch.default_generator
+
+
+def reset() -> None:
+    """As MONAI's DataLoader does when it is made without workers."""
+    own = torch.random.default_generator
+    own.manual_seed(own.initial_seed())
 
 
 def flat(value: Any) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import namedtuple
 
 import pytest
@@ -19,15 +18,6 @@ from ranp_cli.costs.runtimes import difference, on_threads
 from ranp_cli.graph.analyse import analyse
 
 ON_CPU = ["torch", "torch-channels-last", "torch-bf16", "onnxruntime", "openvino", "openvino-bf16"]
-HERE = [
-    pytest.param(
-        name,
-        marks=pytest.mark.skipif(
-            importlib.util.find_spec(NEEDS.get(name, ("torch",))[0]) is None, reason=f"{name} is not installed"
-        ),
-    )
-    for name in ON_CPU
-]
 Pair = namedtuple("Pair", "small whole")
 
 
@@ -58,13 +48,11 @@ NETS = {
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("kind", NETS)
-@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize("name", ON_CPU)
 def test_every_runtime_computes_the_network(name: str, kind: str) -> None:
     make, example = NETS[kind]
     torch.manual_seed(0)
     module, runtime = make().eval(), runtime_of(name)
-    if isinstance(module, torch.jit.ScriptModule) and name.startswith("torch-"):
-        pytest.skip("its weights are not exchanged")
     before = {key: t.clone() for key, t in module.state_dict().items()}
     stand = timing.Benchmark(example, timing.Ground(CPU, runtime, 1))
     stand.forward(module, sure=False)
@@ -73,7 +61,7 @@ def test_every_runtime_computes_the_network(name: str, kind: str) -> None:
     assert not module.training
 
 
-@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize("name", ON_CPU)
 def test_the_report_names_the_runtime_and_the_threads(name: str) -> None:
     report = ranp.prune(net(), batch(), sparsity=0.5, time=True, runtime=name, threads=1).report.to_dict()
     speed = report["speed"]
@@ -85,7 +73,7 @@ def test_the_report_names_the_runtime_and_the_threads(name: str) -> None:
     assert seen["runtime"] == name
 
 
-@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize("name", ON_CPU)
 def test_layers_are_timed_in_the_runtime_that_is_asked_for(name: str) -> None:
     """Convolutions of all kinds and linear layers; the mask says in which runtime the times were taken."""
     graph = analyse(Several(), NETS["several"][1])
@@ -134,14 +122,12 @@ def test_what_is_not_installed_is_named_with_its_extra(name: str, monkeypatch: p
     ],
 )
 def test_what_does_not_go_together(given: dict, says: str) -> None:
-    pytest.importorskip("onnxruntime")
     for call in (lambda: ranp.profile(net(), (1, 1, 8, 8, 8), device="cpu", **given), lambda: ranp.prune(net(), batch(), sparsity=0.5, device="cpu", **given)):  # fmt: skip
         with pytest.raises(ranp.BadInput, match=says):
             call()
 
 
 def test_a_network_that_cannot_be_exported_is_named() -> None:
-    pytest.importorskip("onnxruntime")
 
     class Odd(nn.Module):
         def __init__(self) -> None:

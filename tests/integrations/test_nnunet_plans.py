@@ -16,7 +16,6 @@ from ranp_cli.cli import run as command_line
 from ranp_cli.integrations.nnunet import SLIM, class_named, slim
 from ranp_cli.integrations.nnunet_plans import slim_plans
 
-pytest.importorskip("dynamic_network_architectures", reason="the architectures of nnU-Net are not installed")
 declare_torchvision_ops()
 UNET = "dynamic_network_architectures.architectures.unet"
 DENSE = {

@@ -69,7 +69,9 @@ def test_it_trains_as_it_is_and_holds_no_weight_of_the_dense_one(result):
 
 
 def test_a_dense_network_on_meta_costs_nothing():
-    net = lambda: nn.Sequential(nn.Conv3d(1, 12, 3), nn.BatchNorm3d(12), nn.ReLU(), nn.Conv3d(12, 2, 1))  # noqa: E731
+    def net():
+        return nn.Sequential(nn.Conv3d(1, 12, 3), nn.BatchNorm3d(12), nn.ReLU(), nn.Conv3d(12, 2, 1))
+
     generator = torch.Generator().manual_seed(0)
     batch = torch.randn(2, 1, 8, 8, 8, generator=generator), torch.randint(2, (2, 6, 6, 6), generator=generator)
     header = ranp.prune(net(), batch, sparsity=0.5, min_neurons=1).header

@@ -84,3 +84,28 @@ def test_only_the_units_that_must_stay_do():
     kept = result.mask.layers["b"]["kept"]
     assert kept[:5] == [0, 1, 2, 3, 4]
     assert len(kept) < 12
+
+
+class Stages(nn.Module):
+    """The code splits by `hidden`; `stages` and `width` hold the same numbers, and no run reads them."""
+
+    def __init__(self):
+        super().__init__()
+        self.width, self.hidden, self.stages = 24, 48, (24, 48)
+        self.stem, self.up = nn.Conv3d(1, 24, 3, padding=1), nn.Conv3d(24, 96, 1)
+        self.mix, self.out = nn.Conv3d(48, 48, 3, padding=1), nn.Conv3d(48, 3, 1)
+
+    def forward(self, x):
+        a, b = self.up(self.stem(x).relu()).split(self.hidden, 1)
+        return self.out(self.mix(a * b.sigmoid()).relu())
+
+
+def test_an_attribute_that_no_run_needs_is_not_half_followed():
+    torch.manual_seed(0)
+    batch = [(torch.randn(2, 1, 6, 6, 6), torch.randint(3, (2, 6, 6, 6)))]
+    result = ranp.prune(Stages(), batch, sparsity=0.5, min_neurons=1)
+    report, slim = result.report.to_dict(), result.model
+    assert [row["attribute"] for row in report["followed"]] == ["hidden"]
+    assert slim.hidden == slim.mix.in_channels < 48
+    assert slim.stages == (24, 48)  # not (24, 30), of which half is true
+    assert slim.width == slim.stem.out_channels

@@ -12,6 +12,7 @@ from scored_nets import batches, blocks, same
 from torch import nn
 
 import ranp_cli as ranp
+from ranp_cli.core.tensors import channels_last
 from ranp_cli.scoring import memory_format, scorer
 from ranp_cli.scoring.compensated_sum import CompensatedSum
 
@@ -247,4 +248,13 @@ def reads(conv, x, weight, **how):
             return func(*args, **(kwargs or {}))
 
     with memory_format.ConvolutionOverrides(True), Sees():
-        return seen, conv(memory_format.channels_last(x), weight, **how)
+        return seen, conv(channels_last(x), weight, **how)
+
+
+def test_a_defect_of_ours_is_not_taken_for_one_of_the_model(monkeypatch):
+    """It would only choose another layout, and so other bytes, without a word."""
+    monkeypatch.delattr(memory_format, "is_channels_last")
+    net = nn.Sequential(nn.Conv3d(2, 8, 3), nn.ReLU(), nn.Conv3d(8, 2, 1))
+    data = torch.randn(2, 2, 6, 6, 6), torch.randint(2, (2, 4, 4, 4))
+    with pytest.raises(NameError, match="'is_channels_last' is not defined"):
+        ranp.score(net, data)

@@ -39,8 +39,8 @@ def network():
 
 def batch():
     generator = torch.Generator().manual_seed(1)
-    draw = lambda *shape: torch.randint(-2, 3, shape, generator=generator).double()  # noqa: E731
-    return draw(2, 1, 7, 7, 7), draw(2, 2, 3, 3, 3)
+    shapes = (2, 1, 7, 7, 7), (2, 2, 3, 3, 3)
+    return tuple(torch.randint(-2, 3, shape, generator=generator).double() for shape in shapes)
 
 
 def gradients(net, x, y):
