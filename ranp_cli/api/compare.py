@@ -23,16 +23,15 @@ from .comparison.rows import DEFAULT, Table, table_of
 from .comparison.training import Fit, Training
 from .options import (
     COMPARE,
-    LAMBDA,
     FitOptions,
     GradientOptions,
     InputOptions,
     LayerOptions,
     ModelOptions,
+    OracleOptions,
     ProbeOptions,
 )
 from .probe import Probing
-from .results import Scores
 from .session import Progress, check_choices, silent
 
 if TYPE_CHECKING:
@@ -56,8 +55,6 @@ def compare(
     match: str | None = None,
     width_arg: str | None = None,
     cells: str | Path | None = None,
-    oracle: bool = False,
-    oracle_scores: Scores | str | Path | None = None,
     distributed: bool = False,
     progress: Progress = silent,
     **options: Unpack[CompareKeywords],
@@ -124,30 +121,23 @@ def compare(
         raise BadInput(
             f"{spelled('probe')}: {spelled('fit')} trains every row in full, which says more; leave one of them out"
         )
+    if chosen[OracleOptions].is_wanted and (is_trained or distributed):
+        raise BadInput(
+            f"{spelled('oracle', True)} ranks units before anything is trained, in one process; leave out {spelled('fit')}, "
+            "and start it without torchrun"
+        )
     function = Fit.of(fitted.fit, fitted.metric) if is_trained else None
 
     report = Report("compare")
     first = Bench(subject, seed, report)
+    oracle_scores = chosen[OracleOptions].oracle_scores
     report.read(batches=batches, oracle_scores=oracle_scores)
-    if oracle or oracle_scores is not None:
-        if is_trained or distributed:
-            raise BadInput(
-                f"{spelled('oracle', True)} ranks units before anything is trained, in one process; leave out {spelled('fit')}, "
-                "and start it without torchrun"
-            )
+    if chosen[OracleOptions].is_wanted:
         report.parts["oracle"] = correlations(first, oracle_scores, progress)
     if function is None:
         rows = counted(first, probing, progress)
     else:
-        init = fitted.init or "keep"
-        run = range(seed, seed + (SEEDS if fitted.seeds is None else fitted.seeds))
-        total = len(run) * len(table.rows)
-        file = Cells(
-            fitted.resume or cells, header(first, function.name, init), fitted.resume is not None, total, distributed
-        )
-        share = place_in_job(distributed)
-        training = Training(subject, first, run, function, file, init, share, report)
-        rows = summed_up(training, table, training.run(progress))
+        rows = trained(first, function, cells, distributed, progress)
     counted_for = {} if subject.at is None else {"profiled_input": subject.at.signature}
     report.parts |= {
         "model": {**first.session.model_info, **counted_for},
@@ -213,7 +203,7 @@ def header(bench: Bench, fit: str, init: str) -> dict[str, Any]:
         "--ignore-index": gradients.ignore_index,
         "--score-init": gradients.score_init,
         "--precision": gradients.precision,
-        "--lambda": LAMBDA if layers.lambda_ is None else layers.lambda_,
+        "--lambda": layers.lambda_in_effect,
         **({} if layers.resource_term == "layer" else {"--resource-term": layers.resource_term}),
         "--min-neurons": layers.min_neurons,
         "--keep": list(layers.keep),
@@ -243,6 +233,18 @@ def counted(bench: Bench, probing: Probing | None, progress: Progress) -> list[d
             rows.append(found.row)
             advance()
     return rows
+
+
+def trained(bench: Bench, function: Fit, cells: Any, distributed: bool, progress: Progress) -> list[dict[str, Any]]:
+    """The rows, trained by the user's fit under every seed."""
+    subject, table = bench.subject, bench.subject.table
+    fitted = subject.options[FitOptions]
+    init, seed = fitted.init or "keep", bench.seed
+    run = range(seed, seed + (SEEDS if fitted.seeds is None else fitted.seeds))
+    total, is_resumed = len(run) * len(table.rows), fitted.resume is not None
+    file = Cells(fitted.resume or cells, header(bench, function.name, init), is_resumed, total, distributed)
+    training = Training(subject, bench, run, function, file, init, place_in_job(distributed), bench.session.report)
+    return summed_up(training, table, training.run(progress))
 
 
 def summed_up(training: Training, table: Table, metric: str) -> list[dict[str, Any]]:

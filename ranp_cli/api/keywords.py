@@ -76,6 +76,11 @@ class FitKeywords(TypedDict, total=False):
     resume: Any
 
 
+class OracleKeywords(TypedDict, total=False):
+    oracle: bool
+    oracle_scores: Any
+
+
 class WhileTrainingKeywords(TypedDict, total=False):
     every: int
     units: float
@@ -108,7 +113,14 @@ class RefineKeywords(ModelKeywords, InputKeywords, total=False):
 
 
 class CompareKeywords(
-    FitKeywords, ModelKeywords, GradientKeywords, LayerKeywords, InputKeywords, ProbeKeywords, total=False
+    FitKeywords,
+    ModelKeywords,
+    GradientKeywords,
+    LayerKeywords,
+    InputKeywords,
+    ProbeKeywords,
+    OracleKeywords,
+    total=False,
 ):
     pass
 

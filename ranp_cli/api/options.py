@@ -136,6 +136,12 @@ class LayerOptions:
     keep: Sequence[str] = option((), FAR, "layers never pruned (repeatable)", TEXTS, "GLOB")
     only: Sequence[str] = option((), FAR, "prune these layers only (repeatable)", TEXTS, "GLOB")
 
+    @property
+    def lambda_in_effect(self) -> float:
+        if self.lambda_ is not None:
+            return self.lambda_
+        return UNIT_LAMBDA if self.resource_term == "unit" else LAMBDA
+
     def __post_init__(self) -> None:
         for name in ("keep", "only"):
             globs = getattr(self, name)
@@ -217,6 +223,21 @@ class FitOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OracleOptions:
+    """How the criteria rank the units, beside the oracle."""
+
+    oracle: bool = option(
+        False, COST, "remove every unit on its own too, and lay the rank correlation of each criterion with the change of the "
+        "loss beside it, in --csv, --markdown and --plot too: a forward pass a unit and mini-batch", SWITCH)  # fmt: skip
+    oracle_scores: Any = option(
+        None, COST, "likewise, with the scores of ranp score --criterion oracle, which can be stopped and resumed", TEXT, "FILE")  # fmt: skip
+
+    @property
+    def is_wanted(self) -> bool:
+        return self.oracle or self.oracle_scores is not None
+
+
+@dataclass(frozen=True, kw_only=True)
 class WhileTrainingOptions:
     """When a `Pruner` removes units of a network that trains, and what follows it."""
 
@@ -249,7 +270,7 @@ class WhileTrainingOptions:
 SCORE = Keywords(ModelOptions, GradientOptions, LongRunOptions)
 PRUNE = Keywords(ModelOptions, GradientOptions, MethodOptions, LayerOptions, InputOptions, StepOptions, ProbeOptions)
 REFINE = Keywords(ModelOptions, InputOptions)
-COMPARE = Keywords(FitOptions, ModelOptions, GradientOptions, LayerOptions, InputOptions, ProbeOptions)
+COMPARE = Keywords(FitOptions, ModelOptions, GradientOptions, LayerOptions, InputOptions, ProbeOptions, OracleOptions)
 PROFILE = Keywords(ModelOptions, StepOptions)
 PRUNER = Keywords(
     WhileTrainingOptions,

@@ -21,7 +21,7 @@ from ..pruning.rounding import rounded
 from ..pruning.select import Selection, select
 from ..pruning.snip import links_of, select_snip, strength_of
 from ..scoring.criteria import criterion
-from .options import LAMBDA, UNIT_LAMBDA, LayerOptions, MethodOptions
+from .options import LAMBDA, LayerOptions, MethodOptions
 from .session import check_choices
 
 TERMS = ("layer", "unit")
@@ -62,7 +62,7 @@ class Ranking:
             )
         min_neurons, round_to, term = check_floor(layers.min_neurons), method_options.round_to, layers.resource_term
         check_choices(resource_term=(term, TERMS))
-        lam = layers.lambda_ if layers.lambda_ is not None else LAMBDA if term == "layer" else UNIT_LAMBDA
+        lam = layers.lambda_in_effect
         if round_to < 1:
             raise BadInput(
                 f"{spelled('round_to', round_to)}: give 1 or more; each layer then keeps a multiple of so many neurons"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..api.option import COST, FAR, OUT, RANK, SHARES, SWITCH, TEXTS, WHAT
+from ..api.option import FAR, OUT, RANK, SHARES, TEXTS, WHAT
 from ..api.options import COMPARE
 from ..core.errors import BadInput, FitsInterrupted, Stopped
 from .arguments import BATCH, CONFIG, JSON, MODEL, PLOT, QUIET, Argument, Command, own
@@ -35,10 +35,6 @@ COMPARE_COMMAND = Command(
                     default=(), says="MODEL's name with .cells.jsonl"), keyword="cells"),
         own("write the rows as CSV; - for stdout", OUT, "--csv", metavar="PATH|-"),
         own("write the rows as Markdown; - for stdout", OUT, "--markdown", metavar="PATH|-"),
-        own("remove every unit on its own too, and lay the rank correlation of each criterion with the change of the loss beside "
-            "it, in --csv, --markdown and --plot too: a forward pass a unit and mini-batch", COST, "--oracle", kind=SWITCH),
-        own("likewise, with the scores of ranp score --criterion oracle, which can be stopped and resumed", COST,
-            "--oracle-scores", metavar="FILE"),
         PLOT, CONFIG, JSON, QUIET,
     ],
 )  # fmt: skip
@@ -60,8 +56,6 @@ def compare(given: dict[str, Any]) -> None:
                 run["batch"],
                 methods=methods or DEFAULT,
                 cells=file_of_cells(run),
-                oracle=bool(run["oracle"]),
-                oracle_scores=run["oracle_scores"],
                 distributed=launched(),
                 progress=run.progress,
                 **run.keywords(),
