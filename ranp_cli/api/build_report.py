@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from ..core.contexts import seeded
@@ -15,7 +16,7 @@ from ..pruning.mask import Mask
 from ..pruning.select import check, select
 from ..pruning.verify import verify
 from ..reporting.report import LAYER_COSTS, layer_row, not_pruned, uncounted
-from ..scoring.scorer import Importance
+from ..scoring.setup import Importance
 from ..scoring.zero_scores import SAID
 from .costing import Costing
 from .results import Pruned, Scores
@@ -51,7 +52,7 @@ def build_scores(
         **{key: value for key, value in session.report.parts.get("scoring", {}).items() if key in SAID},
     }
     sums = {layer.name: total for layer, total in zip(graph.layers, found.sums, strict=False) if total is not None}
-    return Scores(layers, about, session.report, sums)
+    return Scores(layers, about, session.report, sums, np.array(found.begun))
 
 
 def build_pruned(session: Session, graph: Graph, mask: Mask, settled: Settled, init: str, costing: Costing) -> Pruned:

@@ -16,11 +16,21 @@ from ..scoring.distributed import place_in_job
 from .comparison.bench import Bench, Subject
 from .comparison.cells import Cells, key_of
 from .comparison.matching import cut, full_width
+from .comparison.oracle import correlations
 from .comparison.over_seeds import joined, mark_best
 from .comparison.result import Comparison
 from .comparison.rows import DEFAULT, Table, table_of
 from .comparison.training import Fit, Training
-from .options import COMPARE, FitOptions, GradientOptions, InputOptions, LayerOptions, ModelOptions, ProbeOptions
+from .options import (
+    COMPARE,
+    FitOptions,
+    GradientOptions,
+    InputOptions,
+    LayerOptions,
+    ModelOptions,
+    OracleOptions,
+    ProbeOptions,
+)
 from .probe import Probing
 from .session import Progress, check_choices, silent
 
@@ -75,6 +85,9 @@ def compare(
         resume: such a file of an earlier call with the same options: what it holds is not trained again.
         probe, probe_lr: train copies of the dense network and of each row's for so many steps, as `prune` does; a row then
             has the part `probe`. A fit trains them in full, and goes without.
+        oracle: also remove every unit on its own, and lay the rank correlation of every criterion with the change of the loss beside
+            each other: the report's part `oracle`. One forward pass a unit and mini-batch.
+        oracle_scores: likewise, with what `score` returned or saved for the criterion `oracle`.
         distributed: this process is one of torchrun's, and trains its share of the cells; all return the whole table.
         batches: as for `prune`.
 
@@ -108,22 +121,23 @@ def compare(
         raise BadInput(
             f"{spelled('probe')}: {spelled('fit')} trains every row in full, which says more; leave one of them out"
         )
+    if chosen[OracleOptions].is_wanted and (is_trained or distributed):
+        raise BadInput(
+            f"{spelled('oracle', True)} ranks units before anything is trained, in one process; leave out {spelled('fit')}, "
+            "and start it without torchrun"
+        )
     function = Fit.of(fitted.fit, fitted.metric) if is_trained else None
 
     report = Report("compare")
     first = Bench(subject, seed, report)
+    oracle_scores = chosen[OracleOptions].oracle_scores
+    report.read(batches=batches, oracle_scores=oracle_scores)
+    if chosen[OracleOptions].is_wanted:
+        report.parts["oracle"] = correlations(first, oracle_scores, progress)
     if function is None:
         rows = counted(first, probing, progress)
     else:
-        init = fitted.init or "keep"
-        run = range(seed, seed + (SEEDS if fitted.seeds is None else fitted.seeds))
-        total = len(run) * len(table.rows)
-        file = Cells(
-            fitted.resume or cells, header(first, function.name, init), fitted.resume is not None, total, distributed
-        )
-        share = place_in_job(distributed)
-        training = Training(subject, first, run, function, file, init, share, report)
-        rows = summed_up(training, table, training.run(progress))
+        rows = trained(first, function, cells, distributed, progress)
     counted_for = {} if subject.at is None else {"profiled_input": subject.at.signature}
     report.parts |= {
         "model": {**first.session.model_info, **counted_for},
@@ -189,7 +203,8 @@ def header(bench: Bench, fit: str, init: str) -> dict[str, Any]:
         "--ignore-index": gradients.ignore_index,
         "--score-init": gradients.score_init,
         "--precision": gradients.precision,
-        "--lambda": layers.lambda_,
+        "--lambda": layers.lambda_in_effect,
+        **({} if layers.resource_term == "layer" else {"--resource-term": layers.resource_term}),
         "--min-neurons": layers.min_neurons,
         "--keep": list(layers.keep),
         "--only": list(layers.only),
@@ -218,6 +233,18 @@ def counted(bench: Bench, probing: Probing | None, progress: Progress) -> list[d
             rows.append(found.row)
             advance()
     return rows
+
+
+def trained(bench: Bench, function: Fit, cells: Any, distributed: bool, progress: Progress) -> list[dict[str, Any]]:
+    """The rows, trained by the user's fit under every seed."""
+    subject, table = bench.subject, bench.subject.table
+    fitted = subject.options[FitOptions]
+    init, seed = fitted.init or "keep", bench.seed
+    run = range(seed, seed + (SEEDS if fitted.seeds is None else fitted.seeds))
+    total, is_resumed = len(run) * len(table.rows), fitted.resume is not None
+    file = Cells(fitted.resume or cells, header(bench, function.name, init), is_resumed, total, distributed)
+    training = Training(subject, bench, run, function, file, init, place_in_job(distributed), bench.session.report)
+    return summed_up(training, table, training.run(progress))
 
 
 def summed_up(training: Training, table: Table, metric: str) -> list[dict[str, Any]]:

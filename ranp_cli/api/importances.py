@@ -17,7 +17,7 @@ from ..pruning.init import INITS
 from ..scoring.criteria import Criterion, criterion
 from ..scoring.over_batches import score
 from ..scoring.precision import PRECISIONS
-from ..scoring.scorer import GradientSetup, Importance
+from ..scoring.setup import GradientSetup, Importance
 from ..scoring.weight_gradients import norms
 from ..scoring.zero_scores import SAID, ZERO_WEIGHTS, notes, unranked
 from .options import GradientOptions
@@ -63,6 +63,9 @@ def importances(
             if source.length is None
             else way.spread.share(source.length - (way.resumed.batches if way.resumed else 0))
         )
+        if length is not None and any(c.of_units for c in by_batches):  # the bar goes by units
+            begun = len(way.resumed.begun) if way.resumed and way.spread.rank == 0 else 0
+            length = length * int((~graph.fixed_units).sum()) - begun
         with session.report.timing("score"), progress("scoring", length) as advance:
             found |= score(
                 session.model, graph, source, function, by_batches, session.device, session.seed, advance, way

@@ -43,7 +43,8 @@ class MethodKeywords(TypedDict, total=False):
 
 
 class LayerKeywords(TypedDict, total=False):
-    lambda_: float
+    lambda_: float | None
+    resource_term: str
     min_neurons: int | str
     keep: Sequence[str]
     only: Sequence[str]
@@ -73,6 +74,11 @@ class FitKeywords(TypedDict, total=False):
     metric: str | None
     init: str | None
     resume: Any
+
+
+class OracleKeywords(TypedDict, total=False):
+    oracle: bool
+    oracle_scores: Any
 
 
 class WhileTrainingKeywords(TypedDict, total=False):
@@ -107,7 +113,14 @@ class RefineKeywords(ModelKeywords, InputKeywords, total=False):
 
 
 class CompareKeywords(
-    FitKeywords, ModelKeywords, GradientKeywords, LayerKeywords, InputKeywords, ProbeKeywords, total=False
+    FitKeywords,
+    ModelKeywords,
+    GradientKeywords,
+    LayerKeywords,
+    InputKeywords,
+    ProbeKeywords,
+    OracleKeywords,
+    total=False,
 ):
     pass
 

@@ -37,6 +37,7 @@ from .taken import Keywords
 
 MOST_THREADS = 4096
 LAMBDA = 11.0  # the paper's for ShapeNet; 15 for BraTS, 80 for UCF101
+UNIT_LAMBDA = 1.0  # a unit of average score and average cost is then worth nothing
 
 
 # -- the groups
@@ -111,7 +112,7 @@ class MethodOptions:
     method: str = option(
         "ranp", RANK, "ranp|weighted|vanilla|random|layerwise|flat|snip|taylor|magnitude|activation|weight|obd", TEXT, "M")  # fmt: skip
     criterion: str | None = option(
-        None, RANK, "mpmg-sum|mean|max, mnmg-sum|mean|max, neuron, taylor, obd, activation-mean|std|zeros, snip, l1, l2", TEXT, "C",
+        None, RANK, "mpmg-sum|mean|max, mnmg-sum|mean|max, neuron, taylor, obd, activation-mean|std|zeros, snip, l1, l2, oracle", TEXT, "C",
         says="mpmg-sum, or the method's own")  # fmt: skip
     resource: str = option(
         "flops", RANK, "flops|mem|params|latency (each layer is timed on --device)|none", TEXT, "R")  # fmt: skip
@@ -125,11 +126,21 @@ class MethodOptions:
 class LayerOptions:
     """What holds for every layer, whatever the method."""
 
-    lambda_: float = option(LAMBDA, RANK, "weight of the resource", NUMBER, "X")
+    lambda_: float | None = option(
+        None, RANK, "weight of the resource", NUMBER, "X", says=f"{LAMBDA:g}, and {UNIT_LAMBDA:g} with --resource-term unit")  # fmt: skip
+    resource_term: str = option(
+        "layer", RANK, "layer: scores times a factor of the layer's whole cost (eq. 10); unit: less lambda times what the "
+        "unit's removal saves now", TEXT, "layer|unit")  # fmt: skip
     min_neurons: int | str = option(
         "auto", FAR, "each layer keeps its best N; 1: the paper's rule", WHOLE_OR_AUTO, "N|auto")  # fmt: skip
     keep: Sequence[str] = option((), FAR, "layers never pruned (repeatable)", TEXTS, "GLOB")
     only: Sequence[str] = option((), FAR, "prune these layers only (repeatable)", TEXTS, "GLOB")
+
+    @property
+    def lambda_in_effect(self) -> float:
+        if self.lambda_ is not None:
+            return self.lambda_
+        return UNIT_LAMBDA if self.resource_term == "unit" else LAMBDA
 
     def __post_init__(self) -> None:
         for name in ("keep", "only"):
@@ -213,6 +224,21 @@ class FitOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OracleOptions:
+    """How the criteria rank the units, beside the oracle."""
+
+    oracle: bool = option(
+        False, COST, "remove every unit on its own too, and lay the rank correlation of each criterion with the change of the "
+        "loss beside it, in --csv, --markdown and --plot too: a forward pass a unit and mini-batch", SWITCH)  # fmt: skip
+    oracle_scores: Any = option(
+        None, COST, "likewise, with the scores of ranp score --criterion oracle, which can be stopped and resumed", TEXT, "FILE")  # fmt: skip
+
+    @property
+    def is_wanted(self) -> bool:
+        return self.oracle or self.oracle_scores is not None
+
+
+@dataclass(frozen=True, kw_only=True)
 class WhileTrainingOptions:
     """When a `Pruner` removes units of a network that trains, and what follows it."""
 
@@ -245,7 +271,7 @@ class WhileTrainingOptions:
 SCORE = Keywords(ModelOptions, GradientOptions, LongRunOptions)
 PRUNE = Keywords(ModelOptions, GradientOptions, MethodOptions, LayerOptions, InputOptions, StepOptions, ProbeOptions)
 REFINE = Keywords(ModelOptions, InputOptions)
-COMPARE = Keywords(FitOptions, ModelOptions, GradientOptions, LayerOptions, InputOptions, ProbeOptions)
+COMPARE = Keywords(FitOptions, ModelOptions, GradientOptions, LayerOptions, InputOptions, ProbeOptions, OracleOptions)
 PROFILE = Keywords(ModelOptions, StepOptions)
 PRUNER = Keywords(
     WhileTrainingOptions,

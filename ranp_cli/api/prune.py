@@ -26,7 +26,7 @@ from ..pruning.layer_costs import reweighting
 from ..pruning.mask import Mask
 from ..pruning.select import Selection
 from ..reporting.report import Report, not_pruned
-from ..scoring.scorer import Importance
+from ..scoring.setup import Importance
 from ..scoring.zero_scores import SAID, keep_whole
 from .budget_search import Races
 from .build_report import add_memory, build_pruned
@@ -91,6 +91,9 @@ def prune(
             measured on `device`, so it is never the same twice.
         latencies: what was measured before, instead: a mask made so, its path, or `{layer: seconds}`.
         lambda_: weight of the resource term; 11 ShapeNet, 15 BraTS, 80 UCF101.
+        resource_term: `layer`, a factor on the scores of a layer by its whole cost (eq. 10), or `unit`: the unit of the lowest
+            score - lambda * cost goes first, its cost being what its removal saves now, and the costs are taken anew.
+            Scores and costs are divided by their means, so `lambda_` (1 by default) has one meaning for all networks.
         method: `ranp`, `weighted`, `vanilla`, `random`, `layerwise`, `flat`, `snip` (the share is then one of weights), `taylor`,
             `magnitude`, `activation`, `weight` or `obd`.
         criterion: as for `score`; by default the one that the method goes by.
@@ -156,11 +159,7 @@ def prune(
     if ranking.resource == "latency":
         latencies = layer_seconds(session, graph, latencies, ground, progress)
     costing.use(graph)
-    stand = (
-        Benchmark(costing.sample, ground, chosen[StepOptions].optimizer)
-        if chosen[StepOptions].time or goal.is_timed
-        else None
-    )
+    stand = stand_of(costing, ground, goal)
     settled, races = reach(goal, session, graph, ranking, importance.scores, costing, stand, progress)
 
     method = method_info(ranking, init, importance, score_init, chosen, latencies, goal)
@@ -219,6 +218,13 @@ def ground_of(device: torch.device, chosen: Chosen, goal: Goal) -> Ground:
     return Ground(device, runtime_of(step.runtime), step.threads)
 
 
+def stand_of(costing: Costing, ground: Ground, goal: Goal) -> Benchmark | None:
+    """Where networks are timed; None where none is."""
+    if not costing.options.time and not goal.is_timed:
+        return None
+    return Benchmark(costing.sample, ground, costing.options.optimizer)
+
+
 def add_speed(session: Session, slim: nn.Module, stand: Benchmark | None, races: Races, training: bool) -> None:
     """Write to the report how fast both networks are, on a `stand`; `races` has what was raced for a budget.
 
@@ -265,6 +271,11 @@ def restore_scores(session: Session, scores: Scores, strict: bool) -> tuple[Grap
     graph = session.analyse(Example.from_signature(scores.about["model"]["input"]), strict)
     session.draw(graph, scores.about.get("score_init", "keep"))
     values = scores.in_order(graph, session)
+    if len(scores.begun) and not scores.about["batches"]:
+        raise BadInput(
+            f"these scores by the oracle have {len(scores.begun)} units of the first mini-batch and no whole one; finish them "
+            f"with {spelled('resume')}"
+        )
     if scores.about.get("unfinished"):
         session.note(
             f"these are the scores of {scores.about['batches']} mini-batches: ranp score was stopped before its end; "

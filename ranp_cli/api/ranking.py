@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,15 @@ from ..pruning.layer_costs import NAMES as RESOURCES
 from ..pruning.layer_costs import tau
 from ..pruning.methods import METHODS, unit_values, weigh
 from ..pruning.min_neurons import AUTO, Floor, check_floor, floors
+from ..pruning.removal_order import removal_order
 from ..pruning.rounding import rounded
 from ..pruning.select import Selection, select
 from ..pruning.snip import links_of, select_snip, strength_of
 from ..scoring.criteria import criterion
 from .options import LAMBDA, LayerOptions, MethodOptions
 from .session import check_choices
+
+TERMS = ("layer", "unit")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Ranking:
     round_to: int = 1
     keep: Sequence[str] = ()
     only: Sequence[str] = ()
+    term: str = "layer"  # how the resource counts: as a factor of the layer, or by what a unit's removal saves
+    _orders: dict[bytes, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, method_options: MethodOptions, layers: LayerOptions, seed: int) -> Ranking:
@@ -55,7 +60,9 @@ class Ranking:
             raise BadInput(
                 f"criterion 'snip' scores weights, not neurons: it goes with {spelled('method', 'snip')}, not with {method}"
             )
-        min_neurons, round_to, lam = check_floor(layers.min_neurons), method_options.round_to, layers.lambda_
+        min_neurons, round_to, term = check_floor(layers.min_neurons), method_options.round_to, layers.resource_term
+        check_choices(resource_term=(term, TERMS))
+        lam = layers.lambda_in_effect
         if round_to < 1:
             raise BadInput(
                 f"{spelled('round_to', round_to)}: give 1 or more; each layer then keeps a multiple of so many neurons"
@@ -63,8 +70,13 @@ class Ranking:
         if not 0 <= lam < math.inf:
             raise BadInput(f"{spelled('lambda_', lam)}: give 0 or more; it is the weight of the resource term")
         name = None if method == "random" else name
-        resource = resource if known.resource else "none"
-        return cls(method, name, resource, lam, min_neurons, seed, round_to, layers.keep, layers.only)
+        if term == "unit" and (resource == "none" or known.by_layer or method in ("random", "snip")):
+            raise BadInput(
+                f"{spelled('resource_term', term)} takes from each score what the unit costs: give a {spelled('resource')} other than "
+                f"none, and a {spelled('method')} that ranks all neurons by a score, such as taylor or ranp"
+            )
+        resource = resource if known.resource or term == "unit" else "none"
+        return cls(method, name, resource, lam, min_neurons, seed, round_to, layers.keep, layers.only, term)
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -77,7 +89,9 @@ class Ranking:
             "seed": self.seed,
             "min_neurons": self.min_neurons,
         }
-        if not METHODS[self.method].resource:
+        if self.term == "unit":
+            how["resource_term"] = self.term
+        elif not METHODS[self.method].resource:
             del how["lambda"]
         if self.criterion is None:
             del how["criterion"]
@@ -86,7 +100,21 @@ class Ranking:
         return how
 
     def tau(self, graph: Graph) -> np.ndarray | None:
-        return None if self.resource == "none" else tau(graph.layers, self.resource)
+        return None if self.resource == "none" or self.term == "unit" else tau(graph.layers, self.resource)
+
+    def weighed(self, graph: Graph, scores: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The scores of the neurons as they are ranked by, layer by layer; with a term by unit their order of removal."""
+        found = weigh(scores, self.method, self.tau(graph), self.lam, self.seed)
+        if self.term == "layer" or self.resource == "none":
+            return found
+        values = unit_values(graph, found)
+        macs = [layer.macs for layer in graph.layers]  # of the input that costs are counted for
+        seconds = [layer.seconds for layer in graph.layers]
+        key = b"|".join(np.asarray(t).tobytes() for t in (values, graph.unit, graph.fixed_units, macs, seconds))
+        if key not in self._orders:
+            self._orders.clear()
+            self._orders[key] = removal_order(graph, values, self.resource, self.lam)
+        return graph.by_layer(self._orders[key][graph.unit])
 
     def steps(self, graph: Graph, scores: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
         """The scores as they are, as this method weighs them, and what lies between: what Fig. 3 shows."""
@@ -95,24 +123,25 @@ class Ranking:
         found = {"vanilla": list(scores)}
         if self.method == "ranp":
             found["weighted"] = weigh(scores, "weighted", None, self.lam, self.seed)
-        name = f"ranp, by {self.resource}" if self.resource != "none" else self.method
-        if self.method not in ("vanilla", "layerwise", "flat"):
-            found[name] = weigh(scores, self.method, self.tau(graph), self.lam, self.seed)
+        name = f"{self.method}, by {self.resource}" if self.resource != "none" else self.method
+        if self.term == "unit":
+            found[f"{name}: order of removal"] = self.weighed(graph, scores)
+        elif self.method not in ("vanilla", "layerwise", "flat"):
+            found[name] = self.weighed(graph, scores)
         return found
 
     def values(self, graph: Graph, scores: Sequence[np.ndarray]) -> np.ndarray:
         """What each unit is worth: the higher, the sooner it stays."""
         if self.method == "snip":
             return strength_of(graph, [links_of(graph, k, g) for k, g in enumerate(scores)])
-        return unit_values(graph, weigh(scores, self.method, self.tau(graph), self.lam, self.seed))
+        return unit_values(graph, self.weighed(graph, scores))
 
     def select(self, graph: Graph, scores: Sequence[np.ndarray], sparsity: float | str) -> Selection:
         """The units that stay."""
         if self.method == "snip":
             chosen = select_snip(graph, scores, sparsity, self.min_neurons)
         else:
-            weighted = weigh(scores, self.method, self.tau(graph), self.lam, self.seed)
-            chosen = select(graph, weighted, sparsity, method=self.method, floor=self.min_neurons)
+            chosen = select(graph, self.weighed(graph, scores), sparsity, method=self.method, floor=self.min_neurons)
         if self.round_to == 1:
             return chosen
         least = self.floors(graph, chosen.keep)

@@ -29,11 +29,12 @@ from ..pruning.methods import METHODS, weigh
 from ..reporting.report import Report
 from ..scoring.compensated_sum import CompensatedSum
 from ..scoring.criteria import CRITERIA
-from ..scoring.scorer import Importance
+from ..scoring.setup import Importance
 from ..scoring.zero_scores import SAID, find_zeros, unranked
 from .session import Session
 
 SUM, REST = "ranp:sum:", "ranp:rest:"  # in a file of scores, before a layer's name
+BEGUN = "ranp:begun"  # in a file of scores by the oracle: what it has of the next mini-batch
 BESIDE = "beside"  # where a mask goes that nobody gave a place
 UNSAID = "default"  # recorded when the option was not given
 
@@ -48,6 +49,9 @@ class Scores:
     sums: dict[str, CompensatedSum] = field(
         default_factory=dict
     )  # by layer: what the scores are the mean of, to go on from
+    begun: np.ndarray = field(
+        default_factory=lambda: np.empty(0)
+    )  # the oracle's changes of the loss, of the next mini-batch
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file that `prune(scores=path)` takes; no new gradients are needed then."""
@@ -61,6 +65,8 @@ class Scores:
         tensors = {name: torch.from_numpy(values) for name, values in self.layers.items()}
         for name, total in self.sums.items():
             tensors |= {f"{SUM}{name}": total.high, f"{REST}{name}": total.low}
+        if len(self.begun):
+            tensors[BEGUN] = torch.from_numpy(self.begun)
         return to_bytes(tensors, {"format": SCORES, "version": VERSION, **about})
 
     def plot(self, path: str | Path) -> None:
@@ -89,8 +95,9 @@ class Scores:
             if name.startswith(SUM)
         }
         _check_said(scores, about)
-        layers = {name: t.double().numpy() for name, t in tensors.items() if not name.startswith((SUM, REST))}
-        return cls(layers, about, sums=sums)
+        begun = tensors[BEGUN].double().reshape(-1).numpy() if BEGUN in tensors else np.empty(0)
+        layers = {name: t.double().numpy() for name, t in tensors.items() if not name.startswith((SUM, REST, BEGUN))}
+        return cls(layers, about, sums=sums, begun=begun)
 
     @property
     def criterion(self) -> str:
@@ -138,9 +145,10 @@ class Scores:
                 f"{spelled('resume')}: these scores were taken with the zeros of {differing[0]}, by an older ranp, which "
                 "no gradient passes; score anew"
             )
-        if not self.sums:
+        if not self.sums and not len(self.begun):
             raise BadInput(f"{spelled('resume')}: this file holds scores, but not their sums; score anew")
-        return Importance(values, self.about["batches"], [self.sums.get(layer.name) for layer in graph.layers])
+        sums = [self.sums.get(layer.name) for layer in graph.layers]
+        return Importance(values, self.about["batches"], sums, begun=self.begun.tolist())
 
     def in_order(self, graph: Graph, session: Session) -> list[np.ndarray]:
         """Scores by layer of `graph`; BadInput when they are of other weights or another network."""

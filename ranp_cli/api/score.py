@@ -14,7 +14,7 @@ from ..core.spelling import spelled
 from ..io.losses import loss_name
 from ..reporting.report import Report
 from ..scoring.distributed import join_process_group
-from ..scoring.scorer import Importance
+from ..scoring.setup import Importance
 from ..scoring.zero_scores import SAID, keep_whole
 from .build_report import build_scores
 from .importances import gradient_setup, importances
@@ -53,7 +53,8 @@ def score(
         batches: mini-batches of `(input, target)`, a single one, or a path or `file.py:Name`.
         loss: a name (`cross_entropy`, `dice`, ...), a spec, or `loss(output, target) -> scalar`.
         criterion: `mpmg-sum|mean|max`, `mnmg-sum|mean|max`, `neuron`, `taylor`, `obd`, `activation-mean|std|zeros`, `snip`,
-            `l1` or `l2`.
+            `l1`, `l2`, or `oracle`: the change of the loss without each unit, one forward pass a unit and mini-batch; a unit's
+            neurons have its value, and fixed units, which are not tried, 0.
         sparsity: also report how many neurons of each layer these scores alone keep at that share, in [0, 1).
         batch_limit: use at most that many mini-batches.
         device: `auto`, `cpu`, `cuda` or `cuda:1`.

@@ -128,9 +128,7 @@ def score(given: dict[str, Any]) -> None:
             where = (
                 f"written to {kept_in}: go on with --resume {kept_in}" if kept_in else "not written: there was no -o"
             )
-            raise Stopped(
-                f"stopped by {name}; the scores of {stopped.batches} mini-batches were {where}", code
-            ) from None
+            raise Stopped(f"stopped by {name}; the scores of {stopped.what} were {where}", code) from None
         if is_main_process():
             for path in run["output"]:
                 scores.save(path)

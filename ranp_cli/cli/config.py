@@ -26,7 +26,20 @@ from ..core.errors import BadInput, nearest, shortened
 from ..core.reading import YAML, read_bytes
 
 INPUTS = frozenset(
-    {"model", "model2", "dense", "batch", "weights", "scores", "resume", "mask", "loss", "latencies", "fit"}
+    {
+        "model",
+        "model2",
+        "dense",
+        "batch",
+        "weights",
+        "scores",
+        "resume",
+        "mask",
+        "loss",
+        "latencies",
+        "fit",
+        "oracle_scores",
+    }
 )
 
 

@@ -126,7 +126,10 @@ class Run:
         """What the command reads: (as the user gives it, path or spec). Going on into the same file (--resume) is no accident."""
         names = (INPUTS - self.written_names) - {"resume"} | {"config"}
         given = {name: value for name in names if isinstance(value := self[name], str)}
-        return [("MODEL" if name.startswith("model") else f"--{name}", value) for name, value in given.items()]
+        return [
+            ("MODEL" if name.startswith("model") else f"--{name.replace('_', '-')}", value)
+            for name, value in given.items()
+        ]
 
     def keywords(self) -> dict[str, Any]:
         """What was given of the options that go on to the Python function, as its keywords."""

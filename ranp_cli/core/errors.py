@@ -87,10 +87,12 @@ class Stopped(RanpError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while `score` was at work, with at least one mini-batch done: `.scores` has what is there."""
+    """Ctrl-C while `score` was at work, with something done: `.scores` has what is there."""
 
     def __init__(self, scores: Any, batches: int) -> None:
-        super().__init__(f"stopped after {batches} mini-batches")
+        units = len(scores.begun)
+        self.what = f"{batches} mini-batches" + f" and of {units} units on the next one" * bool(units)
+        super().__init__(f"stopped after {batches} mini-batches{f' and {units} units' * bool(units)}")
         self.scores, self.batches = scores, batches
 
 

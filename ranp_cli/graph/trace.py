@@ -49,7 +49,7 @@ class Op:
     new_bytes: int = 0  # of the storages that it allocated
     uses: tuple[LayerUse, ...] = ()
     places: tuple[Place, ...] = ()
-    call: Any = None  # of a layer: (func, args, kwargs), empty tensors on meta in the place of its own
+    call: Any = None  # of what multiplies: (func, args, kwargs), empty tensors on meta in the place of its own
 
 
 @dataclass
@@ -158,9 +158,9 @@ class Tracer(TorchDispatchMode):
             uses=tuple(self.ties.uses[seen:]),
             places=tuple(self.ties.places[placed:]),
         )
-        if op.uses:
-            op.call = (func, *map_tensors((args, kwargs), lambda t: torch.empty_like(t, device="meta")))
         self._count(op, func, args, kwargs, out)
+        if op.uses or op.flops:
+            op.call = (func, *map_tensors((args, kwargs), lambda t: torch.empty_like(t, device="meta")))
         if self.live_bytes > self.peak_bytes:
             self.peak_bytes, self.peak_op = self.live_bytes, len(self.ops)
         self.ops.append(op)

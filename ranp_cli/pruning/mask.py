@@ -27,7 +27,7 @@ WRITE = "give a mask.json written by ranp prune"
 INITS = frozenset({"keep", "factory", "glorot", "orthogonal"})
 REST = {  # of a mask, beside its layers: what is read of it, where it is there
     "model": {"spec?": (None, str), "args?": {str: object}, "fingerprint?": str},
-    "method": {"name?": (None, str), "criterion?": (None, str), "resource?": (None, str), "lambda?": (None, float), "init?": INITS,
+    "method": {"name?": (None, str), "criterion?": (None, str), "resource?": (None, str), "resource_term?": (None, str), "lambda?": (None, float), "init?": INITS,
                "seed?": (None, int), "score_init?": INITS, "latency?": {"seconds?": {str: float}}},
     "sparsity": {"requested?": (None, float, str), "achieved?": float},
     "fixed": {str: str},

@@ -206,6 +206,26 @@ class Recommended(TypedDict):
     line: str
 
 
+class CorrelationRow(TypedDict):
+    """Spearman's rank correlation of a criterion with the oracle; of `layers` null where there are too few units, or all alike."""
+
+    criterion: str
+    mean: float | None  # over layers
+    all: float | None  # over all units
+    all_equal_l2: float | None  # with layers of equal l2 norm
+    layers: list[float | None]
+
+
+class Correlations(TypedDict):
+    """How well criteria rank the units, beside the change of the loss without each."""
+
+    units: int
+    fixed: int  # units that were not tried
+    batches: int
+    layers: list[str]
+    criteria: list[CorrelationRow]
+
+
 class Speed(TypedDict):
     """Measured medians in seconds, of a forward pass and (`train_*`) of a training step, with the optimiser's where it is named."""
 

@@ -12,6 +12,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from .report_parts import (
     BudgetRow,
+    Correlations,
     Counts,
     Floor,
     FollowedCount,
@@ -103,6 +104,7 @@ class CompareRow(CutRow):
     method: str
     criterion: NotRequired[str]
     resource: NotRequired[str]
+    resource_term: NotRequired[str]
     # the weight of the resource has the key `lambda`, see `KEYS_OF_PYTHON`
     accuracy: NotRequired[Accuracy]
     seeds: NotRequired[list[SeedRow]]
@@ -158,6 +160,7 @@ class ReportDocument(TypedDict):
     probe: NotRequired[Probe]
     transfer: NotRequired[Transfer]
     rows: NotRequired[list[CompareRow]]
+    oracle: NotRequired[Correlations]
     fit: NotRequired[FitInfo]
     match: NotRequired[Matched]
     width: NotRequired[WidthOf]

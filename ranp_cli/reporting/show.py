@@ -23,6 +23,7 @@ from ..core.threads import DrawsNothing
 from .compare_table import counted_lines, rows_table
 from .facts import adding_up, by_reason, model_name
 from .next_steps import next_steps
+from .oracle_table import oracle_table
 from .probe_text import probe_sentences
 from .speed import duration, speed_block
 from .terminal import Column, Terminal, column_cells, lay_out, plain_text, side_by_side
@@ -70,7 +71,9 @@ def show_report(report: Report, console: Console, depth: int | None = None) -> N
     page = Terminal(console)
     body = tree_lines(report["modules"], page, depth) if "modules" in report else _layers(report, page, depth)
     parts = (
-        [rows_table(report, page)] if "rows" in report else [_summary(report, page), speed_block(report, page), body]
+        [rows_table(report, page), oracle_table(report, page)]
+        if "rows" in report
+        else [_summary(report, page), speed_block(report, page), body]
     )
     blocks = [_headline(report, page), *parts, _remarks(report, page)]
     for i, block in enumerate(filter(None, blocks)):
@@ -135,7 +138,7 @@ def _headline(report: Report, page: Terminal) -> list[Text]:
         [path for path, file in report.get("outputs", {}).items() if "next" in file or not path.endswith(".json")],
     )
     details = [str(method[key]) for key in ("name", "criterion") if method.get(key) is not None]
-    terms = [(key, method.get(key)) for key in ("resource", "lambda", "seed")]
+    terms = [(key, method.get(key)) for key in ("resource", "resource_term", "lambda", "seed")]
     details += [f"{key}{JOINED}{plain_text(value)}" for key, value in terms if value is not None]
     name = model_name(report)
     text = f" {name}" * bool(name) + f"  {page.glyphs.arrow}  {', '.join(outputs)}" * bool(outputs)

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.text import Text
-
 from ..core.numbers import JOINED
 from .terminal import Column, Terminal, column_cells, lay_out
 
@@ -87,5 +85,5 @@ def speed_block(report: dict[str, Any], page: Terminal) -> list:
         lines += page.paragraph("training step:", "yellow", speed["train_error"])
     for gain, line in recommendations(speed):
         lines += page.paragraph("faster still:", "green", f"{gain}:")
-        lines.append(Text(f"  {page.clean(line)}"))
+        lines.append(page.verbatim(line))
     return lines

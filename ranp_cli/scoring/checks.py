@@ -120,6 +120,11 @@ def check_scores(scores: Sequence[np.ndarray], layers: Sequence[Layer], criterio
             f"criterion '{criterion.name}' is zero for every neuron of every layer from {layers[0].name} on; give mini-batches "
             "that are not all the same number, or another criterion"
         )
+    if criterion.of_units:
+        raise BadInput(
+            f"the loss is the same without any unit, from layer {layers[0].name} on; check that the targets are not all "
+            "ignored and that the loss depends on the output"
+        )
     if criterion.reduce == "curvature":
         raise BadInput(
             f"the loss has no second derivative: it is zero in every layer from {layers[0].name} on, as behind a loss "

@@ -5,7 +5,8 @@ averaged. `neuron` and `taylor` do not look at weights: a mask multiplies the po
 "Pruning Convolutional Neural Networks for Resource Efficient Inference", ICLR 2017). `obd` is the second-order term of the
 same mask (LeCun et al., "Optimal Brain Damage", 1990). `activation-mean|std|zeros` are of the post-activations alone (Hu et
 al., "Network Trimming", 2016, for the share of zeros). `snip` keeps |g| of every weight (Lee et al., "SNIP", ICLR 2019).
-`l1` and `l2` are norms of the weights and need no mini-batches.
+`l1` and `l2` are norms of the weights and need no mini-batches. `oracle` is what the others estimate: the change of the loss with a
+unit removed (Molchanov et al.).
 """
 
 from __future__ import annotations
@@ -53,8 +54,13 @@ class Criterion:
         return self.of_weights or self.of_masks
 
     @property
+    def of_units(self) -> bool:
+        """Removes each unit and looks at the loss."""
+        return self.reduce == "removal"
+
+    @property
     def needs_batches(self) -> bool:
-        return self.needs_gradients or self.of_values
+        return self.needs_gradients or self.of_values or self.of_units
 
     @property
     def is_linear(self) -> bool:
@@ -82,6 +88,7 @@ CRITERIA = {
             Criterion(f"activation-{name}", False, reduce)
             for name, reduce in zip(("mean", "std", "zeros"), OF_VALUES, strict=True)
         ),
+        Criterion("oracle", True, "removal"),
         Criterion("snip", False, "nothing"),
         Criterion("l1", False, "l1"),
         Criterion("l2", False, "l2"),

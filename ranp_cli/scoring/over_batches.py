@@ -17,7 +17,8 @@ from .checks import check_scores
 from .criteria import Criterion
 from .distributed import ENDED, SAVE, STOP
 from .precision import reproducible
-from .scorer import GradientSetup, Importance, Scorer
+from .scorer import Scorer
+from .setup import GradientSetup, Importance
 
 
 def score(
@@ -49,7 +50,7 @@ def score(
         for collector in scorer.collectors:
             during.enter_context(collector.watching())
         found = (alone if way.spread.size == 1 else in_job)(scorer, batches, way, advance)
-    for c in criteria:
+    for c in (c for c in criteria if found[c.name].batches):  # of a mini-batch that is begun nothing can be said
         check_scores(found[c.name].scores, graph.layers, c)
     return found
 
@@ -57,7 +58,18 @@ def score(
 def alone(scorer: Scorer, batches: Any, way: GradientSetup, advance: Callable[[], Any]) -> dict[str, Importance]:
     """Score in one process. Ctrl-C waits for no mini-batch: what is half done is left out."""
     start = count = way.resumed.batches if way.resumed else 0
-    clock = Clock(way)
+    clock, oracle = Clock(way), scorer.oracle
+    begun = 0 if oracle is None else len(oracle.done)
+
+    def after_unit() -> None:
+        advance()
+        if way.keep is not None and clock.is_time():
+            with undivided():
+                way.keep(scorer.importances(count))
+            clock.restart()
+
+    if oracle is not None:
+        oracle.after_unit = after_unit
     try:
         for index, batch in way.spread.mine(batches, start):
             scorer.run(index, batch)
@@ -67,9 +79,11 @@ def alone(scorer: Scorer, batches: Any, way: GradientSetup, advance: Callable[[]
                 if way.keep is not None and clock.is_time():
                     way.keep(scorer.importances(count))
                     clock.restart()
-            advance()
+            if oracle is None:
+                advance()
     except KeyboardInterrupt:
-        if not way.keep_partial or count == start:
+        has_more = count > start or (oracle is not None and len(oracle.done) > begun)
+        if not way.keep_partial or not has_more:
             raise
         way.facts["stopped"] = True
     scorer.finish()
@@ -85,6 +99,8 @@ def in_job(scorer: Scorer, batches: Any, way: GradientSetup, advance: Callable[[
     first = way.resumed.batches if way.resumed else 0
     count = first if way.spread.rank == 0 else 0
     mine, clock, flags, found = way.spread.mine(batches, first), Clock(way), 0, None
+    if scorer.oracle is not None:
+        scorer.oracle.after_unit = advance
     try:
         with undivided() as is_waiting:
             while True:
@@ -92,7 +108,8 @@ def in_job(scorer: Scorer, batches: Any, way: GradientSetup, advance: Callable[[
                     scorer.run(*item)
                     scorer.end_of_batch()
                     count += 1
-                    advance()
+                    if scorer.oracle is None:
+                        advance()
                 else:
                     flags = ENDED
                 said = way.spread.say(flags | STOP * is_waiting() | SAVE * clock.is_time())

@@ -5,10 +5,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,68 +24,16 @@ from .activation_gradients import ActivationGradientCollector
 from .checks import check_finite, run_backward, run_model
 from .compensated_sum import CompensatedSum
 from .criteria import Criterion
-from .distributed import WorkerGroup
 from .memory_format import ConvolutionOverrides
 from .module_state import ModuleSnapshot
+from .oracle import OracleCollector, consumers, resume
 from .precision import AGREE, HALF, SCALE, autocast, cast, has_fast_bf16, to_float32
 from .prepared_batch import PreparedBatch
 from .recompute import Recompute
 from .recompute_plan import RecomputePlan, ScoringSetup, plan
+from .setup import GradientSetup, Importance, check_setup, score_shapes
 from .weight_gradients import GradientCollector, WeightGradientCollector, add_up, mean_of
 from .zero_scores import check_reached, find_zeros, unranked
-
-
-@dataclass(frozen=True)
-class Importance:
-    """The scores of each layer in float64, and how many mini-batches they are the mean of.
-
-    One score a neuron, of shape (N,); for the criterion `snip` one a weight, of the parameter's shape, in float32.
-    `sums` are what the mean was taken of, to go on from. `not_ranked`: the layers whose scores say nothing, and why.
-    """
-
-    scores: list[np.ndarray]
-    batches: int
-    sums: list[CompensatedSum | None] = field(default_factory=list)
-    not_ranked: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class GradientSetup:
-    """Settings for one scoring run; results such as the chosen precision are returned in `facts`."""
-
-    precision: str = "model"
-    low_memory: bool = False
-    memory_limit: int | None = None  # bytes
-    spread: WorkerGroup = field(default_factory=WorkerGroup)
-    agreement: Callable[[list[np.ndarray], list[np.ndarray]], float] | None = None  # of the masks of two scores
-    resumed: Importance | None = None
-    keep_partial: bool = False  # Ctrl-C ends the scoring instead of the program, once there is a mini-batch
-    keep: Callable[[dict[str, Importance]], None] | None = None  # writes down what is done so far
-    save_every: float = 60.0  # seconds; 0: never
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def note(self, text: str) -> None:
-        self.facts.setdefault("notes", []).append(text)
-
-
-def score_shapes(graph: Graph, criterion: Criterion) -> list[tuple[int, ...]]:
-    """Of the scores of each layer."""
-    if criterion.reduce == "nothing":
-        return [graph.slots[layer.slot].shape for layer in graph.layers]
-    return [(n,) for n in graph.sizes]
-
-
-def check_setup(model: nn.Module, device: torch.device, way: GradientSetup, twice: str | None) -> None:
-    """BadInput for settings that do not go together; `twice`: a criterion that differentiates twice."""
-    if twice and way.low_memory:
-        raise BadInput(
-            f"criterion '{twice}' takes second derivatives, which need all activations kept; leave out "
-            f"{spelled('low_memory', True)} and {spelled('memory_limit')}, or use taylor"
-        )
-    if way.precision in ("bf16", "fp16", "auto") and device.type == "cpu" and isinstance(model, torch.jit.ScriptModule):
-        raise BadInput(
-            f"{spelled('precision', way.precision)} needs the Python model on a CPU; leave it out for TorchScript"
-        )
 
 
 class Scorer:
@@ -103,14 +50,16 @@ class Scorer:
         way: GradientSetup,
     ) -> None:
         self.model, self.graph, self.loss, self.device, self.seed, self.way = model, graph, loss, device, seed, way
+        self.by_pass = any(not c.of_units for c in criteria)
         self.by_backward = any(c.needs_gradients and c.reduce != "curvature" for c in criteria)
         self.needs_loss = any(c.needs_gradients for c in criteria)
         self.twice = next((c.name for c in criteria if c.reduce == "curvature"), None)
-        check_setup(model, device, way, self.twice)
+        check_setup(model, device, way, criteria)
         self.zeros = find_zeros(model, graph)
         self.unproved = bool(self.zeros.last)  # whether a gradient gets past the last layers
         way.facts.update(self.zeros.facts(graph))
-        twin = training_twin(model, device, graph.written | self.zeros.names)
+        own = consumers(graph) if any(c.of_units for c in criteria) else frozenset()
+        twin = training_twin(model, device, graph.written | self.zeros.names | own)
         self.zeros.replace_in(twin, seed)
         self.twin = cast(twin, way.precision)
         self.state = ModuleSnapshot(self.twin, model, graph.written)
@@ -133,7 +82,13 @@ class Scorer:
             self.collectors.append(WeightGradientCollector(graph.layers, self.weights, of_weights))
         if of_activations:
             self.collectors.append(ActivationGradientCollector(model, graph, of_activations))
+        self.oracle: OracleCollector | None = None
+        for c in criteria:
+            if c.of_units:
+                self.oracle = OracleCollector(graph, self.weights, c)
+                self.collectors.append(self.oracle)
         if way.resumed and way.spread.rank == 0:
+            resume(self.collectors, way.resumed.begun)
             sums = [
                 s and CompensatedSum(s.high.to(device, copy=True), s.low.to(device, copy=True))
                 for s in way.resumed.sums
@@ -159,21 +114,25 @@ class Scorer:
         try:
             if self.unproved:
                 self._prove(batch)
-            self._pass(batch)
+            if self.by_pass:
+                self._pass(batch)
         except torch.OutOfMemoryError as error:
             full = error.with_traceback(None)  # its frames hold what the pass has allocated
             full.__context__ = None
         if full is None:
             self._take(batch)
+            if self.oracle is not None:
+                self.oracle.measure(partial(self._loss_without, batch), batch.index)
         else:
             self._make_room(batch, full)
             self._add(batch)
 
     def _prove(self, batch: PreparedBatch) -> None:
         """BadInput when no gradient gets past the zeros of the last layers; else their weights are drawn too."""
-        self._pass(batch)
-        collector = self.collectors[0]
-        check_reached(collector.parts[collector.criteria[0].name], self.graph, self.zeros)
+        if self.by_pass:
+            self._pass(batch)
+            collector = self.collectors[0]
+            check_reached(collector.parts[collector.criteria[0].name], self.graph, self.zeros)
         for each in self.collectors:
             each.drop_batch()
         self.zeros.replace_in(self.twin, self.seed, last=True)
@@ -210,20 +169,20 @@ class Scorer:
     def importances(self, count: int) -> dict[str, Importance]:
         """The scores by each criterion over the mini-batches so far: `count` in this process, and those of the others."""
         sums, count = self.way.spread.add_up(self.collectors, count)
-        if not count:
+        begun = () if self.oracle is None else tuple(self.oracle.done)
+        if not count and not begun:
             raise BadInput("the batch source is empty: no mini-batch came; give at least one (input, target)")
         found = {}
         for collector in self.collectors:
             for c in collector.criteria:
-                scores = mean_of(c, sums[c.name], score_shapes(self.graph, c), count)
+                scores = mean_of(c, sums[c.name], score_shapes(self.graph, c), count or 1)
                 layers = enumerate(self.graph.layers)
                 missing = {layer.name: collector.why_none(k) for k, layer in layers if sums[c.name][k] is None}
-                found[c.name] = Importance(scores, count, sums[c.name], unranked(self.graph, scores, missing))
+                ranked = unranked(self.graph, scores, missing)
+                found[c.name] = Importance(scores, count, sums[c.name], ranked, begun if c.of_units else ())
         return found
 
     def _pass(self, batch: PreparedBatch) -> None:
-        batch = batch.unwritten(self.twin, self.device, self.precision)
-        index, args, kwargs, target = batch.index, batch.args, batch.kwargs, batch.target
         plan = self.plan
         again = (
             None
@@ -231,21 +190,34 @@ class Scorer:
             else Recompute(plan.max_macs_per_element, self.twin.buffers(), plan.max_costly_ops)
         )
         with again or nullcontext():
-            value: Tensor | None = None
-            try:
-                laid = channels_last((args, kwargs)) if self.layout else (args, kwargs)
-                value = self._forward(index, laid[0], laid[1], target, again)
-            except BadInput:
-                if not self.layout:
-                    raise
-            if value is None:  # code that wants its tensors in the order of their axes, as `view` does
-                self.layout = False
-                value = self._forward(index, args, kwargs, target, again)
+            value = self._value(batch, self.collectors, again)
             if self.needs_loss:
-                self._derive(value, index)
+                self._derive(value, batch.index)
             del value
         for collector in self.collectors:
             collector.take()
+
+    def _value(
+        self,
+        batch: PreparedBatch,
+        collectors: Sequence[GradientCollector],
+        again: Recompute | None = None,
+        unit: int | None = None,
+    ) -> Tensor:
+        """The loss of a mini-batch, without a unit where one is given; `collectors` see the pass."""
+        batch = batch.unwritten(self.twin, self.device, self.precision)
+        if self.layout:
+            try:
+                return self._forward(batch, channels_last((batch.args, batch.kwargs)), collectors, again, unit)
+            except BadInput:  # code that wants its tensors in the order of their axes, as `view` does
+                self.layout = False
+        return self._forward(batch, (batch.args, batch.kwargs), collectors, again, unit)
+
+    def _loss_without(self, batch: PreparedBatch, unit: int | None) -> float:
+        try:
+            return float(self._value(batch, (), unit=unit).detach().real.double())
+        except torch.OutOfMemoryError as error:
+            raise too_little_memory(error) from error
 
     def _derive(self, value: Tensor, index: int) -> None:
         """The derivatives of the loss that the criteria go by."""
@@ -257,21 +229,31 @@ class Scorer:
         if self.by_backward:
             run_backward(value, index)
 
-    def _forward(self, index: int, args: Any, kwargs: Any, target: Any, again: Recompute | None) -> Tensor:
+    def _forward(
+        self,
+        batch: PreparedBatch,
+        given: tuple[Any, Any],
+        collectors: Sequence[GradientCollector],
+        again: Recompute | None,
+        unit: int | None,
+    ) -> Tensor:
         """The loss; zero where no criterion needs it."""
         self.state.restore()
         with ExitStack() as during:
-            during.enter_context(seeded((self.seed + index) % 2**63))
+            if self.oracle is not None:
+                during.enter_context(self.oracle.without(unit))
+            during.enter_context(seeded((self.seed + batch.index) % 2**63))
             during.enter_context(torch.enable_grad())
             if again:
                 during.enter_context(again.packing())
             during.enter_context(self._as_it_runs())
             during.enter_context(in_checkpoints(self._as_it_runs))
-            for collector in self.collectors:
+            for collector in collectors:
                 during.enter_context(collector.forward())
             with autocast(self.precision, self.device):
-                output = run_model(self.twin, args, kwargs, index)
-            return self.loss(to_float32(output), target) if self.needs_loss else torch.zeros(())
+                output = run_model(self.twin, *given, batch.index)
+            wanted = self.needs_loss or not collectors
+            return self.loss(to_float32(output), batch.target) if wanted else torch.zeros(())
 
     @contextmanager
     def _as_it_runs(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ from ..graph.graph import Graph
 from ..scoring.activation_gradients import ActivationGradientCollector, ActivationMode, Mask, Place
 from ..scoring.compensated_sum import CompensatedSum
 from ..scoring.criteria import Criterion
-from ..scoring.scorer import score_shapes
+from ..scoring.setup import score_shapes
 from ..scoring.weight_gradients import HALVES, WeightGradientCollector, mean_of, norms
 from .wrappers import all_batches, average
 

@@ -122,6 +122,16 @@ def test_cells_of_other_weights_or_another_network_are_not_gone_on_with(here):
         ranp.compare(net(8), batch(), resume="c.jsonl", **same)
 
 
+def test_cells_say_the_lambda_that_was_used(here):
+    """Not given, it is another one for each way to count the resource."""
+    same = {"sparsity": 0.5, "methods": ["ranp-f"], "fit": "fit.py:size", "seeds": 1, "resource_term": "unit"}
+    ranp.compare(net(), batch(), cells="c.jsonl", **same)
+    ranp.compare(net(), batch(), resume="c.jsonl", lambda_=1.0, **same)
+    for other in ({**same, "lambda_": 11.0}, {**same, "resource_term": "layer"}):
+        with pytest.raises(ranp.BadInput, match="cells were trained with lambda_"):
+            ranp.compare(net(), batch(), resume="c.jsonl", **other)
+
+
 def test_a_line_that_is_no_cell_is_named(trained, capsys):
     with open("c.jsonl", "a") as file:
         file.write('{"method": "full"}\n')

@@ -40,7 +40,7 @@ from ranp_cli.models.i3d import i3d
 from ranp_cli.models.unet3d import unet3d
 from ranp_cli.scoring.criteria import criterion
 from ranp_cli.scoring.over_batches import score
-from ranp_cli.scoring.scorer import GradientSetup, Importance
+from ranp_cli.scoring.setup import GradientSetup, Importance
 
 from .page import put
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "profile": f"profile {UNET} slim.safetensors --input 1x1x8x8x8",
     "profile-tree": f"profile {UNET} --input 1x1x8x8x8 --tree --amp",
     "compare": f"compare {UNET} --batch calib.pt --sparsity 0.5 --methods full,ranp-f,random --match macs",
+    "compare-oracle": f"compare {UNET} --batch calib.pt --sparsity 0.5 --methods ranp-f --oracle",
     "compare-fit": f"compare {UNET} --batch calib.pt --sparsity 0.5 --methods ranp-f --fit fit.py:fit --seeds 2",
 }
 VALIDATOR = jsonschema.Draft202012Validator(report_schema.schema())

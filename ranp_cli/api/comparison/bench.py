@@ -23,7 +23,7 @@ from ...io.model import built, factory_of
 from ...io.user_code import is_code
 from ...pruning.select import Selection
 from ...reporting.report import Report, reduction
-from ...scoring.scorer import Importance
+from ...scoring.setup import Importance
 from ...scoring.zero_scores import whole_layers
 from ..importances import gradient_setup, importances
 from ..layer_times import layer_seconds
@@ -189,7 +189,7 @@ class Bench:
             kept = [int(k.sum()) for k in graph.by_layer(settled.selection.keep[graph.unit])]
             after = self.counts(settled.model, settled.trace.run)
         floored = settled.selection.floored
-        how = {k: v for k, v in ranking.recorded.items() if k in ("criterion", "resource", "lambda")}
+        how = {k: v for k, v in ranking.recorded.items() if k in ("criterion", "resource", "resource_term", "lambda")}
         how = {**how, **self.costs(level, sum(kept), after)}
         how |= {"feasible": not floored, "floored": floored, "layers_kept": kept}
         return Cut({"method": e.name, **how}, settled.model)

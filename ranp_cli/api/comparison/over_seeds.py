@@ -35,7 +35,11 @@ def joined(cells: Sequence[Cell], metric: str) -> dict[str, Any]:
     row["seeds"] = [
         {
             "seed": cell["seed"],
-            **{k: v for k, v in cell["row"].items() if k not in ("method", "criterion", "resource", "lambda")},
+            **{
+                k: v
+                for k, v in cell["row"].items()
+                if k not in ("method", "criterion", "resource", "resource_term", "lambda")
+            },
             "metrics": {name: number(value) for name, value in cell["metrics"].items()},
             "seconds": cell["seconds"],
         }

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...core.numbers import accuracy_texts
 from ...reporting.compare_captions import captions_of
+from ...reporting.oracle_table import oracle_csv, oracle_markdown, oracle_plot
 from ...reporting.report import Report
 
 COLUMNS = ("method", "requested", "achieved", "kept", "params", "macs", "activation_bytes", "params_reduction",
@@ -33,8 +34,10 @@ class Comparison:
     def csv(self) -> str:
         """One line a row: counts, reductions (1 - after / before), and the paper's counting (MB, GFLOPs, MB).
 
-        With a match, what a row was matched to; with a fit, its metric over the seeds, and mean and deviation of others.
+        With an oracle, one line a criterion instead. With a match, what a row was matched to; with a fit, its metric over the seeds, and mean and deviation of others.
         """
+        if "oracle" in self.report.parts:
+            return oracle_csv(self.report.parts["oracle"])
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         more = [dict(self._more(row)) for row in self.rows]
@@ -102,10 +105,17 @@ class Comparison:
             cells.append("yes" if row["feasible"] else f"floor in {len(row['floored'])} layers")
             lines.append(f"| {' | '.join(cells)} |")
         below = [f"- {label} {text}" for label, text in captions_of(self.report.parts)]
-        return "\n".join([*lines, *([""] if below else []), *below]) + "\n"
+        text = "\n".join([*lines, *([""] if below else []), *below]) + "\n"
+        return text + ("\n" + oracle_markdown(self.report.parts["oracle"]) if "oracle" in self.report.parts else "")
 
     def plot(self, path: str | Path) -> None:
-        """Fig. 4 of the paper, or, with accuracy, its Fig. 1 and Fig. 4 e-h; as .png, .svg or .pdf (extra `plot`)."""
+        """Fig. 4 of the paper, or, with accuracy, its Fig. 1 and Fig. 4 e-h; as .png, .svg or .pdf (extra `plot`).
+
+        With an oracle, the rank correlation of each criterion with it, as in Molchanov's talk.
+        """
+        if "oracle" in self.report.parts:
+            oracle_plot(path, self.report.parts["oracle"], self.report.parts["model"]["spec"] or "")
+            return
         from ...reporting.accuracy_plots import accuracy
         from ...reporting.plots import sweep
 

@@ -83,6 +83,8 @@ def entry(name: str, layers: LayerOptions, seed: int) -> Entry:
     base = SHORT.get(base, base)
     method, _, resource = base.partition("-")
     by = MethodOptions(method=method, criterion=criterion or None, resource=resource or "none")
+    if not resource:
+        layers = replace(layers, resource_term="layer")
     ranking = Ranking.of(by, layers, seed)
     return Entry(f"{base}:{criterion}" if criterion else base, ranking)
 
