@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.numbers import MEASURED
 from ..costs.budget import Limit, infeasible, met, used
 from ..costs.timing import CLOSE, SECOND_LOOKS, STEPS, Benchmark, T, Timings
 from ..graph.graph import Graph
@@ -20,6 +21,7 @@ from .ranking import Ranking
 from .session import Progress, Session
 from .settle import Settled, settle
 
+Races = Mapping[str, Timings]  # kind of budget -> the dense and a slim network, turn by turn
 FULL = 0.995  # of a budget: nothing more is looked for
 TRIES = 100  # networks that are looked at to fill it
 
@@ -33,18 +35,18 @@ def fit_budget(
     costing: Costing,
     stand: Benchmark | None,
     progress: Progress,
-) -> tuple[Settled, Timings | None]:
+) -> tuple[Settled, Races]:
     """The largest network that meets all limits, by bisection over the sparsity: no gradient is taken again.
 
     One neuron may cost so much that it ends the search while others would still fit: these are added then, best first.
-    What can be counted is met exactly; a latency in the race of the dense and the slim network that is returned.
+    What can be counted is met exactly; times in the races of the dense and the slim network that are returned.
     Raises Infeasible, naming the closest, when the smallest network does not meet them.
     """
     with progress("fitting", None) as advance:
         search = BudgetSearch(session, graph, ranking, scores, limits, costing, advance)
         best, kept = search.counted()
         if not search.timed or stand is None:
-            return search.filled(best), None
+            return search.filled(best), {}
         return search.in_time(kept, stand)
 
 
@@ -64,8 +66,8 @@ class BudgetSearch:
         self.steps = (
             2**16 if self.ranking.method == "snip" else self.graph.n
         )  # levels of the weights' sparsity, or neurons
-        self.limited = [each for each in self.limits if each.kind != "latency"]
-        self.timed = [each for each in self.limits if each.kind == "latency"]
+        self.limited = [each for each in self.limits if each.kind not in MEASURED]
+        self.timed = [each for each in self.limits if each.kind in MEASURED]
         self.before = self.costing.under(self.limits, self.session.model, None)
 
     def at(self, kept: int) -> tuple[Settled, dict[str, float]]:
@@ -113,8 +115,8 @@ class BudgetSearch:
                 best, full = settled, used(self.limited, self.before, after)
         return best
 
-    def in_time(self, kept: int, stand: Benchmark) -> tuple[Settled, Timings]:
-        """The largest network of at most `kept` steps that also keeps to the time, and the race that shows it."""
+    def in_time(self, kept: int, stand: Benchmark) -> tuple[Settled, Races]:
+        """The largest network of at most `kept` steps that also keeps to the times, and the races that show it."""
 
         def allowed(kept: int) -> Settled | None:
             settled, after = self.at(kept)
@@ -122,14 +124,17 @@ class BudgetSearch:
                 raise infeasible(self.limited, self.before, after)
             return settled if met(self.limited, self.before, after) else None
 
-        def times(settled: Settled, sure: bool) -> Timings:
+        def races(settled: Settled, sure: bool) -> Races:
             with self.session.report.timing("time"):
-                if settled.selection.keep.all():  # nothing went: it is the dense network
-                    alone = stand.forward(self.session.model, sure=sure)
-                    return Timings(alone.seconds * 2, alone.repeats)
-                return stand.forward(self.session.model, settled.model, sure=sure)
+                return {limit.kind: self.race(stand, limit.kind, settled, sure) for limit in self.timed}
 
-        return largest_within(self.timed[0], kept, allowed, times, self.advance)
+        return largest_within(self.timed, kept, allowed, races, self.advance)
+
+    def race(self, stand: Benchmark, kind: str, settled: Settled, sure: bool) -> Timings:
+        if settled.selection.keep.all():  # nothing went: it is the dense network
+            alone = stand.race(kind, self.session.model, sure=sure)
+            return Timings(alone.seconds * 2, alone.repeats)
+        return stand.race(kind, self.session.model, settled.model, sure=sure)
 
 
 def costliest(found: Settled, limits: Sequence[Limit], before: Mapping[str, float], least: Mapping[str, float]) -> str:
@@ -208,30 +213,33 @@ class GreedyFill:
 
 
 def largest_within(
-    limit: Limit,
+    limits: Sequence[Limit],
     top: int,
     at: Callable[[int], T | None],
-    timed: Callable[[T, bool], Timings],
+    timed: Callable[[T, bool], Races],
     advance: Callable[[], Any],
-) -> tuple[T, Timings]:
-    """Bisect for the largest network that meets a limit of time, and make sure of it: it is timed again, and while it is
+) -> tuple[T, Races]:
+    """Bisect for the largest network that meets some limits of time, and make sure of it: it is timed again, and while it is
     over, a smaller one is taken.
 
     Args:
         top: the largest number to try; how large a network `at` of a number is grows with it.
         at: gives a network; None for one that is out of the question.
-        timed: a race of the dense network and that one; with True, a longer one.
+        timed: races of the dense network and that one, one for each limit; with True, longer ones.
 
-    Returns: the network and its last race, in which it meets the limit.
+    Returns: the network and its last races, in which it meets the limits.
 
-    Raises: Infeasible, when the network at 0 does not meet the limit.
+    Raises: Infeasible, when the network at 0 does not meet them.
     """
 
-    def share(race: Timings) -> float:
-        return race.seconds[-1] / limit.of(race.seconds[0])
+    def side(races: Races, k: int) -> dict[str, float]:
+        return {kind: race.seconds[k] for kind, race in races.items()}
 
-    def within(race: Timings) -> bool:
-        return race.seconds[-1] <= limit.of(race.seconds[0])
+    def share(races: Races) -> float:
+        return used(limits, side(races, 0), side(races, -1))
+
+    def within(races: Races) -> bool:
+        return met(limits, side(races, 0), side(races, -1))
 
     def looks_right(kept: int) -> bool:
         found = at(kept)
@@ -259,8 +267,7 @@ def largest_within(
             if within(race):
                 break
             if kept == 0:
-                before, least = ({"latency": race.seconds[k]} for k in (0, -1))
-                raise infeasible([limit], before, least)
+                raise infeasible(limits, side(race, 0), side(race, -1))
         kept, back = max(0, kept - back), 2 * back
     over = top + 1
     for _ in range(SECOND_LOOKS):  # a slow moment may have turned down what is fast enough

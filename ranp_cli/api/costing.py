@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..core.example import Example, as_example
+from ..core.numbers import MEASURED
 from ..core.spelling import spelled
 from ..costs.budget import Limit, costs_for
 from ..costs.memory import Grounds, memory_of
@@ -84,7 +85,7 @@ class Costing:
     def under(self, limits: Sequence[Limit], network: nn.Module, trace: SlimRun | None) -> dict[str, float]:
         """What a network costs of each kind that is limited, times aside."""
         memory = {"before": self.memory(network)} if any(limit.kind.endswith("-mem") for limit in limits) else {}
-        counted = [limit for limit in limits if limit.kind != "latency"]
+        counted = [limit for limit in limits if limit.kind not in MEASURED]
         return costs_for(
             counted,
             {"before": self.counts(network, trace), "memory": memory},

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import BadInput, Infeasible
+from ..core.numbers import MEASURED
 from ..core.spelling import Word, spelled
 from ..costs.budget import Limit, advised, limits
 from ..costs.memory import STATES
-from ..costs.timing import Benchmark, Timings
+from ..costs.timing import Benchmark
 from ..graph.graph import Graph
 from ..pruning.methods import METHODS
 from ..pruning.min_neurons import AUTO
 from ..pruning.select import check
-from .budget_search import fit_budget
+from .budget_search import Races, fit_budget
 from .costing import Costing
 from .ranking import Ranking
 from .session import Progress, Session
@@ -52,7 +53,7 @@ class Goal:
 
     @property
     def is_timed(self) -> bool:
-        return any(limit.kind == "latency" for limit in self.limits)
+        return any(limit.kind in MEASURED for limit in self.limits)
 
     def rows(self, before: Mapping[str, float], after: Mapping[str, float]) -> list[BudgetRow]:
         """The report's part `budget`."""
@@ -77,16 +78,16 @@ def reach(
     costing: Costing,
     stand: Benchmark | None,
     progress: Progress,
-) -> tuple[Settled, Timings | None]:
-    """The slim network that meets the goal, and under a limit of time the race that shows it.
+) -> tuple[Settled, Races]:
+    """The slim network that meets the goal, and under limits of time the races that show it.
 
     Raises: Infeasible, with what could be lowered, when the smallest network does not meet the limits.
     """
     if goal.sparsity is not None:
         sparsity = goal.sparsity
-        return settle(session, graph, lambda: ranking.select(graph, scores, sparsity)), None
+        return settle(session, graph, lambda: ranking.select(graph, scores, sparsity)), {}
     try:
-        settled, race = fit_budget(session, graph, ranking, scores, goal.limits, costing, stand, progress)
+        settled, races = fit_budget(session, graph, ranking, scores, goal.limits, costing, stand, progress)
     except Infeasible as error:
         lowered = [
             name
@@ -96,4 +97,4 @@ def reach(
         dropped = [name for name, globs in ((spelled("keep"), ranking.keep), (spelled("only"), ranking.only)) if globs]
         raise advised(error, costing.sample.samples, STATES[costing.optimizer] > 0, lowered, dropped) from None
     selection = settled.selection
-    return replace(settled, selection=replace(selection, requested=round(float(selection.requested), 6))), race
+    return replace(settled, selection=replace(selection, requested=round(float(selection.requested), 6))), races

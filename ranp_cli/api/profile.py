@@ -166,6 +166,7 @@ class Counting:
         """Write the time of a forward pass of each network, on the input of the first."""
         if not self.running:
             return
+        from ..costs.faster_ways import recommended
         from ..costs.runtime_names import runtime_of
         from ..costs.timing import Benchmark, Ground
         from .session import choose_device
@@ -174,8 +175,12 @@ class Counting:
         with self.report.timing("time"):
             sample = examples[0].with_batch(self.step.batch_size or examples[0].samples)
             device = choose_device(self.model.device)
-            stand = Benchmark(sample, Ground(device, runtime_of(self.step.runtime), self.step.threads))
-            self.report.parts["speed"] = stand.speed(stand.forward(*models), *sides)
+            stand = Benchmark(
+                sample, Ground(device, runtime_of(self.step.runtime), self.step.threads), self.step.optimizer
+            )
+            speed = self.report.parts["speed"] = stand.speed(stand.forward(*models), *sides)
+            if found := recommended(stand, models[-1]):
+                speed["recommended"] = found
 
     def _slim_file(self, path: str, inputs: Any) -> dict[str, Any]:
         file = TensorFile.read(path)

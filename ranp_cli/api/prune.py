@@ -15,9 +15,10 @@ from ..core.errors import BadInput, Infeasible
 from ..core.example import Example
 from ..core.spelling import spelled
 from ..costs.budget import costs_of
+from ..costs.faster_ways import recommended
 from ..costs.memory import check_optimizer
 from ..costs.runtime_names import runtime_of
-from ..costs.timing import Benchmark, Ground, Timings
+from ..costs.timing import Benchmark, Ground
 from ..graph.graph import Graph
 from ..pruning.held_back import held_back, in_words, is_short
 from ..pruning.init import INITS
@@ -27,6 +28,7 @@ from ..pruning.select import Selection
 from ..reporting.report import Report, not_pruned
 from ..scoring.setup import Importance
 from ..scoring.zero_scores import SAID, keep_whole
+from .budget_search import Races
 from .build_report import add_memory, build_pruned
 from .costing import Costing
 from .goal import Goal, reach
@@ -99,12 +101,13 @@ def prune(
             12, and no more than 0.6 of its share if all layers were cut to the same width.
         keep, only: globs of layer names that are never pruned / that alone are pruned.
         budget: instead of `sparsity`: `["macs=40G", "train-mem=8GiB", ...]` or `{"params": "10%"}`; the largest network
-            that meets all of `macs`, `flops`, `params`, `forward-mem`, `train-mem` and `latency` (`20ms`, of a forward pass,
-            measured on `device`). A share is of the dense network.
+            that meets all of `macs`, `flops`, `params`, `forward-mem`, `train-mem`, `latency` (`20ms`, of a forward pass,
+            measured on `device`) and `step-time` (of a training step, likewise). A share is of the dense network.
         round_to: each layer keeps a multiple of so many neurons, where its units allow.
-        optimizer, batch_size: of the training step whose memory is estimated, and of what is timed; by default the
+        optimizer, batch_size: of the training step whose memory is estimated, and of what is timed (with the optimiser's own
+            step where it is given); by default the
             batch's own size. Optimiser: `sgd`, `sgd-momentum`, `adam` or `adamw`; by default sgd, and adam for the probe.
-        time: also measure how fast both networks are.
+        time: also measure how fast both networks are, and whether the slim one gains by channels last or autocast in bf16 here.
         inputs: shape(s) of the input to count, budget and estimate memory for, when another than that of the batches: score
             at a small spatial size, train at a large one. What is kept at a given sparsity does not depend on it.
         amp: the memory is that of 16-bit autocast on the device.
@@ -156,8 +159,8 @@ def prune(
     if ranking.resource == "latency":
         latencies = layer_seconds(session, graph, latencies, ground, progress)
     costing.use(graph)
-    stand = Benchmark(costing.sample, ground) if chosen[StepOptions].time or goal.is_timed else None
-    settled, race = reach(goal, session, graph, ranking, importance.scores, costing, stand, progress)
+    stand = stand_of(costing, ground, goal)
+    settled, races = reach(goal, session, graph, ranking, importance.scores, costing, stand, progress)
 
     method = method_info(ranking, init, importance, score_init, chosen, latencies, goal)
     mask = mask_of(session, graph, settled.selection, method)
@@ -167,7 +170,7 @@ def prune(
     pruned = build_pruned(session, graph, mask, settled, init, costing)
     mask.name_run(pruned.model)
     add_memory(session, settled.model, costing)
-    add_speed(session, settled.model, stand, race, chosen[StepOptions].time)
+    add_speed(session, settled.model, stand, races, chosen[StepOptions].time)
     add_outcome(session, graph, goal, settled.selection, costing, mask, causes)
     pruned.rankings = add_ranking(session.report, graph, ranking, importance)
     if probing is not None and source is not None:
@@ -215,14 +218,26 @@ def ground_of(device: torch.device, chosen: Chosen, goal: Goal) -> Ground:
     return Ground(device, runtime_of(step.runtime), step.threads)
 
 
-def add_speed(session: Session, slim: nn.Module, stand: Benchmark | None, race: Timings | None, training: bool) -> None:
-    """Write to the report how fast both networks are, on a `stand`; their forward passes may be timed already, in `race`."""
+def stand_of(costing: Costing, ground: Ground, goal: Goal) -> Benchmark | None:
+    """Where networks are timed; None where none is."""
+    if not costing.options.time and not goal.is_timed:
+        return None
+    return Benchmark(costing.sample, ground, costing.options.optimizer)
+
+
+def add_speed(session: Session, slim: nn.Module, stand: Benchmark | None, races: Races, training: bool) -> None:
+    """Write to the report how fast both networks are, on a `stand`; `races` has what was raced for a budget.
+
+    With `training` (--time) a training step is timed in any case, and ways to run the slim network faster are tried.
+    ."""
     if stand is None:
         return
     parts = session.report.parts
     with session.report.timing("time"):
         macs = [parts[side]["macs"] for side in ("before", "after")]
-        parts["speed"] = stand.pair(session.model, slim, race, macs, training=training)
+        parts["speed"] = stand.pair(session.model, slim, races, macs, training=training)
+        if training and (found := recommended(stand, slim)):
+            parts["speed"]["recommended"] = found
 
 
 def check_options(batches: Any, scores: Any, init: str, chosen: Chosen, has_batches: bool = False) -> None:

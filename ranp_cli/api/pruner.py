@@ -92,6 +92,11 @@ class Pruner:
         check_choices(verify=(when.verify, PROOFS))
         is_sparsity = isinstance(when.until, float | int)
         self.goal = Goal.of(when.until if is_sparsity else None, () if is_sparsity else when.until, method.method)
+        if self.goal.is_timed:
+            raise BadInput(
+                f"{spelled('until', when.until)}: a limit of time has no meaning while a network trains; "
+                "give one that is counted, such as macs, params or train-mem"
+            )
         self.every, self.units, self.scaler = when.every, when.units, when.scaler
         self.optimizers = checked_optimizers(optimizer)
         self.wrapped, inner = model, unwrapped(model)

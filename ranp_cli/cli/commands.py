@@ -150,7 +150,7 @@ PRUNE_COMMAND = Command(
         own("fraction of neurons to remove, in [0, 1), or max; of weights for --method snip", FAR, "--sparsity", kind=SHARE,
             metavar="X|max"),
         own("instead of --sparsity, the largest network with at most: macs=40G, flops=, params=10%, forward-mem=300MiB, "
-            "train-mem=8GiB, latency=20ms or 50% (a forward pass, measured; repeatable)", FAR, "--budget", kind=TEXTS,
+            "train-mem=8GiB, latency=20ms or 50% (a forward pass, measured), step-time= (a training step, likewise; repeatable)", FAR, "--budget", kind=TEXTS,
             metavar="K=V", default=()),
         own("take it when much less than asked can be removed", FAR, "--allow-less", kind=SWITCH),
         own("an op without a rule is an error", WHAT, "--strict", kind=SWITCH),

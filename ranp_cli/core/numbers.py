@@ -14,8 +14,10 @@ KINDS = {
     "forward-mem": "B",
     "train-mem": "B",
     "latency": "s",
+    "step-time": "s",
 }  # of a budget -> its unit
 TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+MEASURED = tuple(kind for kind, unit in KINDS.items() if unit == "s")  # by a clock; the other kinds are counted
 COUNT_UNITS = ("", "k", "M", "G", "T", "P", "E")
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 

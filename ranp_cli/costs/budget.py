@@ -1,4 +1,4 @@
-"""What a network may cost: `macs=40G`, `train-mem=8GiB`, `params=10%`, `latency=20ms`; limits to prune to, and gates to check against."""
+"""What a network may cost: `macs=40G`, `train-mem=8GiB`, `params=10%`, `latency=20ms`, `step-time=30%`; limits to prune to, and gates to check against."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import BadInput, GateExceeded, Infeasible, nearest
-from ..core.numbers import KINDS, TIMES, shown
+from ..core.numbers import KINDS, MEASURED, TIMES, shown
 from ..core.spelling import spelled
 
 POWERS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -75,8 +75,10 @@ def costs_of(report: Mapping[str, Any], side: str) -> dict[str, float]:
     for kind, key in (("forward-mem", "forward_peak_bytes"), ("train-mem", "train_peak_bytes")):
         if memory.get(key) is not None:
             found[kind] = memory[key]
-    if f"{side}_s" in report.get("speed", {}):
-        found["latency"] = report["speed"][f"{side}_s"]
+    speed = report.get("speed", {})
+    found |= {
+        kind: speed[key] for kind, key in (("latency", f"{side}_s"), ("step-time", f"train_{side}_s")) if key in speed
+    }
     return found
 
 
@@ -139,7 +141,7 @@ def advised(
         stateful: the optimiser keeps a state.
         lowered, dropped: options that keep neurons and were given; a lower value, or none, keeps fewer.
     """
-    of_batch = [kind for kind in error.kinds if kind == "latency" or kind.endswith("-mem")]
+    of_batch = [kind for kind in error.kinds if kind in MEASURED or kind.endswith("-mem")]
     ways = [
         "raise the budget",
         *(f"lower {option}" for option in lowered),

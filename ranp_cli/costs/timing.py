@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -23,8 +23,8 @@ from ..core.example import Example
 from ..core.spelling import spelled
 from ..core.tensors import map_tensors, tensors_in
 from ..graph.graph import Layer
-from .memory import plain_loss
 from .runtimes import Run, Runtime, Torch, difference, on_threads
+from .steps import Step, way_of_training
 
 T = TypeVar("T")
 Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], Any]]]
@@ -213,32 +213,23 @@ def use_latencies(layers: Sequence[Layer], given: Mapping[str, Any]) -> None:
 
 @dataclass
 class Forward:
-    """A forward pass in inference; `run` does it in another runtime than torch."""
+    """A forward pass in inference, with `half` under autocast in bf16; `run` does it in another runtime than torch."""
 
     module: nn.Module
     example: Example
     run: Run | None = None
+    half: bool = False
 
     def __call__(self) -> None:
         if self.run is not None:
             self.run()
             return
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.kind, torch.bfloat16) if self.half else nullcontext():
             self.module(*self.example.args, **self.example.kwargs)
 
-
-@dataclass
-class Step:
-    """A forward and a backward pass, the gradients thrown away."""
-
-    module: nn.Module
-    example: Example
-
-    def __call__(self) -> None:
-        with torch.enable_grad():
-            plain_loss(self.module(*self.example.args, **self.example.kwargs)).backward()
-        for p in self.module.parameters():
-            p.grad = None
+    @property
+    def kind(self) -> str:
+        return next((p.device.type for p in self.module.parameters()), "cpu")
 
 
 Work = Forward | Step
@@ -246,10 +237,19 @@ Work = Forward | Step
 
 @dataclass(frozen=True)
 class Timings:
-    """Median seconds of each of some networks, from `repeats` rounds of one loop."""
+    """Median seconds of each of some networks, from `repeats` rounds of one loop; `runs` has the seconds of each round."""
 
     seconds: tuple[float, ...]
     repeats: int
+    runs: tuple[tuple[float, ...], ...] = ()
+
+    def gain(self, base: int, other: int) -> tuple[float, float]:
+        """How many times as fast the network `other` is as `base`, turn by turn: the median, and the least that it may be.
+
+        The second is the lower end of the median's 95 % interval, by rank alone: of five turns it is the worst one.
+        """
+        gains = sorted(a / b for a, b in zip(self.runs[base], self.runs[other], strict=True))
+        return statistics.median(gains), gains[max(0, int((len(gains) - 1.96 * len(gains) ** 0.5) / 2))]
 
 
 def race(works: Sequence[Work], device: torch.device, sure: bool = True) -> Timings:
@@ -273,7 +273,7 @@ def race(works: Sequence[Work], device: torch.device, sure: bool = True) -> Timi
                 f"cannot be measured on {device}: {in_words(error)}; "
                 f"give {spelled('batch_size')} or {spelled('inputs')} that it can run, or another {spelled('device')}"
             ) from error
-    return Timings(tuple(statistics.median(seen) for seen in times), len(times[0]))
+    return Timings(tuple(statistics.median(seen) for seen in times), len(times[0]), tuple(map(tuple, times)))
 
 
 def warm(work: Work, device: torch.device) -> None:
@@ -287,12 +287,14 @@ def warm(work: Work, device: torch.device) -> None:
 class Benchmark:
     """Where networks are timed on the same input: that of `example`, noise where it has no numbers.
 
-    Forward passes run in the runtime of the `ground`; a training step is torch's in any case.
+    Forward passes run in the runtime of the `ground`, training steps in torch in any case, with the `optimizer`'s own step
+    where one is named.
     """
 
-    def __init__(self, example: Example, ground: Ground | torch.device) -> None:
+    def __init__(self, example: Example, ground: Ground | torch.device, optimizer: str | None = None) -> None:
         self.ground = ground if isinstance(ground, Ground) else Ground(ground)
         device = self.device = self.ground.device
+        self.optimizer, self.way = optimizer, way_of_training(self.ground.runtime)
 
         def real(t: Tensor) -> Tensor:
             return random_like(t, device) if t.device.type == "meta" else t.detach().to(device)
@@ -333,12 +335,17 @@ class Benchmark:
                 self._first = model, work
         return work
 
-    def step(self, *models: nn.Module) -> Timings:
+    def step(self, *models: nn.Module, sure: bool = True) -> Timings:
         with on_threads(self.ground.threads):
-            return race(
-                [Step(copy_on(m, self.device, dict(m.named_parameters())).train(), self.example) for m in models],
-                self.device,
-            )
+            return race([self.step_of(m, self.way) for m in models], self.device, sure)
+
+    def step_of(self, model: nn.Module, way: Torch) -> Step:
+        copy = copy_on(model, self.device, dict(model.named_parameters()))
+        return Step.of(copy, self.example, way, self.optimizer)
+
+    def race(self, kind: str, *models: nn.Module, sure: bool = True) -> Timings:
+        """The times of a kind of budget: "latency" or "step-time"."""
+        return (self.step if kind == "step-time" else self.forward)(*models, sure=sure)
 
     def speed(self, found: Timings, *sides: str) -> dict[str, Any]:
         """The `speed` of the report; `sides` names the networks "before" or "after"."""
@@ -349,20 +356,27 @@ class Benchmark:
         return about | {"samples": self.example.samples, "repeats": found.repeats} | times(found, sides)
 
     def pair(
-        self, model: nn.Module, slim: nn.Module, found: Timings | None, macs: Sequence[int], training: bool
+        self, model: nn.Module, slim: nn.Module, races: Mapping[str, Timings], macs: Sequence[int], training: bool
     ) -> dict[str, Any]:
-        """Likewise of both networks, whose race may have been `found`; `train_error` where no training step is possible."""
-        out = self.speed(found or self.forward(model, slim), "before", "after")
+        """Likewise of both networks, of which some kinds may be raced already; `train_error` where no training step is possible."""
+        out = self.speed(races.get("latency") or self.forward(model, slim), "before", "after")
         out["theoretical_speedup"] = macs[0] / max(1, macs[1])
+        step = races.get("step-time")
         try:
-            step = self.step(model, slim) if training else None
+            if step is None and training:
+                step = self.step(model, slim)
         except BadInput as error:
             return {**out, "train_error": str(error)}
-        return (
-            out
-            if step is None
-            else {**out, "train_repeats": step.repeats, **times(step, ("before", "after"), "train_")}
-        )
+        return out if step is None else {**out, **self.training_speed(step, "before", "after")}
+
+    def training_speed(self, step: Timings, *sides: str) -> dict[str, Any]:
+        """The keys of a training step in the `speed` of the report."""
+        about: dict[str, Any] = {"train_repeats": step.repeats}
+        if self.optimizer is not None:
+            about["train_optimizer"] = self.optimizer
+        if self.way.name != self.ground.runtime.name:
+            about["train_runtime"] = self.way.name
+        return about | times(step, sides, "train_")
 
 
 def times(found: Timings, sides: Sequence[str], prefix: str = "") -> dict[str, float]:

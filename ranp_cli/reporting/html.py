@@ -12,7 +12,7 @@ from ..core.numbers import JOINED
 from .facts import counted_on, model_name
 from .html_texts import bytes_, environment, human, in_words, verification
 from .probe_text import probe_page
-from .speed import Timing, conditions, duration, times_text, timings
+from .speed import Timing, conditions, duration, recommendations, times_text, timings
 
 Report = Mapping[str, Any]
 
@@ -103,6 +103,7 @@ def _speed(report: Report) -> str:
     told = f'<p class="dim">Measured on {escape(conditions(speed).replace(JOINED, " "))}.</p>\n'
     if "train_error" in speed:
         told += f"<p>Training step: {escape(speed['train_error'])}</p>\n"
+    told += "".join(f"<p>{escape(gain)}: <code>{escape(line)}</code></p>\n" for gain, line in recommendations(speed))
     return "<h2>Measured speed</h2>\n" + _table(heads, cells, raw=True) + told
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from ..core.numbers import COUNT_UNITS, JOINED, change_text, human, human_bytes, seconds_text
+from ..core.numbers import COUNT_UNITS, JOINED, MEASURED, change_text, human, human_bytes, seconds_text
 from ..core.threads import DrawsNothing
 from .compare_table import counted_lines, rows_table
 from .facts import adding_up, by_reason, model_name
@@ -312,7 +312,7 @@ def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
     for note in report.get("notes", ()):
         yield "note:", "bold", note
     for each in report.get("budget", ()):
-        write = duration if each["kind"] == "latency" else human_bytes if each["kind"].endswith("-mem") else human
+        write = duration if each["kind"] in MEASURED else human_bytes if each["kind"].endswith("-mem") else human
         share = f"{each['after'] / each['bound']:.1%} of it" if each["bound"] else ""
         yield "budget:", "green", f"{each['kind']}={each['limit']}: {write(each['after']).strip()}, {share}"
     for side, about in report.get("memory", {}).items():

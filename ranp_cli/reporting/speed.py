@@ -25,7 +25,8 @@ class Timing:
 def timings(speed: Mapping[str, Any]) -> list[Timing]:
     """The rows of the report's part `speed`."""
     rows = []
-    for name, key in (("forward pass", ""), ("training step", "train_")):
+    optimizer = f", with {speed['train_optimizer']}" if "train_optimizer" in speed else ""
+    for name, key in (("forward pass", ""), (f"training step{optimizer}", "train_")):
         seconds = {side: speed[f"{key}{side}_s"] for side in SIDES if f"{key}{side}_s" in speed}
         if seconds:
             rows.append(Timing(name, seconds, speed.get(f"{key}speedup"), speed.get("theoretical_speedup")))
@@ -37,7 +38,19 @@ def conditions(speed: Mapping[str, Any]) -> str:
     runs = dict.fromkeys(str(speed[key]) for key in ("repeats", "train_repeats") if key in speed)
     threads = f"{speed['threads']}{JOINED}thread{'s' * (speed['threads'] != 1)}"
     runtime = "" if speed.get("runtime", "torch") == "torch" else f"{speed['runtime']} {speed['runtime_version']}, "
+    runtime += f"training step in {speed['train_runtime']}, " if "train_runtime" in speed else ""
     return f"{runtime}{speed['device']}, {threads}, batch of {speed['samples']}, medians of {' and '.join(runs)} runs"
+
+
+def recommendations(speed: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is faster, by how much, and the line of Python that does it."""
+    return [
+        (
+            f"{entry['of']} {entry['gain']:.2f} times as fast with {entry['way']}, outputs off by {entry['max_rel_error']:.1g} of their scale",
+            entry["line"],
+        )
+        for entry in speed.get("recommended", ())
+    ]
 
 
 def duration(value: float) -> str:
@@ -70,4 +83,7 @@ def speed_block(report: dict[str, Any], page: Terminal) -> list:
     lines = [*head, rule, *body, *page.paragraph("on", "", conditions(speed))]
     if "train_error" in speed:
         lines += page.paragraph("training step:", "yellow", speed["train_error"])
+    for gain, line in recommendations(speed):
+        lines += page.paragraph("faster still:", "green", f"{gain}:")
+        lines.append(page.verbatim(line))
     return lines

@@ -53,6 +53,10 @@ class Terminal:
         lines[0].stylize(style, 0, len(label))
         return lines
 
+    def verbatim(self, text: str) -> Text:
+        """A line to copy: indented, and never wrapped."""
+        return Text(f"  {self.clean(text)}", no_wrap=True, overflow="ignore")
+
     def shorten(self, text: str, width: int) -> str:
         """Cut out the middle: the ends of a module path tell most."""
         if len(text) <= width:

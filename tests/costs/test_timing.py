@@ -286,38 +286,38 @@ def test_the_search_times_few_networks_and_takes_none_twice_for_granted(clock):
 
     def race(size, sure):
         timed.append((size, sure))
-        return timing.Timings((10000.0, size), 5)
+        return {"latency": timing.Timings((10000.0, size), 5)}
 
-    found, last = budget_search.largest_within(limit("latency", "30%"), 10000, lambda n: n, race, lambda: None)
+    found, last = budget_search.largest_within([limit("latency", "30%")], 10000, lambda n: n, race, lambda: None)
     assert 3000 - 10000 / 2**timing.STEPS <= found <= 3000
-    assert last.seconds == (10000, found)
+    assert last["latency"].seconds == (10000, found)
     assert timed[-1] == (found, True)
     assert len({size for size, _ in timed}) <= timing.STEPS + 1
 
     def moody(size, sure):  # its last word is stricter
-        return timing.Timings((10000.0, size * (1.5 if sure else 1)), 5)
+        return {"latency": timing.Timings((10000.0, size * (1.5 if sure else 1)), 5)}
 
-    found, last = budget_search.largest_within(limit("latency", "30%"), 10000, lambda n: n, moody, lambda: None)
-    assert last.seconds[1] <= 3000
-    assert found == last.seconds[1] / 1.5
+    found, last = budget_search.largest_within([limit("latency", "30%")], 10000, lambda n: n, moody, lambda: None)
+    assert last["latency"].seconds[1] <= 3000
+    assert found == last["latency"].seconds[1] / 1.5
 
 
 def test_a_slow_moment_is_made_good_for():
     """The first looks are all wrong: a hundred times too slow. The longer ones are right."""
 
     def race(size, sure):
-        return timing.Timings((10000.0, size * (1 if sure else 100)), 5)
+        return {"latency": timing.Timings((10000.0, size * (1 if sure else 100)), 5)}
 
-    found, _ = budget_search.largest_within(limit("latency", "50%"), 10000, lambda n: n, race, lambda: None)
+    found, _ = budget_search.largest_within([limit("latency", "50%")], 10000, lambda n: n, race, lambda: None)
     assert 4300 <= found <= 5000
 
 
 def test_what_other_budgets_forbid_is_not_taken():
     found, _ = budget_search.largest_within(
-        limit("latency", "90%"),
+        [limit("latency", "90%")],
         1000,
         lambda n: None if n > 500 else n,
-        lambda n, _: timing.Timings((1000.0, n), 5),
+        lambda n, _: {"latency": timing.Timings((1000.0, n), 5)},
         lambda: None,
     )
     assert 498 <= found <= 500
