@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks import paper_rows, paper_tables
+from benchmarks import oracle, oracle_tables, paper_rows, paper_tables
 from benchmarks.page import RESULTS, SCRIPTS, SECTION, Lines, put, stamped
 
 from ranp_cli.api.comparison.over_seeds import summary
@@ -131,6 +131,54 @@ def test_differences_are_of_the_same_seed():
     assert paper_tables.points(row([0.7, 0.73]), DENSE) == "-9.5 ± 0.7"
 
 
+# -- the talk
+
+
+def ranked(taylor, weight=0.2, activation=0.5):
+    """A cell of the oracle: correlations by criterion."""
+    means = {"l2": weight, "activation-mean": activation, "taylor": taylor, "snip-like": 0.0}
+    rows = {name: {"mean": mean, "all": mean - 0.1, "worst": mean - 0.3} for name, mean in means.items()}
+    return {"rows": rows, "units": 20, "layers": 3}
+
+
+@pytest.mark.parametrize(("taylor", "agrees"), [(0.7, True), (0.4, False), (0.5, False)])
+def test_taylor_is_nearest_to_the_oracle_or_not(taylor, agrees):
+    text = oracle_tables.correlation_table({"digits": [ranked(0.7), ranked(0.8)], "shapes": [ranked(taylor)] * 2})
+    assert "agrees with the talk that Taylor ranks nearest to the oracle on digits (0.75; weight 0.20" in text
+    assert ("does **not** agree that Taylor ranks nearest to the oracle on shapes" in text) is not agrees
+    assert lines_of(text)[0].startswith("| taylor | 0.75 ± 0.07 (0.40) | 0.65 ± 0.07 |")
+    assert "snip-like on" not in text
+
+
+def trial(*, greedy=0.9, late=0.85, early=0.8, levels=oracle_tables.LEVELS):
+    """A cell of the pruning: what each way came to at each level."""
+    same = {"one-shot": 0.5, "one-shot, fine-tuned": late, "at initialization": early}
+    costs = {"updates": 200, "dense_updates": 80.0}
+    rows = [{"level": x, "share": x - 0.01, "greedy": greedy, **same, **costs} for x in levels]
+    return {"dense": 0.95, "training": 400, "levels": rows}
+
+
+def test_greedy_pruning_is_ahead_or_not_row_by_row():
+    text = oracle_tables.pruning_table({"digits": [trial(), trial()], "shapes": [trial(early=0.95), trial(early=0.9)]})
+    first = text.splitlines()[0]
+    assert "ahead of one-shot, not fine-tuned (the talk's claim) in all 6 rows, by 40.0 points" in first
+    assert "ahead of one-shot, same updates in all 6 rows, by 5.0 points" in first
+    assert (
+        "ahead of RANP-f at initialization in 3 of 6 rows, by +3.8 points on average over all; **not** on shapes -51% (-2.5)"
+        in first
+    )
+    assert lines_of(text)[0] == (
+        "| digits | -51% | 400 + 200 | 0.950 ± 0.000 | **0.900 ± 0.000** | 0.500 ± 0.000 | 0.850 ± 0.000 | 0.800 ± 0.000 | 480 | 294 |"
+    )
+    assert "**0.925 ± 0.035**" in lines_of(text)[3]
+
+
+def test_a_level_that_a_seed_did_not_reach_is_said():
+    text = oracle_tables.pruning_table({"digits": [trial(), trial(levels=oracle_tables.LEVELS[:2])]})
+    assert len(lines_of(text)) == 2
+    assert "Out of reach of greedy pruning in some seed: digits at 90%." in text
+
+
 # -- the page and its cells
 
 
@@ -159,7 +207,7 @@ def test_the_page_has_a_place_for_each_table():
     from benchmarks.paper_accuracy import TABLES, marks
 
     text = PAGE.read_text()
-    for pair in (paper_rows.MARKS, *map(marks, TABLES)):
+    for pair in (paper_rows.MARKS, *map(marks, TABLES), *map(oracle.marks, oracle.KINDS)):
         assert all(text.count(mark) == 1 for mark in pair)
 
 

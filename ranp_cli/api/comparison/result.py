@@ -34,7 +34,8 @@ class Comparison:
     def csv(self) -> str:
         """One line a row: counts, reductions (1 - after / before), and the paper's counting (MB, GFLOPs, MB).
 
-        With an oracle, one line a criterion instead. With a match, what a row was matched to; with a fit, its metric over the seeds, and mean and deviation of others.
+        With a match, what a row was matched to; with a fit, its metric over the seeds, and mean and deviation of others. With
+        an oracle, one line a criterion instead.
         """
         if "oracle" in self.report.parts:
             return oracle_csv(self.report.parts["oracle"])
