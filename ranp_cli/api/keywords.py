@@ -68,6 +68,15 @@ class ProbeKeywords(TypedDict, total=False):
     probe_lr: float | None
 
 
+class RoundKeywords(TypedDict, total=False):
+    rounds: int | None
+    updates: int | None
+    lr: float | None
+    fit: Any
+    metric: str | None
+    checkpoint: str | None
+
+
 class FitKeywords(TypedDict, total=False):
     fit: Any
     seeds: int | None
@@ -103,6 +112,7 @@ class PruneKeywords(
     InputKeywords,
     StepKeywords,
     ProbeKeywords,
+    RoundKeywords,
     total=False,
 ):
     pass
