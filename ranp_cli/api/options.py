@@ -119,7 +119,9 @@ class MethodOptions:
     latencies: Any = option(
         None, RANK, "the layers' times of an earlier --resource latency, from its mask.json, instead of measuring",
         TEXT, "FILE")  # fmt: skip
-    round_to: int = option(1, FAR, "layers keep multiples of N neurons", WHOLE, "N")
+    round_to: int | str = option(
+        1, FAR, "layers keep multiples of N neurons; auto: of 1, 4, 8 or 16, whatever a race in --runtime shows to be fastest",
+        WHOLE_OR_AUTO, "N|auto")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

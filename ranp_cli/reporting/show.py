@@ -25,7 +25,7 @@ from .facts import adding_up, by_reason, model_name
 from .next_steps import next_steps
 from .oracle_table import oracle_table
 from .probe_text import probe_sentences
-from .speed import duration, speed_block
+from .speed import duration, rounding_sentences, speed_block
 from .terminal import Column, Terminal, column_cells, lay_out, plain_text, side_by_side
 from .trainability_text import floor_sentences
 from .tree import tree_lines
@@ -315,6 +315,7 @@ def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
         write = duration if each["kind"] in MEASURED else human_bytes if each["kind"].endswith("-mem") else human
         share = f"{each['after'] / each['bound']:.1%} of it" if each["bound"] else ""
         yield "budget:", "green", f"{each['kind']}={each['limit']}: {write(each['after']).strip()}, {share}"
+    yield from rounding_sentences(report)
     for side, about in report.get("memory", {}).items():
         if side == "after" or "after" not in report:
             yield from _training(about)
