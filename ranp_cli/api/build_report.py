@@ -10,7 +10,7 @@ from torch import nn
 from ..core.contexts import seeded
 from ..costs.memory import with_training
 from ..graph.analyse import TracedCosts, cost_of
-from ..graph.graph import Graph
+from ..graph.graph import Graph, Layer
 from ..pruning.init import initialise
 from ..pruning.mask import Mask
 from ..pruning.select import check, select
@@ -113,11 +113,11 @@ def layer_rows(graph: Graph, mask: Mask, dense: TracedCosts, slim: TracedCosts) 
         layer.name: {str(graph.reasons[u]) for u in units if graph.reasons[u]}
         for layer, units in zip(graph.layers, graph.by_layer(graph.unit), strict=True)
     }
+    slots = [layer.slot for layer in graph.layers]
     for layer in graph.layers:
-        where = layer.slot, layer.axis
-        first, later = (
-            layer_row(side.layers[where]) if where in side.layers else {} for side in (dense, slim)
-        )  # {}: it does without
+        alone = slots.count(layer.slot) == 1
+        there = [layer_in(side, layer, alone) for side in (dense, slim)]
+        first, later = (layer_row(found) if found else {} for found in there)  # {}: it does without
         row = {**layer_row(layer), "kept": len(mask.layers[layer.name]["kept"])}
         row |= {key: first.get(key, 0) for key in LAYER_COSTS}
         row |= {f"{key}_after": later.get(key, 0) for key in LAYER_COSTS}
@@ -127,6 +127,15 @@ def layer_rows(graph: Graph, mask: Mask, dense: TracedCosts, slim: TracedCosts) 
             row["fixed"] = "; ".join(sorted(fixed[layer.name]))
         rows.append(row)
     return rows
+
+
+def layer_in(costs: TracedCosts, layer: Layer, alone: bool) -> Layer | None:
+    """A layer of the dense network in another run. One that is `alone` in its parameter may have its neurons along another axis
+    there: a grouped transposed convolution that is left with one input a group is depthwise."""
+    found = costs.layers.get((layer.slot, layer.axis))
+    if found is None and alone:
+        found = next((other for (slot, _), other in costs.layers.items() if slot == layer.slot), None)
+    return found
 
 
 def add_memory(session: Session, slim: nn.Module, costing: Costing) -> None:

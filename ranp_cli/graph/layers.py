@@ -81,12 +81,13 @@ def split_by_owner(
         ties.fix(labels, "its only neuron" if count == 1 else "its neurons could not be followed", "")
         return [(slot, axis, labels.numpy(), count)]
     by = owner[ids := use.neurons.numpy()]
+    by_group = use.how.get("transposed") and use.how.get("groups", 1) > 1  # an index of the weight is several neurons
+    if by_group and (by < 0).all():  # one output a group: the axis of the outputs has one index, which carries no label
+        slot = max(sorted(use.weight.origin), key=lambda name: slots[name].shape == use.weight.shape)
+        return [(slot, 1, ids, len(ids))] if slots[slot].shape == use.weight.shape else []
     parts = []
     for k in (k for k in dict.fromkeys(by.tolist()) if k >= 0):
         (slot, axis), mine = places[k], ids[by == k]
-        by_group = (
-            use.how.get("transposed") and use.how.get("groups", 1) > 1
-        )  # an index of the weight is several neurons
         parts.append((slot, axis, mine if by_group else slots[slot].ids[axis].numpy(), len(mine)))
     return parts
 

@@ -143,6 +143,13 @@ def grouped_transposed() -> nn.Module:
     )
 
 
+@case(units=4 + 1 + 3, fixed=("a single output a group",))
+def grouped_transposed_to_one() -> nn.Module:  # one output a group, of four inputs: both outputs are one fixed unit
+    return nn.Sequential(
+        conv(2, 8, stride=2), nn.ReLU(), nn.ConvTranspose3d(8, 2, 2, 2, groups=2), nn.ReLU(), conv(2, 3, 1)
+    )
+
+
 @case(units=6 + 3)
 def depthwise_transposed() -> nn.Module:
     return nn.Sequential(
