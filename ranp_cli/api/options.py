@@ -172,7 +172,7 @@ class StepOptions:
         SWITCH)  # fmt: skip
     time: bool = option(
         False, COST, "run the networks too, and say how fast they are, dense and slim turn by turn, and what makes the slim one faster still: "
-        "channels last, autocast", SWITCH)  # fmt: skip
+        "channels last, autocast; profile of one network: why each layer takes its time", SWITCH)  # fmt: skip
 
     runtime: str = option(
         "torch", COST, "what is timed, for --time, --resource latency and --budget latency=, step-time= (torch's own only): torch, onnxruntime, openvino, "

@@ -48,7 +48,8 @@ def profile(
         inputs: shape(s) of the input such as `(1, 1, 64, 64, 64)`, a tensor, or a tuple of tensors; guessed when missing.
         other: a second model; the report then has both, side by side.
         optimizer, batch_size: of the training step whose memory is estimated (`sgd`, and the samples of the input).
-        time: also run the networks on `device`, and say how long a forward pass takes; needs their code.
+        time: also run the networks on `device`, and say how long a forward pass takes, and of one network also
+            why each layer takes its time: its multiply-adds a second beside this machine's best, and what makes it slow.
         tree: list every module (report part `modules`) with its own parameters, multiply-adds, output elements and bytes
             saved for the backward pass.
         amp: estimate the memory under 16-bit autocast: which ops run in 16 bits is what torch does on the device.
@@ -167,20 +168,26 @@ class Counting:
         if not self.running:
             return
         from ..costs.faster_ways import recommended
+        from ..costs.peaks import explained
         from ..costs.runtime_names import runtime_of
         from ..costs.timing import Benchmark, Ground
-        from .session import choose_device
+        from ..graph.analyse import trace_costs
+        from .session import choose_device, silent
 
         models, examples = zip(*self.running, strict=True)
         with self.report.timing("time"):
             sample = examples[0].with_batch(self.step.batch_size or examples[0].samples)
             device = choose_device(self.model.device)
-            stand = Benchmark(
-                sample, Ground(device, runtime_of(self.step.runtime), self.step.threads), self.step.optimizer
-            )
+            ground = Ground(device, runtime_of(self.step.runtime), self.step.threads)
+            stand = Benchmark(sample, ground, self.step.optimizer)
             speed = self.report.parts["speed"] = stand.speed(stand.forward(*models), *sides)
             if found := recommended(stand, models[-1]):
                 speed["recommended"] = found
+            if len(models) == 1:
+                layers = list(trace_costs(models[0], examples[0]).layers.values())
+                why = explained(layers, ground, silent)
+                for row in self.report.parts["layers"]:
+                    row |= why.get(row["name"], {})
 
     def _slim_file(self, path: str, inputs: Any) -> dict[str, Any]:
         file = TensorFile.read(path)

@@ -95,6 +95,11 @@ class LayerRow(TypedDict):
     output_elements_after: NotRequired[int]
     output_bytes_after: NotRequired[int]
     latency_ms: NotRequired[float]
+    macs_per_s: NotRequired[float]  # measured, of its own op, as is what follows
+    peak_macs_per_s: NotRequired[float]  # of the machine, in this kind of op
+    bytes_per_s: NotRequired[float]  # read and written
+    copy_bytes_per_s: NotRequired[float]  # of the machine
+    slow: NotRequired[str]  # why it is below half of the peak
     importance_mean: NotRequired[float]
     importance_share: NotRequired[float]
     tau: NotRequired[float]

@@ -72,6 +72,14 @@ def rounding_sentences(report: Mapping[str, Any]) -> Iterator[tuple[str, str, st
     yield "rounding:", "bold", text
 
 
+def achieved_text(row: Mapping[str, Any]) -> str:
+    """`12.3 of 38.0 G: few channels (4)`: multiply-adds a second, the machine's best, and why a layer is slow."""
+    if "macs_per_s" not in row:
+        return ""
+    slow = f": {row['slow']}" if "slow" in row else ""
+    return f"{row['macs_per_s'] / 1e9:.1f} of {row['peak_macs_per_s'] / 1e9:.1f}{slow}"
+
+
 def duration(value: float) -> str:
     """`1.25 s`, `20.3 ms`, `312 us`: three digits."""
     unit, scale = next(((u, s) for u, s in (("s ", 1.0), ("ms", 1e-3)) if round(value / s, 3) >= 1), ("us", 1e-6))
