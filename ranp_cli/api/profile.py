@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..core.example import Example
+    from ..costs.timing import Ground
     from .keywords import ProfileKeywords
 
 
@@ -168,11 +169,9 @@ class Counting:
         if not self.running:
             return
         from ..costs.faster_ways import recommended
-        from ..costs.peaks import explained
         from ..costs.runtime_names import runtime_of
         from ..costs.timing import Benchmark, Ground
-        from ..graph.analyse import trace_costs
-        from .session import choose_device, silent
+        from .session import choose_device
 
         models, examples = zip(*self.running, strict=True)
         with self.report.timing("time"):
@@ -184,10 +183,25 @@ class Counting:
             if found := recommended(stand, models[-1]):
                 speed["recommended"] = found
             if len(models) == 1:
-                layers = list(trace_costs(models[0], examples[0]).layers.values())
-                why = explained(layers, ground, silent)
-                for row in self.report.parts["layers"]:
-                    row |= why.get(row["name"], {})
+                self._explain(models[0], examples[0], ground)
+
+    def _explain(self, model: nn.Module, example: Example, ground: Ground) -> None:
+        """Write to the rows of the layers why they take their time; a note where one does not run by itself."""
+        from ..costs.peaks import explained
+        from ..graph.analyse import trace_costs
+        from .session import silent
+
+        parts = self.report.parts
+        try:
+            why = explained(list(trace_costs(model, example).layers.values()), ground, silent)
+        except BadInput as error:
+            parts["notes"] = [
+                *parts.get("notes", []),
+                f"why layers take their time is not shown: {str(error).partition('; ')[0]}",
+            ]
+            return
+        for row in parts["layers"]:
+            row |= why.get(row["name"], {})
 
     def _slim_file(self, path: str, inputs: Any) -> dict[str, Any]:
         file = TensorFile.read(path)

@@ -116,3 +116,17 @@ def test_it_is_shown(clock, capsys):
     out = capsys.readouterr().out
     assert "multiply-adds/s" in out
     assert "of 453.0: " in out  # 64 channels to 64, 27 weights, 16^3 positions, in a millisecond
+
+
+def test_a_layer_that_does_not_run_by_itself_costs_the_explanation_alone(clock):
+    def seconds(work) -> float:
+        if isinstance(work, timing.LayerOp):
+            raise RuntimeError("no kernel")
+        return 0.001
+
+    clock(seconds)
+    report = ranp.profile(chain(), (1, 1, 8, 8, 8), time=True, device="cpu").to_dict()
+    assert report["speed"]["before_s"] == 0.001
+    assert "macs_per_s" not in report["layers"][0]
+    said = "why layers take their time is not shown: layer 0 cannot be timed on cpu: RuntimeError: no kernel"
+    assert any(note == said for note in report["notes"])
