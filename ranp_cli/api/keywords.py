@@ -68,6 +68,15 @@ class ProbeKeywords(TypedDict, total=False):
     probe_lr: float | None
 
 
+class RoundKeywords(TypedDict, total=False):
+    rounds: int | None
+    updates: int | None
+    lr: float | None
+    fit: Any
+    metric: str | None
+    checkpoint: str | None
+
+
 class FitKeywords(TypedDict, total=False):
     fit: Any
     seeds: int | None
@@ -95,16 +104,7 @@ class ScoreKeywords(ModelKeywords, GradientKeywords, LongRunKeywords, total=Fals
     pass
 
 
-class PruneKeywords(
-    ModelKeywords,
-    GradientKeywords,
-    MethodKeywords,
-    LayerKeywords,
-    InputKeywords,
-    StepKeywords,
-    ProbeKeywords,
-    total=False,
-):
+class PruneKeywords(ModelKeywords, GradientKeywords, MethodKeywords, LayerKeywords, InputKeywords, StepKeywords, ProbeKeywords, RoundKeywords, total=False):
     pass
 
 
@@ -112,16 +112,7 @@ class RefineKeywords(ModelKeywords, InputKeywords, total=False):
     pass
 
 
-class CompareKeywords(
-    FitKeywords,
-    ModelKeywords,
-    GradientKeywords,
-    LayerKeywords,
-    InputKeywords,
-    ProbeKeywords,
-    OracleKeywords,
-    total=False,
-):
+class CompareKeywords(FitKeywords, ModelKeywords, GradientKeywords, LayerKeywords, InputKeywords, ProbeKeywords, OracleKeywords, total=False):
     pass
 
 

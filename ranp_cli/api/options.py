@@ -208,6 +208,35 @@ class ProbeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RoundOptions:
+    """Pruning in rounds: score, remove, fine-tune, and again; at once where `rounds` is None."""
+
+    rounds: int | None = option(
+        None, FAR, "remove in N rounds, and fine-tune after each (greedy pruning, for a trained network: --weights)", WHOLE, "N")  # fmt: skip
+    updates: int | None = option(
+        None, COST, "of --rounds: fine-tune for N updates on the batch, with --optimizer or else adam", WHOLE, "N", says="100")  # fmt: skip
+    lr: float | None = option(
+        None, COST, "of --rounds: learning rate", NUMBER, "X", says="adam, adamw 3e-3, sgd 0.05, sgd-momentum 0.01")  # fmt: skip
+    fit: Any = option(
+        None, COST, "of --rounds: file.py:fit, called as fit(model, seed), fine-tunes instead and returns an accuracy, or a dict of "
+        "numbers", TEXT, "F")  # fmt: skip
+    metric: str | None = option(
+        None, COST, "of --rounds: which number of fit's dict counts", TEXT, "NAME", says="the first")  # fmt: skip
+    checkpoint: str | None = option(
+        None, OUT, "of --rounds: written after each round; the same command goes on from it", TEXT, "FILE")  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if self.rounds is not None and not 1 <= self.rounds <= 10_000:
+            raise BadInput(f"{spelled('rounds', self.rounds)}: give 1 or more")
+        if self.updates is not None and not 1 <= self.updates < 2**31:
+            raise BadInput(f"{spelled('updates', self.updates)}: give 1 or more updates a round")
+        if self.updates is not None and self.fit is not None:
+            raise BadInput(
+                f"{spelled('updates', self.updates)} fine-tunes on the batch, {spelled('fit')} does it its own way; give one of them"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class FitOptions:
     """How the rows of `compare` are trained; nothing is without `fit`."""
 
@@ -271,7 +300,9 @@ class WhileTrainingOptions:
 # -- what each public function takes, beside its own parameters
 
 SCORE = Keywords(ModelOptions, GradientOptions, LongRunOptions)
-PRUNE = Keywords(ModelOptions, GradientOptions, MethodOptions, LayerOptions, InputOptions, StepOptions, ProbeOptions)
+PRUNE = Keywords(
+    ModelOptions, GradientOptions, MethodOptions, LayerOptions, InputOptions, StepOptions, ProbeOptions, RoundOptions
+)
 REFINE = Keywords(ModelOptions, InputOptions)
 COMPARE = Keywords(FitOptions, ModelOptions, GradientOptions, LayerOptions, InputOptions, ProbeOptions, OracleOptions)
 PROFILE = Keywords(ModelOptions, StepOptions)

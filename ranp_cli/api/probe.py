@@ -72,14 +72,19 @@ class Plan:
                 "no parameter of the model requires a gradient, so nothing can be trained; "
                 f"call requires_grad_(True) on it, or leave out {spelled('probe')}"
             )
-        makers: dict[str, Callable[..., torch.optim.Optimizer]] = {
-            "sgd": torch.optim.SGD,
-            "adam": torch.optim.Adam,
-            "adamw": torch.optim.AdamW,
-        }
-        if self.optimizer == "sgd-momentum":
-            return torch.optim.SGD(trained, lr=self.lr, momentum=0.9)
-        return makers[self.optimizer](trained, lr=self.lr)
+        return optimizer_of(self.optimizer, trained, self.lr)
+
+
+def optimizer_of(name: str, parameters: Sequence[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """The optimiser of a name of RATES."""
+    makers: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "sgd": torch.optim.SGD,
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+    }
+    if name == "sgd-momentum":
+        return torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+    return makers[name](parameters, lr=lr)
 
 
 def plan_of(steps: int | None, optimizer: str | None, lr: float | None, scores: Any = None) -> Plan | None:

@@ -43,6 +43,7 @@ from .options import (
     MethodOptions,
     ModelOptions,
     ProbeOptions,
+    RoundOptions,
     StepOptions,
 )
 from .probe import Probing
@@ -50,6 +51,7 @@ from .projects import complete, project_of
 from .ranking import Ranking, agreement_of
 from .results import Pruned, Scores
 from .round_to import reach_rounded
+from .rounds import check_goes_together, prune_in_rounds
 from .session import Progress, Session, check_choices, first_batch, silent
 from .trainability import trainability
 
@@ -120,6 +122,11 @@ def prune(
         precision, low_memory, memory_limit: of the gradients, as for `score`.
         probe: train copies of both networks for so many steps on the first mini-batches, and report how far each loss
             falls; `probe_lr`: with this learning rate. See `ranp_cli.probe.probe`.
+        rounds: remove in so many rounds, each followed by fine-tuning, as for a trained network (Molchanov et al., ICLR 2017);
+            each takes the same share of what is there. The result has the fine-tuned weights, the report a row a round.
+        updates, lr: of the fine-tuning after each round: so many updates on `batches` with `optimizer`, `adam` by default.
+        fit, metric: a function `fit(model, seed)`, or its spec, that fine-tunes instead and returns an accuracy, or a dict of them.
+        checkpoint: a file that is written after each round; a call with the same options goes on from it.
         strict: an op without a rule is an error instead of fixing its channels.
         allow_less: do not raise when much less than `sparsity` could be removed.
 
@@ -140,11 +147,14 @@ def prune(
     goal = Goal.of(sparsity, budget, chosen[MethodOptions].method)
     project = project_of(model, chosen[ModelOptions])
     check_options(batches, scores, init, chosen, has_batches=project is not None)
+    check_goes_together(goal, chosen, scores, init)
     batches, chosen = complete(project, batches, scores, chosen)
     probing = Probing.of(chosen[ProbeOptions], chosen[StepOptions].optimizer, scores, chosen[GradientOptions])
 
     session = Session.open(Report("prune"), model, chosen[ModelOptions], project=project)
     session.report.read(batches=batches, scores=scores)
+    if chosen[RoundOptions].rounds is not None:
+        return prune_in_rounds(session, batches, goal, chosen, strict, allow_less, progress)
     ground = ground_of(session.device, chosen, goal)
     costing = Costing.of(session, chosen[InputOptions].inputs, chosen[StepOptions])  # it may not take the input
     known_scores = None if scores is None else Scores.of(scores).check_network(session, chosen[MethodOptions].criterion)

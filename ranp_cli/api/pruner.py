@@ -17,7 +17,6 @@ from ..core.example import as_example
 from ..core.spelling import spelled
 from ..costs.budget import met
 from ..pruning.mask import Mask
-from ..pruning.methods import METHODS
 from ..reporting.report import Report
 from ..scoring.criteria import criterion
 from ..scoring.zero_scores import unranked
@@ -28,7 +27,7 @@ from .costing import Costing
 from .goal import Goal
 from .options import PRUNER, LayerOptions, MethodOptions, ModelOptions, StepOptions, WhileTrainingOptions
 from .pruner_state import FORMAT, checked_state
-from .ranking import Ranking
+from .ranking import while_training
 from .results import BESIDE, Pruned
 from .session import Session, check_choices
 from .shrinking import PROOFS, Removal, Shrinking, removals_part
@@ -101,7 +100,7 @@ class Pruner:
         self.optimizers = checked_optimizers(optimizer)
         self.wrapped, inner = model, unwrapped(model)
         self.is_compiled = uncompiled(model) is not model or inner._compiled_call_impl is not None
-        ranking = _ranking(method, chosen[LayerOptions], when.seed)
+        ranking = while_training(method, chosen[LayerOptions], when.seed)
         self.seen = StepScores(None if ranking.criterion is None else criterion(ranking.criterion))
 
         session = _session(inner, when.seed)
@@ -319,18 +318,6 @@ class Pruner:
 
 
 Pruner.__doc__ = PRUNER.documented(cleandoc(Pruner.__doc__ or ""))
-
-
-def _ranking(method: MethodOptions, layers: LayerOptions, seed: int) -> Ranking:
-    """BadInput for what has no meaning while a network trains."""
-    ranking = Ranking.of(method, layers, seed)
-    by_layer = METHODS[ranking.method].by_layer
-    if by_layer or ranking.resource == "latency":
-        what = spelled("method", method.method) if by_layer else spelled("resource", method.resource)
-        raise BadInput(
-            f"{what} has no meaning while a network trains; give a method that ranks neurons, such as taylor or ranp"
-        )
-    return ranking
 
 
 def _session(model: nn.Module, seed: int) -> Session:

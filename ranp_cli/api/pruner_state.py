@@ -58,6 +58,14 @@ def _check_sum(name: str, pair: Mapping[str, Any], neurons: int) -> None:
 
 
 def _indices(name: str, t: Any) -> list[int]:
-    if not isinstance(t, torch.Tensor) or t.dtype != torch.int64 or t.ndim != 1:
+    found = indices_of(t)
+    if found is None:
         raise BadInput(f"'kept' of the Pruner's state has no indices of {name[-80:]}; {WRITE}")
+    return found
+
+
+def indices_of(t: Any) -> list[int] | None:
+    """A vector of whole numbers as a list; None for anything else."""
+    if not isinstance(t, torch.Tensor) or t.dtype != torch.int64 or t.ndim != 1:
+        return None
     return [int(i) for i in t]

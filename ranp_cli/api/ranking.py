@@ -168,6 +168,18 @@ def check_rounding(given: object) -> int | None:
     return number
 
 
+def while_training(method: MethodOptions, layers: LayerOptions, seed: int) -> Ranking:
+    """The ranking of a network that trains; BadInput for what has no meaning there."""
+    ranking = Ranking.of(method, layers, seed)
+    by_layer = METHODS[ranking.method].by_layer
+    if by_layer or ranking.resource == "latency":
+        what = spelled("method", method.method) if by_layer else spelled("resource", method.resource)
+        raise BadInput(
+            f"{what} has no meaning while a network trains; give a method that ranks neurons, such as taylor or ranp"
+        )
+    return ranking
+
+
 def agreement_of(
     graph: Graph, ranking: Ranking, sparsity: Any
 ) -> Callable[[list[np.ndarray], list[np.ndarray]], float]:

@@ -190,9 +190,16 @@ class Pruned:
         return header_of(self.model, self.about, self.mask)
 
     def plot(self, path: str | Path) -> None:
-        """Fig. 3 of the paper: the importance of every neuron by layer, and the share that stays (extra `plot`)."""
+        """Fig. 3 of the paper: the importance of every neuron by layer, and the share that stays (extra `plot`).
+
+        After pruning in rounds: the metric, or the loss, of each round against its multiply-adds.
+        """
         from ..reporting.plots import importance
 
+        if "rounds" in self.report.parts:
+            from ..reporting.rounds_table import rounds_plot
+
+            return rounds_plot(path, self.report.parts, self.about["model"]["spec"] or "")
         if not self.rankings:
             raise BadInput(f"this method ranks no neurons by importance; take another {spelled('method')}")
         kept = [len(layer["kept"]) for layer in self.mask.layers.values()]
@@ -201,7 +208,7 @@ class Pruned:
         stay = int(neurons * (1 - asked)) if isinstance(asked, float) else sum(kept)
         by_layer = METHODS[self.mask.method["name"]].by_layer  # each layer then has a threshold of its own
         best = {} if by_layer else {list(self.rankings)[-1]: stay}
-        importance(path, list(self.mask.layers), self.rankings, kept, self.about["model"]["spec"] or "", best)
+        return importance(path, list(self.mask.layers), self.rankings, kept, self.about["model"]["spec"] or "", best)
 
     def _save_script(self, path: str | Path) -> None:
         if not isinstance(self.model, torch.jit.ScriptModule):

@@ -73,6 +73,7 @@ class Shrinking:
         self.dense_costs = cost_of(self.session.model, self.dense.eval_run)
         self.dense_shapes = {name: list(p.shape) for name, p in self.session.model.named_parameters()}
         self.kept = {layer.name: np.arange(len(layer.neurons)) for layer in self.dense.layers}
+        self.dense_sizes = {name: len(kept) for name, kept in self.kept.items()}
         self.costs = self.dense_costs
 
     # -- what it is now

@@ -25,6 +25,7 @@ from .facts import adding_up, by_reason, model_name
 from .next_steps import next_steps
 from .oracle_table import oracle_table
 from .probe_text import probe_sentences
+from .rounds_table import rounds_table
 from .speed import achieved_text, duration, rounding_sentences, speed_block
 from .terminal import Column, Terminal, column_cells, lay_out, plain_text, side_by_side
 from .trainability_text import floor_sentences
@@ -73,7 +74,7 @@ def show_report(report: Report, console: Console, depth: int | None = None) -> N
     parts = (
         [rows_table(report, page), oracle_table(report, page)]
         if "rows" in report
-        else [_summary(report, page), speed_block(report, page), body]
+        else [_summary(report, page), rounds_table(report, page), speed_block(report, page), body]
     )
     blocks = [_headline(report, page), *parts, _remarks(report, page)]
     for i, block in enumerate(filter(None, blocks)):

@@ -1,13 +1,14 @@
 """Does a slim network learn? Every method cut to the same multiply-adds and trained from its own start, under several seeds.
 
     pip install -e '.[bench]'    # nilearn, whose wheel carries the anatomy of the task `tissue`
-    python -m tests.benchmarks.accuracy shapes-16 tissue-16 --cells FOLDER [--seeds 3]
+    python -m tests.benchmarks.accuracy shapes-16 tissue-16 --cells FOLDER [--seeds 3] [--device cuda]
     python -m tests.benchmarks.accuracy shapes-16 tissue-16 --cells FOLDER --write tests/benchmarks/RESULTS.md
 
 Each trained network is a line of FOLDER/TASK.jsonl; the same command goes on where it was stopped. Tasks: `shapes`, parts of
 shapes (mean IoU); `tissue`, grey and white matter of the ICBM152 brain, trained on crops of one hemisphere and tested on the
 other (mean Dice); `brains`, nested lesions (mean Dice of ET, TC, WT); `clips`, moving patterns (top-1). A number behind the
-name is the width of the 3D-UNet; `nnunet-16` is nnU-Net's PlainConvUNet on the tissue.
+name is the width of the 3D-UNet; `nnunet-16` is nnU-Net's PlainConvUNet on the tissue. Where torch-pruning is installed, it has
+a row (`torch_pruning_row.py`). `--seed 1 --seeds 1` trains those of one seed alone: the lines of such files may be joined.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import argparse
 import copy
 import gzip
 import importlib.util
+import json
 import math
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -36,11 +39,13 @@ from ranp_cli.models.unet3d import unet3d
 from ranp_cli.samples import brain_volumes, moving_patterns
 
 from .first_table import SAMPLES, mean_iou, outputs_of, settle_batch_norm, shapes, train
-from .page import put
+from .page import Lines, put
+from .torch_pruning_row import NAME as RIVAL
+from .torch_pruning_row import rival_row
 
 METHODS = ("ranp-f", "full", "ranp-m", "weighted", "vanilla", "snip", "random", "layerwise", "flat", "shuffle:ranp-f")
 OURS = ("ranp-flops", "ranp-mem")
-RIVALS = ("layerwise", "random", "flat", "width", "weighted", "vanilla", "snip")
+RIVALS = ("layerwise", "random", "flat", "width", "weighted", "vanilla", "snip", RIVAL)
 LABELS = {"ranp-flops": "RANP-f", "ranp-mem": "RANP-m"}
 MARKS, PROBE = 8, 200
 SETTLED = 0.02  # deviation of the dense network over the seeds below which a task is trained long enough
@@ -61,6 +66,11 @@ class Task:
     ignored: int = -100
     loss: str = "cross_entropy"
 
+    def on(self, device: str) -> Task:
+        """The same with its data on a device."""
+        train, test = ([(x.to(device), y.to(device)) for x, y in data] for data in (self.train, self.test))
+        return replace(self, train=train, test=test)
+
     def loss_of(self, output: Tensor, target: Tensor) -> Tensor:
         return load_loss(self.loss, self.ignored)(output, target)
 
@@ -68,7 +78,7 @@ class Task:
         """The test, after batch norm has seen so many training batches; 0: with the statistics of the training."""
         if settle:
             settle_batch_norm(net, self.train[-settle:])
-        return self.count(outputs_of(net, test), [y for _, y in test])
+        return self.count([output.cpu() for output in outputs_of(net, test)], [y.cpu() for _, y in test])
 
 
 def fit(task: Task, net: nn.Module, seed: int) -> dict[str, float]:
@@ -174,7 +184,7 @@ def crops(batches: int, left: bool, seed: int, size: int = 24) -> Batches:
 def unet(task: str, width: int) -> Task:
     if task == "shapes":
         build, data = partial(unet3d, width=width, in_channels=1, num_classes=6), (shapes(100, 1234), shapes(24, 99))
-        return Task(build, *data, iou, "width", 400, 255)
+        return Task(build, *data, iou, "width", 600, 255)
     if task == "tissue":
         build, data = (
             partial(unet3d, width=width, in_channels=1, num_classes=3),
@@ -185,13 +195,13 @@ def unet(task: str, width: int) -> Task:
     regions = {"et": (3,), "tc": (1, 3), "wt": (1, 2, 3)}
     build = partial(unet3d, width=width, in_channels=4, num_classes=4)
     data = list(volumes(batches=60, seed=1234)), list(volumes(batches=12, seed=99))
-    return Task(build, *data, partial(mean_dice, regions=regions), "width", 800, loss="dice_ce")
+    return Task(build, *data, partial(mean_dice, regions=regions), "width", 1600, loss="dice_ce")
 
 
 def clips() -> Task:
     patterns = partial(moving_patterns, size=32, frames=8, classes=20)
     data = list(patterns(batch_size=16, batches=150, seed=1234)), list(patterns(batch_size=20, batches=10, seed=99))
-    return Task(partial(mobilenetv2_3d, num_classes=20, width=0.5), *data, top_k, None, 600)
+    return Task(partial(mobilenetv2_3d, num_classes=20, width=0.5), *data, top_k, None, 2400)
 
 
 def nnunet(width: int) -> Task:
@@ -219,14 +229,29 @@ def task_of(name: str) -> Task:
     return nnunet(int(width)) if kind == "nnunet" else unet(kind, int(width))
 
 
-def run(name: str, options: argparse.Namespace) -> ranp.Comparison:
+def run(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Train what is not in the file of cells yet, and lay all rows side by side."""
-    task = task_of(name)
+    task = task_of(name).on(options.device)
     path = options.cells / f"{name}.jsonl"
     given = {"resume": path} if path.exists() else {"cells": path}
     methods = options.methods or [*METHODS, *(["width"] if task.width_arg else [])]
-    return ranp.compare(task.build, task.train[:4], sparsity=options.sparsity, methods=methods, match="macs", width_arg=task.width_arg,
-                        fit=partial(fit, task), seeds=options.seeds, loss=None if task.loss == "cross_entropy" else task.loss, ignore_index=task.ignored, init=options.init, **given)  # fmt: skip
+    if options.trained:
+        methods = [each for each in methods if cells_of(path)[each] == options.seeds]
+    found = ranp.compare(task.build, task.train[:4], sparsity=options.sparsity, methods=methods, match="macs", width_arg=task.width_arg if "width" in methods else None,
+                        fit=partial(fit, task), seed=options.seed, seeds=options.seeds, device=options.device,
+                        loss=None if task.loss == "cross_entropy" else task.loss, ignore_index=task.ignored, init=options.init, **given)  # fmt: skip
+    rows = list(found.rows)
+    lines = Lines(options.cells / f"{name}.{RIVAL}.jsonl", ["seed"])
+    if len(lines.held) == options.seeds or (importlib.util.find_spec("torch_pruning") and not options.trained):
+        rival = rival_row(task, lines, rows, rows[0]["accuracy"]["metric"], fit)
+        rows += [rival] if rival else []
+    return rows
+
+
+def cells_of(path: Path) -> Counter[str]:
+    """How many networks of each method a file of cells has, by the names of METHODS."""
+    found = (json.loads(line)["method"] for line in path.read_text().splitlines()[1:])
+    return Counter(name.replace("ranp-flops", "ranp-f").replace("ranp-mem", "ranp-m") for name in found)
 
 
 # -- the page
@@ -337,18 +362,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="+")
     parser.add_argument("--cells", type=Path, required=True, help="a folder for what was trained")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0, help="the first")
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
         "--sparsity", type=float, default=0.78, help="of the first method; the others get its multiply-adds"
     )
     parser.add_argument("--init", default="keep", help="what the slim networks start from")
     parser.add_argument("--methods", nargs="+", help="the first method and others, in place of all")
+    parser.add_argument("--trained", action="store_true", help="only the methods whose networks are all trained")
     parser.add_argument("--write", type=Path, help="the page to put the tables into")
     options = parser.parse_args()
     options.cells.mkdir(parents=True, exist_ok=True)
+    torch.backends.cudnn.benchmark = True  # on a GPU: the fastest convolutions for these sizes
     tables = {}
     for name in options.tasks:
-        tables[name] = run(name, options).rows
+        tables[name] = run(name, options)
         print(table(name, tables[name]), flush=True)
     if options.write:
         put(options.write, page(tables), MARKS_OF_PAGE)
