@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks import oracle, oracle_tables, paper_rows, paper_tables
+from benchmarks import oracle, oracle_tables, paper_rows, paper_tables, runtimes
 from benchmarks.page import RESULTS, SCRIPTS, SECTION, Lines, put, stamped
 
 from ranp_cli.api.comparison.over_seeds import summary
@@ -231,3 +231,33 @@ def test_a_changed_table_and_a_changed_script_show(monkeypatch):
     assert stamped(by_hand) != by_hand
     monkeypatch.setitem(SCRIPTS, "speed", "memory")  # another code
     assert stamped(section) != section
+
+
+# -- speed by runtime
+
+
+def test_runtimes_shows_what_auto_takes_and_how_much_of_the_promise_it_keeps():
+    row = {"network": "3D-UNet", "runtime": "torch", "seconds": [1.0, 0.5, 0.4, 0.2, 0.25], "repeats": 5, "auto": 8, "error": 2e-6,
+           "macs": [100, 10, 12, 20, 40]}  # fmt: skip
+    text = runtimes.markdown([row, {**row, "runtime": "openvino", "auto": 1}], "a machine")
+    first, second = lines_of(text)
+    assert first.split(" | ")[2:] == [
+        "1000",
+        "500 x2.0",
+        "400 x2.5",
+        "**200 x5.0**",
+        "250 x4.0",
+        "8",
+        "100%",
+        "2e-06 |",
+    ]
+    assert second.split(" | ")[3] == "**500 x2.0**"
+    assert second.split(" | ")[-3:] == ["none", "20%", "2e-06 |"]
+    assert "3D-UNet (sparsity 0.78) 10.0, 8.3, 5.0, 2.5" in text
+
+
+def test_own_time_adds_up():
+    found = {"import torch": 2.0, "wall": 6.0, "steps": {"import": 2.0, "score": 3.0}}
+    assert [line.split(" | ")[-1] for line in lines_of(runtimes.own_markdown(found, "a machine"))] == [
+        "1.00 |", "1.50 |", "0.50 |", "3.00 |",
+    ]  # fmt: skip

@@ -39,7 +39,7 @@ class MethodKeywords(TypedDict, total=False):
     criterion: str | None
     resource: str
     latencies: Any
-    round_to: int
+    round_to: int | str
 
 
 class LayerKeywords(TypedDict, total=False):

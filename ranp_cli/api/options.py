@@ -119,7 +119,9 @@ class MethodOptions:
     latencies: Any = option(
         None, RANK, "the layers' times of an earlier --resource latency, from its mask.json, instead of measuring",
         TEXT, "FILE")  # fmt: skip
-    round_to: int = option(1, FAR, "layers keep multiples of N neurons", WHOLE, "N")
+    round_to: int | str = option(
+        1, FAR, "layers keep multiples of N neurons; auto: of 1, 4, 8 or 16, whatever a race in --runtime shows to be fastest",
+        WHOLE_OR_AUTO, "N|auto")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +172,7 @@ class StepOptions:
         SWITCH)  # fmt: skip
     time: bool = option(
         False, COST, "run the networks too, and say how fast they are, dense and slim turn by turn, and what makes the slim one faster still: "
-        "channels last, autocast", SWITCH)  # fmt: skip
+        "channels last, autocast; profile of one network: why each layer takes its time", SWITCH)  # fmt: skip
 
     runtime: str = option(
         "torch", COST, "what is timed, for --time, --resource latency and --budget latency=, step-time= (torch's own only): torch, onnxruntime, openvino, "

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..core.example import Example
+    from ..costs.timing import Ground
     from .keywords import ProfileKeywords
 
 
@@ -48,7 +49,8 @@ def profile(
         inputs: shape(s) of the input such as `(1, 1, 64, 64, 64)`, a tensor, or a tuple of tensors; guessed when missing.
         other: a second model; the report then has both, side by side.
         optimizer, batch_size: of the training step whose memory is estimated (`sgd`, and the samples of the input).
-        time: also run the networks on `device`, and say how long a forward pass takes; needs their code.
+        time: also run the networks on `device`, and say how long a forward pass takes, and of one network also
+            why each layer takes its time: its multiply-adds a second beside this machine's best, and what makes it slow.
         tree: list every module (report part `modules`) with its own parameters, multiply-adds, output elements and bytes
             saved for the backward pass.
         amp: estimate the memory under 16-bit autocast: which ops run in 16 bits is what torch does on the device.
@@ -175,12 +177,31 @@ class Counting:
         with self.report.timing("time"):
             sample = examples[0].with_batch(self.step.batch_size or examples[0].samples)
             device = choose_device(self.model.device)
-            stand = Benchmark(
-                sample, Ground(device, runtime_of(self.step.runtime), self.step.threads), self.step.optimizer
-            )
+            ground = Ground(device, runtime_of(self.step.runtime), self.step.threads)
+            stand = Benchmark(sample, ground, self.step.optimizer)
             speed = self.report.parts["speed"] = stand.speed(stand.forward(*models), *sides)
             if found := recommended(stand, models[-1]):
                 speed["recommended"] = found
+            if len(models) == 1:
+                self._explain(models[0], examples[0], ground)
+
+    def _explain(self, model: nn.Module, example: Example, ground: Ground) -> None:
+        """Write to the rows of the layers why they take their time; a note where one does not run by itself."""
+        from ..costs.peaks import explained
+        from ..graph.analyse import trace_costs
+        from .session import silent
+
+        parts = self.report.parts
+        try:
+            why = explained(list(trace_costs(model, example).layers.values()), ground, silent)
+        except BadInput as error:
+            parts["notes"] = [
+                *parts.get("notes", []),
+                f"why layers take their time is not shown: {str(error).partition('; ')[0]}",
+            ]
+            return
+        for row in parts["layers"]:
+            row |= why.get(row["name"], {})
 
     def _slim_file(self, path: str, inputs: Any) -> dict[str, Any]:
         file = TensorFile.read(path)

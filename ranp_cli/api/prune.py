@@ -24,6 +24,7 @@ from ..pruning.held_back import held_back, in_words, is_short
 from ..pruning.init import INITS
 from ..pruning.layer_costs import reweighting
 from ..pruning.mask import Mask
+from ..pruning.min_neurons import AUTO
 from ..pruning.select import Selection
 from ..reporting.report import Report, not_pruned
 from ..scoring.setup import Importance
@@ -31,7 +32,7 @@ from ..scoring.zero_scores import SAID, keep_whole
 from .budget_search import Races
 from .build_report import add_memory, build_pruned
 from .costing import Costing
-from .goal import Goal, reach
+from .goal import Goal
 from .importances import gradient_setup, importances, report_scoring
 from .layer_times import layer_seconds, read_latencies
 from .options import (
@@ -49,6 +50,7 @@ from .probe import Probing
 from .projects import complete, project_of
 from .ranking import Ranking, agreement_of
 from .results import Pruned, Scores
+from .round_to import reach_rounded
 from .rounds import check_goes_together, prune_in_rounds
 from .session import Progress, Session, check_choices, first_batch, silent
 from .trainability import trainability
@@ -105,7 +107,9 @@ def prune(
         budget: instead of `sparsity`: `["macs=40G", "train-mem=8GiB", ...]` or `{"params": "10%"}`; the largest network
             that meets all of `macs`, `flops`, `params`, `forward-mem`, `train-mem`, `latency` (`20ms`, of a forward pass,
             measured on `device`) and `step-time` (of a training step, likewise). A share is of the dense network.
-        round_to: each layer keeps a multiple of so many neurons, where its units allow.
+        round_to: each layer keeps a multiple of so many neurons, where its units allow. "auto": the network is cut with multiples
+            of 1, 4, 8 and 16, these are timed turn by turn in `runtime`, and the fastest is taken, or under a limit of time
+            the one that keeps the most importance; no rounding where it gains no more than the noise.
         optimizer, batch_size: of the training step whose memory is estimated, and of what is timed (with the optimiser's own
             step where it is given); by default the
             batch's own size. Optimiser: `sgd`, `sgd-momentum`, `adam` or `adamw`; by default sgd, and adam for the probe.
@@ -169,8 +173,8 @@ def prune(
     if ranking.resource == "latency":
         latencies = layer_seconds(session, graph, latencies, ground, progress)
     costing.use(graph)
-    stand = stand_of(costing, ground, goal)
-    settled, races = reach(goal, session, graph, ranking, importance.scores, costing, stand, progress)
+    stand = stand_of(costing, ground, goal, ranking)
+    settled, races, ranking = reach_rounded(goal, session, graph, ranking, importance.scores, costing, stand, progress)
 
     method = method_info(ranking, init, importance, score_init, chosen, latencies, goal)
     mask = mask_of(session, graph, settled.selection, method)
@@ -222,15 +226,18 @@ def ground_of(device: torch.device, chosen: Chosen, goal: Goal) -> Ground:
     """What is timed on; BadInput for a choice of it where nothing is timed."""
     step, method = chosen[StepOptions], chosen[MethodOptions]
     step.check_timed(
-        step.time or goal.is_timed or (method.resource == "latency" and method.latencies is None),
+        step.time
+        or goal.is_timed
+        or method.round_to == AUTO
+        or (method.resource == "latency" and method.latencies is None),
         f"{spelled('time', True)}, {spelled('resource', 'latency')} or {spelled('budget', 'latency=20ms')}",
     )
     return Ground(device, runtime_of(step.runtime), step.threads)
 
 
-def stand_of(costing: Costing, ground: Ground, goal: Goal) -> Benchmark | None:
+def stand_of(costing: Costing, ground: Ground, goal: Goal, ranking: Ranking) -> Benchmark | None:
     """Where networks are timed; None where none is."""
-    if not costing.options.time and not goal.is_timed:
+    if not (costing.options.time or goal.is_timed or ranking.finds_rounding):
         return None
     return Benchmark(costing.sample, ground, costing.options.optimizer)
 

@@ -40,6 +40,7 @@ class Ranking:
     round_to: int = 1
     keep: Sequence[str] = ()
     only: Sequence[str] = ()
+    finds_rounding: bool = False  # which multiple is best is not known yet
     term: str = "layer"  # how the resource counts: as a factor of the layer, or by what a unit's removal saves
     _orders: dict[bytes, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
@@ -60,13 +61,10 @@ class Ranking:
             raise BadInput(
                 f"criterion 'snip' scores weights, not neurons: it goes with {spelled('method', 'snip')}, not with {method}"
             )
-        min_neurons, round_to, term = check_floor(layers.min_neurons), method_options.round_to, layers.resource_term
+        min_neurons, round_to = check_floor(layers.min_neurons), check_rounding(method_options.round_to)
+        term = layers.resource_term
         check_choices(resource_term=(term, TERMS))
         lam = layers.lambda_in_effect
-        if round_to < 1:
-            raise BadInput(
-                f"{spelled('round_to', round_to)}: give 1 or more; each layer then keeps a multiple of so many neurons"
-            )
         if not 0 <= lam < math.inf:
             raise BadInput(f"{spelled('lambda_', lam)}: give 0 or more; it is the weight of the resource term")
         name = None if method == "random" else name
@@ -76,7 +74,8 @@ class Ranking:
                 f"none, and a {spelled('method')} that ranks all neurons by a score, such as taylor or ranp"
             )
         resource = resource if known.resource or term == "unit" else "none"
-        return cls(method, name, resource, lam, min_neurons, seed, round_to, layers.keep, layers.only, term)
+        whole = cls(method, name, resource, lam, min_neurons, seed, round_to or 1, layers.keep, layers.only, term=term)
+        return whole if round_to else replace(whole, finds_rounding=True)
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -152,6 +151,21 @@ class Ranking:
         """The fewest neurons of each layer in a network of these units, of shape (layers,)."""
         floor = 1 if METHODS[self.method].by_layer and self.min_neurons == AUTO else self.min_neurons
         return floors(graph, floor, int(keep[graph.unit].sum()))
+
+
+def check_rounding(given: object) -> int | None:
+    """A number that widths are multiples of, 1 or more; None for `auto`. BadInput otherwise."""
+    if given == AUTO:
+        return None
+    try:
+        number = int(str(given))
+    except ValueError:
+        number = 0
+    if isinstance(given, (bool, float)) or number < 1:
+        raise BadInput(
+            f"{spelled('round_to', given)}: give 1 or more, or auto; each layer then keeps a multiple of so many neurons"
+        )
+    return number
 
 
 def while_training(method: MethodOptions, layers: LayerOptions, seed: int) -> Ranking:

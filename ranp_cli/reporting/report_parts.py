@@ -95,6 +95,11 @@ class LayerRow(TypedDict):
     output_elements_after: NotRequired[int]
     output_bytes_after: NotRequired[int]
     latency_ms: NotRequired[float]
+    macs_per_s: NotRequired[float]  # measured, of its own op, as is what follows
+    peak_macs_per_s: NotRequired[float]  # of the machine, in this kind of op
+    bytes_per_s: NotRequired[float]  # read and written
+    copy_bytes_per_s: NotRequired[float]  # of the machine
+    slow: NotRequired[str]  # why it is below half of the peak
     importance_mean: NotRequired[float]
     importance_share: NotRequired[float]
     tau: NotRequired[float]
@@ -193,19 +198,6 @@ class Sides(TypedDict, total=False):
     after: Memory
 
 
-class Recommended(TypedDict):
-    """A way to run the network (the slim one, of two) that is faster on this machine, by measurement, and the line that does it."""
-
-    of: str  # "training step" or "forward pass"
-    way: str
-    gain: float  # times as fast as plain torch, turn by turn
-    plain_s: float
-    seconds: float
-    repeats: int
-    max_rel_error: float  # of its outputs, against plain torch's
-    line: str
-
-
 class CorrelationRow(TypedDict):
     """Spearman's rank correlation of a criterion with the oracle; of `layers` null where there are too few units, or all alike."""
 
@@ -224,30 +216,6 @@ class Correlations(TypedDict):
     batches: int
     layers: list[str]
     criteria: list[CorrelationRow]
-
-
-class Speed(TypedDict):
-    """Measured medians in seconds, of a forward pass and (`train_*`) of a training step, with the optimiser's where it is named."""
-
-    device: str
-    threads: int
-    runtime: NotRequired[str]
-    runtime_version: NotRequired[str]
-    samples: int
-    repeats: int
-    max_rel_error: NotRequired[float]  # of the runtime's outputs, against torch's in fp32
-    before_s: NotRequired[float]
-    after_s: NotRequired[float]
-    speedup: NotRequired[float]
-    theoretical_speedup: NotRequired[float]
-    train_repeats: NotRequired[int]
-    train_before_s: NotRequired[float]
-    train_after_s: NotRequired[float]
-    train_speedup: NotRequired[float]
-    train_error: NotRequired[str]
-    train_optimizer: NotRequired[str]
-    train_runtime: NotRequired[str]  # where that is not `runtime`, which does not train
-    recommended: NotRequired[list[Recommended]]
 
 
 class Round(TypedDict):

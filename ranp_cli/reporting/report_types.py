@@ -32,12 +32,12 @@ from .report_parts import (
     Scoring,
     Sides,
     Sparsity,
-    Speed,
     Transfer,
     UncountedOp,
     UnruledOp,
     Verified,
 )
+from .speed_parts import Rounding, Speed
 
 
 class Summary(TypedDict):
@@ -139,6 +139,7 @@ class ReportDocument(TypedDict):
     memory: NotRequired[Sides]
     speed: NotRequired[Speed]
     budget: NotRequired[list[BudgetRow]]
+    rounding: NotRequired[Rounding]
     rounds: NotRequired[list[Round]]
     loop: NotRequired[Loop]
     verified: NotRequired[Verified]

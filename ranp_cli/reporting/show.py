@@ -26,16 +26,16 @@ from .next_steps import next_steps
 from .oracle_table import oracle_table
 from .probe_text import probe_sentences
 from .rounds_table import rounds_table
-from .speed import duration, speed_block
+from .speed import achieved_text, duration, rounding_sentences, speed_block
 from .terminal import Column, Terminal, column_cells, lay_out, plain_text, side_by_side
 from .trainability_text import floor_sentences
+from .training_text import training_sentences
 from .tree import tree_lines
 
 Report = dict[str, Any]
 
 PIPE_WIDTH = 100
 MOST_COUNTS = 4  # attributes that are named
-MOST_SAVED = 4  # modules that are named
 
 
 # -- the four public functions ---------------------------------------------------------------------------------------
@@ -281,6 +281,7 @@ def _layers(report: Report, page: Terminal, depth: int | None) -> list[Text]:
             measured("share", "importance_share", ".3f", 5),
             measured("tau", "tau", ".3f", 6),
             measured("latency\nms", "latency_ms", ".3g", 5),
+            Column("multiply-adds/s\nG", column_cells((achieved_text(row) for row in rows), "dim"), drop=3, left=True),
             Column("", [Text(row["mark"], "dim" if row["mark"] == "fixed" else "yellow") for row in rows], left=True),
         ],
         page,
@@ -316,9 +317,10 @@ def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
         write = duration if each["kind"] in MEASURED else human_bytes if each["kind"].endswith("-mem") else human
         share = f"{each['after'] / each['bound']:.1%} of it" if each["bound"] else ""
         yield "budget:", "green", f"{each['kind']}={each['limit']}: {write(each['after']).strip()}, {share}"
+    yield from rounding_sentences(report)
     for side, about in report.get("memory", {}).items():
         if side == "after" or "after" not in report:
-            yield from _training(about)
+            yield from training_sentences(about)
     yield from probe_sentences(report)
     if transfer := report.get("transfer"):
         left = by_reason((entry["layer"], entry["reason"]) for entry in transfer["left"])
@@ -352,27 +354,6 @@ def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
     for path, file in report.get("outputs", {}).items():
         yield "wrote", "bold", f"{path}  {human_bytes(file['bytes']).strip()}  sha256{JOINED}{file['sha256'][:12]}"
     yield from next_steps(report)
-
-
-def _training(about: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What a training step needs its memory for, and which modules save the most of it."""
-    for error in [about[key] for key in ("error", "train_error") if key in about]:
-        yield "memory:", "yellow", error
-    if "train_parts" not in about:
-        return
-    parts, batch = about["train_parts"], about["samples"]
-    names = {"parameters": "parameters", "gradients": "gradients", "optimizer": "optimiser state",
-             "saved": "saved activations"}  # fmt: skip
-    told = ", ".join(f"{name} {human_bytes(parts[key]).strip()}" for key, name in names.items() if parts[key])
-    how = f"{about['optimizer']}, 16-bit autocast ({about['amp']['device']})" if "amp" in about else about["optimizer"]
-    yield "training step:", "bold", f"batch of {batch}, {how}: {told}; peak at {about['train_peak_at']}"
-    if rows := about.get("by_module"):
-        most = [
-            f"{row['module'] or 'the model itself'} {human_bytes(row['bytes']).strip()}" for row in rows[:MOST_SAVED]
-        ]
-        rest = sum(row["bytes"] for row in rows[MOST_SAVED:])
-        most += [f"{len(rows) - MOST_SAVED} others {human_bytes(rest).strip()}"] * bool(rest)
-        yield "saved by:", "bold", ", ".join(most)
 
 
 def _count(row: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,33 @@ def recommendations(speed: Mapping[str, Any]) -> list[tuple[str, str]]:
         )
         for entry in speed.get("recommended", ())
     ]
+
+
+def rounding_sentences(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What `--round-to auto` chose, and what it raced."""
+    if not (found := report.get("rounding")):
+        return
+    rows = found["raced"]
+    names = {row["round_to"]: f"multiples of {row['round_to']}" if row["round_to"] > 1 else "none" for row in rows}
+    raced = ", ".join(
+        f"{names[row['round_to']]} {duration(row['seconds']).strip().replace(' ', JOINED)}"
+        + (f" with {row['importance']:.1%} of the importance" if found["by"] == "importance" else "")
+        for row in rows
+    )
+    chosen = next(row for row in rows if row["round_to"] == found["chosen"])
+    why = "none gains more than the noise" if found["by"] == "time" else "it keeps the most importance within the limit"
+    if found["by"] == "time" and found["chosen"] > 1:
+        why = f"{chosen['gain']:.2f} times as fast as without"
+    text = f"{names[found['chosen']]}, {why}; a {found['of']} in {found['runtime']}, medians of {found['repeats']} runs: {raced}"
+    yield "rounding:", "bold", text
+
+
+def achieved_text(row: Mapping[str, Any]) -> str:
+    """`12.3 of 38.0 G: few channels (4)`: multiply-adds a second, the machine's best, and why a layer is slow."""
+    if "macs_per_s" not in row:
+        return ""
+    slow = f": {row['slow']}" if "slow" in row else ""
+    return f"{row['macs_per_s'] / 1e9:.1f} of {row['peak_macs_per_s'] / 1e9:.1f}{slow}"
 
 
 def duration(value: float) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ranp_cli.cli import run
-from ranp_cli.reporting import report_parts, report_schema, report_types
+from ranp_cli.reporting import report_parts, report_schema, report_types, speed_parts
 
 UNET = "ranp_cli.models.unet3d:unet3d --model-arg layers=7 --model-arg width=4 --model-arg num_classes=3"
 COMMANDS = {
@@ -66,6 +66,6 @@ def test_the_schema_in_the_package_is_that_of_the_types():
 
 def test_every_type_has_a_use():
     used = {*report_schema.schema()["$defs"], "ReportDocument", "Summary", "CutRow"}
-    found = {**vars(report_parts), **vars(report_types)}
+    found = {**vars(report_parts), **vars(speed_parts), **vars(report_types)}
     types = {name for name, kind in found.items() if report_schema.is_typeddict(kind)}
     assert types == used

@@ -1,0 +1,64 @@
+"""The parts of a report that a clock made, and their keys, as types; `report_types.py` puts them together."""
+
+from __future__ import annotations
+
+from typing_extensions import NotRequired, TypedDict
+
+
+class Recommended(TypedDict):
+    """A way to run the network (the slim one, of two) that is faster on this machine, by measurement, and the line that does it."""
+
+    of: str  # "training step" or "forward pass"
+    way: str
+    gain: float  # times as fast as plain torch, turn by turn
+    plain_s: float
+    seconds: float
+    repeats: int
+    max_rel_error: float  # of its outputs, against plain torch's
+    line: str
+
+
+class Speed(TypedDict):
+    """Measured medians in seconds, of a forward pass and (`train_*`) of a training step, with the optimiser's where it is named."""
+
+    device: str
+    threads: int
+    runtime: NotRequired[str]
+    runtime_version: NotRequired[str]
+    samples: int
+    repeats: int
+    max_rel_error: NotRequired[float]  # of the runtime's outputs, against torch's in fp32
+    before_s: NotRequired[float]
+    after_s: NotRequired[float]
+    speedup: NotRequired[float]
+    theoretical_speedup: NotRequired[float]
+    train_repeats: NotRequired[int]
+    train_before_s: NotRequired[float]
+    train_after_s: NotRequired[float]
+    train_speedup: NotRequired[float]
+    train_error: NotRequired[str]
+    train_optimizer: NotRequired[str]
+    train_runtime: NotRequired[str]  # where that is not `runtime`, which does not train
+    recommended: NotRequired[list[Recommended]]
+
+
+class Rounded(TypedDict):
+    """A network whose layers keep multiples of so many neurons."""
+
+    round_to: int
+    kept: int
+    macs: int
+    importance: float  # the share of all importance that it keeps
+    seconds: float
+    gain: float  # times as fast as without rounding, turn by turn
+
+
+class Rounding(TypedDict):
+    """What `--round-to auto` raced, each cut to the same goal, and what it chose."""
+
+    chosen: int
+    by: str  # "time", or "importance" under a limit of time
+    of: str  # "training step" or "forward pass"
+    runtime: str
+    repeats: int
+    raced: list[Rounded]
