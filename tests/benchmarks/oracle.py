@@ -1,7 +1,7 @@
 """Molchanov's talk in small: which criterion ranks units as the oracle does, and what pruning while fine-tuning brings.
 
     pip install -e '.[bench]'    # scikit-learn, whose wheel carries the digits
-    python -m tests.benchmarks.oracle --cells FOLDER --write tests/benchmarks/RESULTS.md    # 12 minutes of two cores
+    python -m tests.benchmarks.oracle --cells FOLDER --write tests/benchmarks/RESULTS.md    # 14 minutes of two cores
 
 Networks: `digits`, a VGG-like net without batch norm on scikit-learn's digits; `gestures`, the recurrent C3D on digits that
 move in one of four directions (12 classes, the accuracy is that of the last clip); `shapes`, a 3D-UNet of three levels on
