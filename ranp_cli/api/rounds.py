@@ -111,11 +111,17 @@ def check_goes_together(goal: Goal, chosen: Chosen, scores: Any, init: str) -> N
         return
     method = chosen[MethodOptions]
     once: dict[str, tuple[Any, Any]] = {
-        "scores": (scores, None), "init": (init, "keep"), "score_init": (gradients.score_init, "keep"),
-        "probe": (chosen[ProbeOptions].probe, None), "inputs": (chosen[InputOptions].inputs, None), "time": (step.time, False),
-        "round_to": (method.round_to, 1), "latencies": (method.latencies, None), "sparsity": (goal.sparsity == "max", False),
+        "scores": (scores, None),
+        "init": (init, "keep"),
+        "score_init": (gradients.score_init, "keep"),
+        "probe": (chosen[ProbeOptions].probe, None),
+        "inputs": (chosen[InputOptions].inputs, None),
+        "time": (step.time, False),
+        "round_to": (method.round_to, 1),
+        "latencies": (method.latencies, None),
+        "sparsity": (goal.sparsity == "max", False),
         "method": (method.method == "snip", False),
-    }  # fmt: skip
+    }
     for name, (value, usual) in once.items():
         if value != usual:
             shown = {"sparsity": "max", "method": "snip"}.get(name, value)
@@ -201,9 +207,10 @@ class Rounds:
             last = self.shrinking.left_at(float(goal.sparsity))
             return max(0, now - (last if way == 1 else round(self.dense_neurons * (last / self.dense_neurons) ** way)))
         bounds = {
-            each.kind: self.before[each.kind] * min(1.0, each.of(self.before[each.kind]) / self.before[each.kind]) ** way
+            each.kind: self.before[each.kind]
+            * min(1.0, each.of(self.before[each.kind]) / self.before[each.kind]) ** way
             for each in goal.limits
-        }  # fmt: skip
+        }
         few, enough = -1, now  # too few to meet the bounds, and enough or all there are
         while enough - few > 1:
             middle = (few + enough) // 2
@@ -269,8 +276,11 @@ class Rounds:
             "held": {reason: dict(layers) for reason, layers in shrinking.held.items()},
             "attributes": {name: dict(values) for name, values in shrinking.attributes.items()},
             "verified": dict(shrinking.verified),
-            "model": {name: t.detach().to("cpu", copy=copied) if isinstance(t, torch.Tensor) else t for name, t in weights.items()},
-        }  # fmt: skip
+            "model": {
+                name: t.detach().to("cpu", copy=copied) if isinstance(t, torch.Tensor) else t
+                for name, t in weights.items()
+            },
+        }
 
     def _go_on(self, known: Mapping[str, Any], file: RoundsFile) -> None:
         """Stand where the file was written."""

@@ -60,8 +60,16 @@ def rounds_plot(path: str | Path, report: Mapping[str, Any], title: str = "") ->
     axis = figure.subplots()
     axis.plot(*zip(*points, strict=True), color=COLOURS[0], marker="o", markersize=5, linewidth=1.2)
     axis.axvline(report["before"]["macs"] / 1e9, color="#888888", linewidth=0.9, linestyle=(0, (1, 2)))
-    axis.annotate("dense", (report["before"]["macs"] / 1e9, 1), xycoords=("data", "axes fraction"), xytext=(-4, -10),
-                  textcoords="offset points", ha="right", fontsize=8, color="#555555")  # fmt: skip
+    axis.annotate(
+        "dense",
+        (report["before"]["macs"] / 1e9, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(-4, -10),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        color="#555555",
+    )
     axis.set_xlim(left=0)
     axis.margins(y=0.1)
     axis.set_xlabel("multiply-adds (G)")
