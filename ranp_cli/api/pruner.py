@@ -101,6 +101,11 @@ class Pruner:
         self.wrapped, inner = model, unwrapped(model)
         self.is_compiled = uncompiled(model) is not model or inner._compiled_call_impl is not None
         ranking = while_training(method, chosen[LayerOptions], when.seed)
+        if method.resource != ranking.resource:
+            raise BadInput(
+                f"{spelled('resource', method.resource)} has no effect with {spelled('method', method.method)}; give {spelled('resource_term', 'unit')} "
+                f"too, or {spelled('method', 'ranp')}, or leave it out"
+            )
         self.seen = StepScores(None if ranking.criterion is None else criterion(ranking.criterion))
 
         session = _session(inner, when.seed)

@@ -375,3 +375,10 @@ def test_what_is_no_optimizer_or_sees_no_gradient_is_said():
         optimizer.step()
     with warnings.catch_warnings(), pytest.raises(BadInput, match="no training step was seen"):
         pruner.remove()
+
+
+def test_a_resource_without_effect_is_refused():
+    with pytest.raises(BadInput, match="resource='flops' has no effect with method='taylor'"):
+        made(method="taylor", resource="flops")
+    for options in ({"method": "ranp"}, {"method": "taylor", "resource_term": "unit"}):
+        assert made(resource="flops", **options)[2].shrinking.ranking.resource == "flops"
