@@ -17,6 +17,7 @@ from ..pruning.methods import METHODS
 from ..pruning.rounding import lacking, raised
 from ..pruning.select import Selection
 from .costing import Costing
+from .latency_search import with_more_importance
 from .ranking import Ranking
 from .session import Progress, Session
 from .settle import Settled, settle
@@ -39,7 +40,8 @@ def fit_budget(
     """The largest network that meets all limits, by bisection over the sparsity: no gradient is taken again.
 
     One neuron may cost so much that it ends the search while others would still fit: these are added then, best first.
-    What can be counted is met exactly; times in the races of the dense and the slim network that are returned.
+    What can be counted is met exactly; times in the races of the dense and the slim network that are returned. Under a limit
+    of latency units are then exchanged by what they cost in time, where that keeps more importance.
     Raises Infeasible, naming the closest, when the smallest network does not meet them.
     """
     with progress("fitting", None) as advance:
@@ -47,7 +49,8 @@ def fit_budget(
         best, kept = search.counted()
         if not search.timed or stand is None:
             return search.filled(best), {}
-        return search.in_time(kept, stand)
+        found, races = search.in_time(kept, stand)
+        return with_more_importance(search, costing.table_for(stand), stand, found, races)
 
 
 @dataclass
@@ -73,9 +76,9 @@ class BudgetSearch:
     def at(self, kept: int) -> tuple[Settled, dict[str, float]]:
         """The network of which just `kept` steps are ranked in, and its costs."""
         level = max(0.0, 1 - (kept + 0.5) / self.steps)
-        return self._settled(lambda: self.ranking.select(self.graph, self.scores, level))
+        return self.settled(lambda: self.ranking.select(self.graph, self.scores, level))
 
-    def _settled(self, choose: Callable[[], Selection]) -> tuple[Settled, dict[str, float]]:
+    def settled(self, choose: Callable[[], Selection]) -> tuple[Settled, dict[str, float]]:
         settled = settle(self.session, self.graph, choose)
         return settled, self.costing.under(self.limits, settled.model, settled.trace)
 
@@ -109,7 +112,7 @@ class BudgetSearch:
             more = fill.candidate(best.selection)
             if more is None:
                 break
-            settled, after = self._settled(partial(fill.kept, more))
+            settled, after = self.settled(partial(fill.kept, more))
             self.advance()
             if fill.tried(met(self.limited, self.before, after)):
                 best, full = settled, used(self.limited, self.before, after)

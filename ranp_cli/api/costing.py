@@ -12,7 +12,9 @@ from ..core.example import Example, as_example
 from ..core.numbers import MEASURED
 from ..core.spelling import spelled
 from ..costs.budget import Limit, costs_for
+from ..costs.latency_table import LatencyTable
 from ..costs.memory import Grounds, memory_of
+from ..costs.timing import Benchmark
 from ..graph.analyse import TracedCosts, cost_of, trace_costs
 from ..graph.graph import Graph
 from ..pruning.slim_trace import SlimRun
@@ -30,6 +32,7 @@ class Costing:
     dense_at: TracedCosts | None  # the dense network, counted for it
     graph: Graph | None = None
     grounds: Grounds = field(default_factory=Grounds)
+    table: LatencyTable | None = None  # that was given, instead of the one in the cache folder
 
     @classmethod
     def of(cls, session: Session, inputs: Any, options: StepOptions) -> Costing:
@@ -39,6 +42,12 @@ class Costing:
 
     def use(self, graph: Graph) -> None:
         self.graph = graph
+
+    def table_for(self, stand: Benchmark) -> LatencyTable:
+        """The times of layers' ops where networks are timed."""
+        if self.table is None:
+            self.table = LatencyTable.open(stand.ground)
+        return self.table
 
     @property
     def optimizer(self) -> str:

@@ -93,6 +93,14 @@ class Term:
         saved = np.array([whole - self._at(tuple(np.maximum(sizes - less, 0).tolist())) for less in steps.kinds])
         return steps.units[alive], saved[steps.kind[alive]] if len(saved) else np.empty(0)
 
+    def at(self, there: np.ndarray) -> float:
+        """Its cost when just these units are there (one flag a unit)."""
+        sizes = list(self.sizes)
+        for axis in self.axes:
+            alive = there[axis.units] | (axis.units == STAYS)
+            sizes[axis.place] = int(alive.any(1).sum())
+        return self._at(tuple(sizes))
+
     def _steps(self, there: np.ndarray) -> Steps:
         sizes = np.array(self.sizes, dtype=np.int64)
         gone = []
@@ -178,10 +186,16 @@ def terms_of(graph: Graph, resource: str) -> Iterator[Term]:
             if op.flops:
                 yield op_term(graph, op, 1 / samples)
     else:
-        ops = {id(op.call): op for run in (graph.eval_run, graph.train_run) for op in run.tracer.ops if op.call}
-        for layer in graph.layers:
-            for call, share in layer.calls:
-                yield op_term(graph, ops[id(call)], share * seconds_per_flop(layer))
+        for layer, op, share in layer_ops(graph):
+            yield op_term(graph, op, share * seconds_per_flop(layer))
+
+
+def layer_ops(graph: Graph) -> Iterator[tuple[Layer, Op, float]]:
+    """The ops that layers call, and the share of each that is a layer's, for one sample."""
+    ops = {id(op.call): op for run in (graph.eval_run, graph.train_run) for op in run.tracer.ops if op.call}
+    for layer in graph.layers:
+        for call, share in layer.calls:
+            yield layer, ops[id(call)], share
 
 
 def seconds_per_flop(layer: Layer) -> float:
