@@ -27,6 +27,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--overwrite", action="store_true", help="write the golden files anew instead of comparing")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def a_cache_folder_of_the_tests_own(tmp_path_factory):
+    """What a test measures is not kept for the user, nor for the next run of the tests."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("XDG_CACHE_HOME")
+    if before is not None:
+        os.environ["XDG_CACHE_HOME"] = before
+
+
 @pytest.fixture
 def one_thread():
     """Many small networks on a shared machine: threads would wait for each other."""
@@ -57,6 +68,14 @@ def clock(monkeypatch):
         monkeypatch.setattr(timing, "once", lambda work, device: seconds(work))
 
     return use
+
+
+@pytest.fixture
+def by_sparsity_alone(monkeypatch):
+    """Under a limit of time the best sparsity is taken: no units are exchanged."""
+    from ranp_cli.api import time_search
+
+    monkeypatch.setattr(time_search, "applies", lambda search: False)
 
 
 @pytest.fixture(autouse=True, scope="session")

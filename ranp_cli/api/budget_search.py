@@ -17,40 +17,13 @@ from ..pruning.methods import METHODS
 from ..pruning.rounding import lacking, raised
 from ..pruning.select import Selection
 from .costing import Costing
-from .latency_search import with_more_importance
 from .ranking import Ranking
-from .session import Progress, Session
+from .session import Session
 from .settle import Settled, settle
 
 Races = Mapping[str, Timings]  # kind of budget -> the dense and a slim network, turn by turn
 FULL = 0.995  # of a budget: nothing more is looked for
 TRIES = 100  # networks that are looked at to fill it
-
-
-def fit_budget(
-    session: Session,
-    graph: Graph,
-    ranking: Ranking,
-    scores: Sequence[np.ndarray],
-    limits: Sequence[Limit],
-    costing: Costing,
-    stand: Benchmark | None,
-    progress: Progress,
-) -> tuple[Settled, Races]:
-    """The largest network that meets all limits, by bisection over the sparsity: no gradient is taken again.
-
-    One neuron may cost so much that it ends the search while others would still fit: these are added then, best first.
-    What can be counted is met exactly; times in the races of the dense and the slim network that are returned. Under a limit
-    of latency units are then exchanged by what they cost in time, where that keeps more importance.
-    Raises Infeasible, naming the closest, when the smallest network does not meet them.
-    """
-    with progress("fitting", None) as advance:
-        search = BudgetSearch(session, graph, ranking, scores, limits, costing, advance)
-        best, kept = search.counted()
-        if not search.timed or stand is None:
-            return search.filled(best), {}
-        found, races = search.in_time(kept, stand)
-        return with_more_importance(search, costing.table_for(stand), stand, found, races)
 
 
 @dataclass

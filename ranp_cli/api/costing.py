@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -43,10 +43,11 @@ class Costing:
     def use(self, graph: Graph) -> None:
         self.graph = graph
 
-    def table_for(self, stand: Benchmark) -> LatencyTable:
-        """The times of layers' ops where networks are timed."""
+    def table_for(self, stand: Benchmark, kind: str) -> LatencyTable:
+        """The times of layers' ops where networks are timed: of a training step in torch, whatever else runs the forward pass."""
         if self.table is None:
-            self.table = LatencyTable.open(stand.ground)
+            ground = replace(stand.ground, runtime=stand.way) if kind == "step-time" else stand.ground
+            self.table = LatencyTable.open(ground)
         return self.table
 
     @property

@@ -18,11 +18,12 @@ from ..graph.graph import Graph
 from ..pruning.methods import METHODS
 from ..pruning.min_neurons import AUTO
 from ..pruning.select import check
-from .budget_search import Races, fit_budget
+from .budget_search import BudgetSearch, Races
 from .costing import Costing
 from .ranking import Ranking
 from .session import Progress, Session
 from .settle import Settled, settle
+from .time_search import with_more_importance
 
 if TYPE_CHECKING:
     from ..reporting.report_parts import BudgetRow
@@ -98,3 +99,29 @@ def reach(
         raise advised(error, costing.sample.samples, STATES[costing.optimizer] > 0, lowered, dropped) from None
     selection = settled.selection
     return replace(settled, selection=replace(selection, requested=round(float(selection.requested), 6))), races
+
+
+def fit_budget(
+    session: Session,
+    graph: Graph,
+    ranking: Ranking,
+    scores: Sequence[np.ndarray],
+    limits: Sequence[Limit],
+    costing: Costing,
+    stand: Benchmark | None,
+    progress: Progress,
+) -> tuple[Settled, Races]:
+    """The largest network that meets all limits, by bisection over the sparsity: no gradient is taken again.
+
+    One neuron may cost so much that it ends the search while others would still fit: these are added then, best first.
+    What can be counted is met exactly; times in the races of the dense and the slim network that are returned. Under a limit
+    of time units are then exchanged by what they cost in time, where that keeps more importance.
+    Raises Infeasible, naming the closest, when the smallest network does not meet them.
+    """
+    with progress("fitting", None) as advance:
+        search = BudgetSearch(session, graph, ranking, scores, limits, costing, advance)
+        best, kept = search.counted()
+        if not search.timed or stand is None:
+            return search.filled(best), {}
+        found, races = search.in_time(kept, stand)
+        return with_more_importance(search, stand, found, races)

@@ -1,19 +1,54 @@
-"""The seconds of each layer, measured or read, for `--resource latency`."""
+"""The seconds of each layer, measured or read, for `--resource latency`; and a table of times, for `--budget latency=`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from ..core.documents import parse_json
 from ..core.errors import BadInput
+from ..core.reading import read_bytes
 from ..core.spelling import spelled
+from ..costs.latency_table import ADVICE, FORMAT, LatencyTable, checked_table
 from ..costs.timing import Ground, time_layers, use_latencies
 from ..graph.graph import Graph
 from ..pruning.mask import Mask
+from .goal import Goal
 from .ranking import Ranking
 from .session import Progress, Session
 
 
-def read_latencies(given: Any, ranking: Ranking) -> dict[str, Any] | None:
+def read_latencies(
+    given: Any, ranking: Ranking, goal: Goal, ground: Ground
+) -> tuple[dict[str, Any] | None, LatencyTable | None]:
+    """What a mask records of the layers' seconds, or a plain `{layer: seconds}`; or else a table of times of ops.
+
+    Raises: BadInput when it is none of these, or nothing that is done goes by it.
+    """
+    if (table := table_in(given)) is None:
+        return read_seconds(given, ranking), None
+    if not any(limit.kind == "latency" for limit in goal.limits):
+        raise BadInput(
+            f"{spelled('latencies')}: a table of times goes with {spelled('budget', 'latency=20ms')}; leave it out"
+        )
+    return None, LatencyTable.open(ground, table)
+
+
+def table_in(given: Any) -> dict[str, Any] | None:
+    """The document of a table of times, from itself or from its path; None where it is something else."""
+    if isinstance(given, dict):
+        document, what = given, "the table of latencies"
+    elif isinstance(given, (str, Path)):
+        what = spelled("latencies", str(given))
+        document = parse_json(read_bytes(given, what), what, ADVICE)
+    else:
+        return None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        return None
+    return checked_table(document, what)
+
+
+def read_seconds(given: Any, ranking: Ranking) -> dict[str, Any] | None:
     """What a mask records of the layers' seconds, or a plain `{layer: seconds}`; BadInput when it does not."""
     if given is None:
         return None

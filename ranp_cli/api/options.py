@@ -117,7 +117,7 @@ class MethodOptions:
     resource: str = option(
         "flops", RANK, "flops|mem|params|latency (each layer is timed on --device)|none", TEXT, "R")  # fmt: skip
     latencies: Any = option(
-        None, RANK, "the layers' times of an earlier --resource latency, from its mask.json, instead of measuring",
+        None, RANK, "times measured before: of an earlier --resource latency, its mask.json; with --budget latency= a table from the cache folder",
         TEXT, "FILE")  # fmt: skip
     round_to: int | str = option(
         1, FAR, "layers keep multiples of N neurons; auto: of 1, 4, 8 or 16, whatever a race in --runtime shows to be fastest",

@@ -93,7 +93,8 @@ def prune(
         sparsity: fraction of neurons to remove, in [0, 1), or "max": the largest at which no layer needs a floor.
         resource: `flops`, `mem`, `params`, `latency` or `none`: what a layer's neurons are reweighted by. `latency` is
             measured on `device`, so it is never the same twice.
-        latencies: what was measured before, instead: a mask made so, its path, or `{layer: seconds}`.
+        latencies: what was measured before, instead: a mask made so, its path, or `{layer: seconds}`; with a budget of latency
+            a table of times, as a file of ranp's cache folder is, or its path.
         lambda_: weight of the resource term; 11 ShapeNet, 15 BraTS, 80 UCF101.
         resource_term: `layer`, a factor on the scores of a layer by its whole cost (eq. 10), or `unit`: the unit of the lowest
             score - lambda * cost goes first, its cost being what its removal saves now, and the costs are taken anew.
@@ -160,7 +161,7 @@ def prune(
     known_scores = None if scores is None else Scores.of(scores).check_network(session, chosen[MethodOptions].criterion)
     criterion = chosen[MethodOptions].criterion if known_scores is None else known_scores.criterion
     ranking = Ranking.of(replace(chosen[MethodOptions], criterion=criterion), chosen[LayerOptions], session.seed)
-    latencies = read_latencies(chosen[MethodOptions].latencies, ranking)
+    latencies, costing.table = read_latencies(chosen[MethodOptions].latencies, ranking, goal, ground)
     if known_scores is not None:
         source, score_init = None, known_scores.about.get("score_init", "keep")
         graph, importance = restore_scores(session, known_scores, strict)

@@ -145,16 +145,17 @@ def read_table(path: str | Path) -> dict[str, Any]:
     document = parse_json(read_bytes(path, what), what, ADVICE)
     if not isinstance(document, dict):
         raise BadInput(f"{what}: is no table of latencies; {ADVICE}")
-    check_table(document, what)
-    return document
+    return checked_table(document, what)
 
 
-def check_table(document: Mapping[str, Any], what: str) -> None:
+def checked_table(document: dict[str, Any], what: str) -> dict[str, Any]:
+    """The document itself; BadInput when it is no table."""
     check_form(document, FORM, what, ADVICE)
     if document["version"] != VERSION:
         raise BadInput(f"{what}: version {document['version']} of the format is not {VERSION}; {ADVICE}")
     if any(not value > 0 for value in document["seconds"].values()):
         raise BadInput(f"{what}: holds a time that is not above 0; {ADVICE}")
+    return document
 
 
 # -- the time of one op as a function of its widths
@@ -257,6 +258,6 @@ def _around(width: int, dense: int) -> list[tuple[int, float]]:
 
 def _like(t: Tensor, shape: Sequence[int]) -> Tensor:
     """A tensor on meta of another shape, its axes in the order in memory that those of `t` have."""
-    order = sorted(range(t.ndim), key=lambda axis: -t.stride(axis))
+    order = sorted(range(t.ndim), key=lambda axis: t.stride(axis), reverse=True)
     made = torch.empty([shape[axis] for axis in order], dtype=t.dtype, device="meta")
     return made.permute([order.index(axis) for axis in range(t.ndim)])

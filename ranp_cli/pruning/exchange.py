@@ -67,7 +67,9 @@ class Exchange:
 
     def __post_init__(self) -> None:
         graph = self.graph
-        self.holds = np.zeros((len(self.importance), len(graph.layers)), dtype=np.int64)  # neurons of a unit in each layer
+        self.holds = np.zeros(
+            (len(self.importance), len(graph.layers)), dtype=np.int64
+        )  # neurons of a unit in each layer
         np.add.at(self.holds, (graph.unit, np.repeat(np.arange(len(graph.layers)), graph.sizes)), 1)
         touched = np.zeros((len(self.importance), len(self.terms)), dtype=bool)
         for k, term in enumerate(self.terms):
@@ -120,7 +122,8 @@ class Exchange:
             allowed = (
                 step
                 for step in self.steps(keep, grows=False)
-                if step.cost > 0 and (have - self.holds[step.units].sum(0) >= least)[self.groups[step.group].layers].all()
+                if step.cost > 0
+                and (have - self.holds[step.units].sum(0) >= least)[self.groups[step.group].layers].all()
             )
             step = min(allowed, key=lambda step: step.worth, default=None)
             if step is None:

@@ -37,7 +37,7 @@ from .report_parts import (
     UnruledOp,
     Verified,
 )
-from .speed_parts import Rounding, Speed
+from .speed_parts import Rounding, Speed, TimeSearch
 
 
 class Summary(TypedDict):
@@ -140,6 +140,7 @@ class ReportDocument(TypedDict):
     speed: NotRequired[Speed]
     budget: NotRequired[list[BudgetRow]]
     rounding: NotRequired[Rounding]
+    time_search: NotRequired[TimeSearch]
     rounds: NotRequired[list[Round]]
     loop: NotRequired[Loop]
     verified: NotRequired[Verified]

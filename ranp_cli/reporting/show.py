@@ -26,7 +26,7 @@ from .next_steps import next_steps
 from .oracle_table import oracle_table
 from .probe_text import probe_sentences
 from .rounds_table import rounds_table
-from .speed import achieved_text, duration, rounding_sentences, speed_block
+from .speed import achieved_text, duration, rounding_sentences, search_sentences, speed_block
 from .terminal import Column, Terminal, column_cells, lay_out, plain_text, side_by_side
 from .trainability_text import floor_sentences
 from .training_text import training_sentences
@@ -318,6 +318,7 @@ def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
         share = f"{each['after'] / each['bound']:.1%} of it" if each["bound"] else ""
         yield "budget:", "green", f"{each['kind']}={each['limit']}: {write(each['after']).strip()}, {share}"
     yield from rounding_sentences(report)
+    yield from search_sentences(report)
     for side, about in report.get("memory", {}).items():
         if side == "after" or "after" not in report:
             yield from training_sentences(about)

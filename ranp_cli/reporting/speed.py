@@ -72,6 +72,27 @@ def rounding_sentences(report: Mapping[str, Any]) -> Iterator[tuple[str, str, st
     yield "rounding:", "bold", text
 
 
+def search_sentences(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What the search under a limit of time took, beside what the best sparsity gives."""
+    if not (found := report.get("time_search")):
+        return
+
+    def said(row: Mapping[str, Any]) -> str:
+        return f"{row['importance']:.1%} of the importance in {duration(row['seconds']).strip().replace(' ', JOINED)}"
+
+    base, taken, table = found["tried"][0], found["tried"][found["taken"]], found["table"]
+    if found["taken"]:
+        text = f"units exchanged by importance per millisecond keep {said(taken)}, where the best sparsity keeps {said(base)}"
+    else:
+        text = f"the best sparsity keeps {said(base)}; units exchanged by importance per millisecond keep no more"
+    estimated = f", {table['by_macs']} ops estimated by multiply-adds" if table["by_macs"] else ""
+    yield (
+        "exchanged:" if found["taken"] else "not exchanged:",
+        "bold",
+        f"{text}; {table['times']} times of layers, {table['measured']} of them measured now{estimated}",
+    )
+
+
 def achieved_text(row: Mapping[str, Any]) -> str:
     """`12.3 of 38.0 G: few channels (4)`: multiply-adds a second, the machine's best, and why a layer is slow."""
     if "macs_per_s" not in row:

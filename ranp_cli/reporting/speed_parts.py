@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from typing_extensions import NotRequired, TypedDict
 
 
@@ -51,6 +53,32 @@ class Rounded(TypedDict):
     importance: float  # the share of all importance that it keeps
     seconds: float
     gain: float  # times as fast as without rounding, turn by turn
+
+
+class SearchedNetwork(TypedDict):
+    """A network that a search for a limit of time raced."""
+
+    by: Literal["sparsity", "exchange"]  # the best sparsity, or units exchanged by importance per millisecond
+    kept: int
+    macs: int
+    importance: float  # the share of all importance that it keeps
+    seconds: float
+
+
+class TableUse(TypedDict):
+    """How many times of layers' ops a search went by, how many of them it measured, and how many ops it estimated by multiply-adds."""
+
+    times: int
+    measured: int
+    by_macs: int
+
+
+class TimeSearch(TypedDict):
+    """What was tried under a limit of time, in that order, and what is taken."""
+
+    tried: list[SearchedNetwork]
+    taken: int  # which of them, from 0: the best sparsity
+    table: TableUse
 
 
 class Rounding(TypedDict):

@@ -28,7 +28,7 @@ def steps_alone(work) -> float:
 # -- the budget
 
 
-def test_a_step_is_met_as_a_latency_is(clock):
+def test_a_step_is_met_as_a_latency_is(clock, by_sparsity_alone):
     clock(steps_alone)
     by_step = ranp.prune(net(), batch(), budget="step-time=50%").report.to_dict()
     clock(weights)
@@ -45,7 +45,7 @@ def test_a_step_is_met_as_a_latency_is(clock):
 
 
 @pytest.mark.parametrize("tight", ["latency", "step-time"])
-def test_of_two_times_the_tighter_one_decides(tight, clock):
+def test_of_two_times_the_tighter_one_decides(tight, clock, by_sparsity_alone):
     clock(weights)
     shares = {"latency": "80%", "step-time": "80%", tight: "40%"}
     both = ranp.prune(net(), batch(), budget=shares).report.to_dict()

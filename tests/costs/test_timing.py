@@ -210,7 +210,7 @@ def test_masks_without_times_and_times_without_a_use():
 
 
 @pytest.mark.parametrize("share", [20, pytest.param(50, marks=pytest.mark.slow), 90])
-def test_on_a_machine_that_counts_weights_the_two_budgets_agree(share, clock, monkeypatch):
+def test_on_a_machine_that_counts_weights_the_two_budgets_agree(share, clock, monkeypatch, by_sparsity_alone):
     """Time as a function of the parameters: the latency budget must find what the exact search for parameters finds.
 
     What still fits beside that, a budget of time does not look for: each look is a race.

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ranp_cli.core.tensors import tensors_in
+from ranp_cli.costs.timing import LayerOp
 from ranp_cli.models.unet3d import unet3d
 
 CPU = torch.device("cpu")
@@ -32,5 +34,7 @@ def chain() -> nn.Module:
 
 
 def weights(work: Any) -> float:
-    """A machine on which a network takes a microsecond for each weight."""
+    """A machine on which a network, or the op of a layer, takes a microsecond for each weight."""
+    if isinstance(work, LayerOp):
+        return sum(t.numel() for t in tensors_in(work.call[1:])[1:]) * 1e-6
     return sum(p.numel() for p in work.module.parameters()) * 1e-6

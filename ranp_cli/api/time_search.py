@@ -1,4 +1,4 @@
-"""Under a limit of latency: a network that keeps more importance than the best sparsity does, in no more time.
+"""Under a limit of time: a network that keeps more importance than the best sparsity does, in no more time.
 
 The search over the sparsity takes units by their rank alone. Here they are exchanged by importance per millisecond, with a
 table of measured times of each layer's op, and a race of whole networks has the last word.
@@ -6,25 +6,23 @@ table of measured times of each layer's op, and a race of whole networks has the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..core.contexts import labels_on_cpu
 from ..core.errors import BadInput
-from ..costs.budget import met
+from ..costs.budget import Limit, met
 from ..costs.latency_table import LatencyTable, OpTime, knots
 from ..costs.timing import Benchmark, Timings
 from ..graph.graph import Graph
 from ..pruning.exchange import Exchange
 from ..pruning.methods import METHODS
 from ..pruning.unit_costs import Term, layer_ops, op_term, terms_of
+from .budget_search import BudgetSearch, Races
 from .settle import Settled
-
-if TYPE_CHECKING:
-    from .budget_search import BudgetSearch, Races
 
 TRIES = 6  # networks that are raced
 NEAR = 0.97  # of the limit: no other is tried
@@ -33,30 +31,30 @@ LEAST_GAIN = 1e-3  # of the importance: less is none
 
 
 def applies(search: BudgetSearch) -> bool:
-    """Whether the limit of time is one of latency, and units are ranked by an importance that can be summed up."""
+    """Whether there is one limit of time, and units are ranked by an importance that can be summed up."""
     ranking = search.ranking
     sums = not METHODS[ranking.method].by_layer and ranking.method not in ("snip", "random") and ranking.term == "layer"
-    return [limit.kind for limit in search.timed] == ["latency"] and sums and ranking.round_to == 1
+    return len(search.timed) == 1 and sums and ranking.round_to == 1
 
 
 @labels_on_cpu
-def with_more_importance(
-    search: BudgetSearch, table: LatencyTable, stand: Benchmark, found: Settled, races: Races
-) -> tuple[Settled, Races]:
+def with_more_importance(search: BudgetSearch, stand: Benchmark, found: Settled, races: Races) -> tuple[Settled, Races]:
     """A network that keeps more importance than `found`, within the same limits; `found` itself where there is none.
 
     What was tried goes into the report. Raises BadInput when an op of a layer cannot be timed.
     """
     if not applies(search) or found.selection.keep.all():
         return found, races
+    (limit,) = search.timed
     with search.session.report.timing("time"):
-        exchanged = LatencySearch(search, table, stand, found, races["latency"])
+        table = search.costing.table_for(stand, limit.kind)
+        exchanged = TimeSearch(search, table, stand, limit, found, races[limit.kind])
         best = exchanged.best()
     keep_table(search, table)
-    search.session.report.parts["latency_search"] = exchanged.report(best)
+    search.session.report.parts["time_search"] = exchanged.report(best)
     if best is None:
         return found, races
-    return best.settled, {**races, "latency": best.race}
+    return best.settled, {limit.kind: best.race}
 
 
 @dataclass(frozen=True)
@@ -69,12 +67,13 @@ class Tried:
 
 
 @dataclass
-class LatencySearch:
+class TimeSearch:
     """Exchanges units from the network `found` on, whose measured time calibrates the table."""
 
     search: BudgetSearch
     table: LatencyTable
     stand: Benchmark
+    limit: Limit
     found: Settled
     race: Timings
 
@@ -98,20 +97,21 @@ class LatencySearch:
         self.exchange = Exchange(
             self.graph, self.importance, terms, lambda keep: self.search.ranking.floors(self.graph, keep), knots
         )
-        self.limit = min(each.of(self.race.seconds[0]) for each in self.search.timed)
         self.rows = [self.row("sparsity", Tried(self.found, self.race, self.share(keep)))]
 
     def best(self) -> Tried | None:
         """The network with the most importance of those that meet the limits, where that is more than `found` keeps."""
-        best, aim = Tried(self.found, self.race, self.share(self.found.selection.keep)), self.limit
+        best, aim = (
+            Tried(self.found, self.race, self.share(self.found.selection.keep)),
+            self.limit.of(self.race.seconds[0]),
+        )
         for _ in range(TRIES):
             tried = self.at(aim, best)
             if tried is None:
                 break
             self.rows.append(self.row("exchange", tried))
             self.search.advance()
-            seconds, (dense, *_) = tried.race.seconds[-1], tried.race.seconds
-            limit = min(each.of(dense) for each in self.search.timed)
+            seconds, limit = tried.race.seconds[-1], self.limit.of(tried.race.seconds[0])
             if seconds <= limit:
                 best = tried
                 if seconds > NEAR * limit:
@@ -131,7 +131,7 @@ class LatencySearch:
         settled, after = search.settled(lambda: replace(selection, keep=keep | graph.fixed_units))
         if not met(search.limited, search.before, after):
             return None
-        race = search.race(self.stand, "latency", settled, True)
+        race = search.race(self.stand, self.limit.kind, settled, True)
         return Tried(settled, race, share)
 
     def share(self, keep: np.ndarray) -> float:
@@ -149,8 +149,8 @@ class LatencySearch:
 
     def report(self, best: Tried | None) -> dict[str, Any]:
         return {
-            "chosen": "sparsity" if best is None else "exchange",
             "tried": self.rows,
+            "taken": 0 if best is None else self.rows.index(self.row("exchange", best)),
             "table": {
                 "times": len(self.table.used),
                 "measured": len(self.table.used & self.table.fresh),
