@@ -6,6 +6,7 @@ table of measured times of each layer's op, and a race of whole networks has the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,7 @@ from .settle import Settled
 
 TRIES = 6  # networks that are raced
 NEAR = 0.97  # of the limit: no other is tried
+CLOSE = 1.02  # two aims so near to each other have nothing between them
 MARGIN = 0.99  # of what a race shows to be wanted, is aimed at
 LEAST_GAIN = 1e-3  # of the importance: less is none
 
@@ -83,17 +85,14 @@ class TimeSearch:
         self.importance = np.bincount(self.graph.unit, minlength=len(values)) * values
         self.ops: list[OpTime] = []
         terms, keep = list(measured_terms(self.graph, self.table, self.ops)), self.found.selection.keep
-        rest = [term for term in terms_of(self.graph, "mem") if term.axes]  # what else is done to each layer's output
-        self.fixed_cost = sum(term.at(keep) for term in terms if not term.axes)
-        terms = [term for term in terms if term.axes]
-        ops = self.fixed_cost + sum(term.at(keep) for term in terms)
-        outputs = sum(term.at(keep) for term in rest)
-        measured = self.race.seconds[-1]
-        if measured > ops and outputs:  # beyond its layers a network takes time for each element of their outputs
-            terms += [scaled(term, (measured - ops) / outputs) for term in rest]
-        else:
-            terms = [scaled(term, measured / ops) for term in terms]
-            self.fixed_cost *= measured / ops
+        outputs = list(terms_of(self.graph, "mem"))  # what else is done to each layer's output
+        ops_dense, ops, outs_dense, outs = (
+            sum(term.at(kept) for term in part) for part in (terms, outputs) for kept in (np.ones_like(keep), keep)
+        )
+        a, b = fitted((ops_dense, ops), (outs_dense, outs), (self.race.seconds[0], self.race.seconds[-1]))
+        scaled = [scaled_by(a, term) for term in terms] + [scaled_by(b, term) for term in outputs]
+        self.fixed_cost = sum(term.at(keep) for term in scaled if not term.axes)
+        terms = [term for term in scaled if term.axes]
         self.exchange = Exchange(
             self.graph, self.importance, terms, lambda keep: self.search.ranking.floors(self.graph, keep), knots
         )
@@ -105,34 +104,38 @@ class TimeSearch:
             Tried(self.found, self.race, self.share(self.found.selection.keep)),
             self.limit.of(self.race.seconds[0]),
         )
+        low, high = 0.0, math.inf  # aims that gave a network within the limit, and one over it
         for _ in range(TRIES):
-            tried = self.at(aim, best)
-            if tried is None:
-                break
-            self.rows.append(self.row("exchange", tried))
-            self.search.advance()
-            seconds, limit = tried.race.seconds[-1], self.limit.of(tried.race.seconds[0])
-            if seconds <= limit:
-                best = tried
-                if seconds > NEAR * limit:
+            keep = self.exchange.best(self.found.selection.keep, aim - self.fixed_cost)
+            share = self.share(keep)
+            if share < best.importance * (1 + LEAST_GAIN) or self.exchange.cost(keep) > aim - self.fixed_cost:
+                low = max(low, aim)  # less time than this is of no use
+            else:
+                tried = self.raced(keep, share)
+                if tried is None:
                     break
-            aim *= MARGIN * limit / seconds
+                part = tried.race.seconds[-1] / self.limit.of(tried.race.seconds[0])
+                best, low, high = (tried, aim, high) if part <= 1 else (best, low, aim)
+                if NEAR < part <= 1:
+                    break
+                aim *= MARGIN / part
+            if (high == math.inf and aim <= low) or high < CLOSE * low:
+                break
+            if not low < aim < high:  # of no use, or the machine was faster or slower in one of the races
+                aim = (low + high) / 2
         return best if best.settled is not self.found else None
 
-    def at(self, aim: float, best: Tried) -> Tried | None:
-        """The network for an estimated time, raced; None unless it keeps more than the best one so far and meets what can be counted."""
-        graph, start = self.graph, self.found.selection.keep
-        keep = self.exchange.best(start, aim - self.fixed_cost)
-        share = self.share(keep)
-        if share < best.importance * (1 + LEAST_GAIN):
-            return None
-        search = self.search
+    def raced(self, keep: np.ndarray, share: float) -> Tried | None:
+        """The network of these units and its race; None unless it meets what can be counted."""
+        search, graph = self.search, self.graph
         selection = replace(self.found.selection, keep=keep, floored=[])
         settled, after = search.settled(lambda: replace(selection, keep=keep | graph.fixed_units))
         if not met(search.limited, search.before, after):
             return None
-        race = search.race(self.stand, self.limit.kind, settled, True)
-        return Tried(settled, race, share)
+        tried = Tried(settled, search.race(self.stand, self.limit.kind, settled, True), share)
+        self.rows.append(self.row("exchange", tried))
+        search.advance()
+        return tried
 
     def share(self, keep: np.ndarray) -> float:
         total = float(self.importance.sum())
@@ -176,7 +179,24 @@ def together(term: Term) -> list[list[int]]:
     return list(groups.values())
 
 
-def scaled(term: Term, factor: float) -> Term:
+def fitted(ops: tuple[float, float], outputs: tuple[float, float], seconds: tuple[float, float]) -> tuple[float, float]:
+    """The factors of the time of ops and of the elements of outputs that add up to the seconds of the dense and the slim network.
+
+    Where one of them would be below zero it is zero, and the slim network's seconds alone are met.
+    """
+    (ops_dense, ops_slim), (outs_dense, outs) = ops, outputs
+    whole = ops_dense * outs - ops_slim * outs_dense
+    if whole and outs:
+        a = (seconds[0] * outs - seconds[1] * outs_dense) / whole
+        b = (seconds[1] - a * ops_slim) / outs
+        if a >= 0 and b >= 0:
+            return a, b
+        if a < 0:
+            return 0.0, seconds[1] / outs
+    return seconds[1] / ops_slim, 0.0
+
+
+def scaled_by(factor: float, term: Term) -> Term:
     """The same term, `factor` times as costly."""
     cost = term.cost
     return replace(term, cost=lambda sizes: factor * cost(sizes), known={})

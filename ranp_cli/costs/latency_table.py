@@ -33,6 +33,7 @@ from .timing import Ground, LayerOp, time_ops
 FORMAT, VERSION = "ranp-latencies", 1
 FORM = {"format": frozenset({FORMAT}), "version": int, "ground": {str: (str, int)}, "seconds": {str: float}}
 ADVICE = "give a file of ranp's cache folder, or leave it out"
+REMOVE = "remove the file: it is measured anew"
 ROUNDS = 2  # in which an op is timed; the best one counts
 GROUPS = 8  # where aten.convolution has its number of groups
 
@@ -139,22 +140,22 @@ def cache_file(about: Mapping[str, Any]) -> Path:
     return cache_folder() / f"latencies-{about['runtime']}-{digest}.json"
 
 
-def read_table(path: str | Path) -> dict[str, Any]:
-    """A table's document, checked. BadInput for what is none."""
+def read_table(path: Path) -> dict[str, Any]:
+    """The document of a table in the cache folder, checked. BadInput for what is none."""
     what = str(path)
-    document = parse_json(read_bytes(path, what), what, ADVICE)
+    document = parse_json(read_bytes(path, what), what, REMOVE)
     if not isinstance(document, dict):
-        raise BadInput(f"{what}: is no table of latencies; {ADVICE}")
-    return checked_table(document, what)
+        raise BadInput(f"{what}: is no table of latencies; {REMOVE}")
+    return checked_table(document, what, REMOVE)
 
 
-def checked_table(document: dict[str, Any], what: str) -> dict[str, Any]:
+def checked_table(document: dict[str, Any], what: str, advice: str = ADVICE) -> dict[str, Any]:
     """The document itself; BadInput when it is no table."""
-    check_form(document, FORM, what, ADVICE)
+    check_form(document, FORM, what, advice)
     if document["version"] != VERSION:
-        raise BadInput(f"{what}: version {document['version']} of the format is not {VERSION}; {ADVICE}")
+        raise BadInput(f"{what}: version {document['version']} of the format is not {VERSION}; {advice}")
     if any(not value > 0 for value in document["seconds"].values()):
-        raise BadInput(f"{what}: holds a time that is not above 0; {ADVICE}")
+        raise BadInput(f"{what}: holds a time that is not above 0; {advice}")
     return document
 
 

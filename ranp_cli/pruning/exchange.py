@@ -118,18 +118,23 @@ class Exchange:
         """Without the steps that are worth the least, down to the limit, and no layer below its floor."""
         self._steps.clear()
         while self.cost(keep) > limit:
-            least, have = self.floors(keep), keep @ self.holds
-            allowed = (
-                step
-                for step in self.steps(keep, grows=False)
-                if step.cost > 0
-                and (have - self.holds[step.units].sum(0) >= least)[self.groups[step.group].layers].all()
-            )
-            step = min(allowed, key=lambda step: step.worth, default=None)
+            step = self._least(keep, single=False) or self._least(
+                keep, single=True
+            )  # a whole step may go below a floor
             if step is None:
                 break
             keep = self.taken(keep, step, False)
         return keep
+
+    def _least(self, keep: np.ndarray, single: bool) -> Step | None:
+        """The step that is worth the least, of those that leave all layers their floors."""
+        spare = keep @ self.holds - self.floors(keep)
+        allowed = (
+            step
+            for step in self.steps(keep, False, single)
+            if step.cost > 0 and (spare >= self.holds[step.units].sum(0))[self.groups[step.group].layers].all()
+        )
+        return min(allowed, key=lambda step: step.worth, default=None)
 
     def filled(self, keep: np.ndarray, limit: float) -> np.ndarray:
         """With single units that still fit, those of the most importance per cost first."""
@@ -140,7 +145,7 @@ class Exchange:
             step = max(fitting, key=lambda step: step.worth, default=None)
             if step is None:
                 return keep
-            keep, room = self.taken(keep, step, True, single=True), room - step.cost
+            keep, room = self.taken(keep, step, True), room - step.cost
 
     def steps(self, keep: np.ndarray, grows: bool, single: bool = False) -> Iterator[Step]:
         for k in range(len(self.groups)):
@@ -171,7 +176,7 @@ class Exchange:
         counts = [-(-abs(w - width) // group.per) for w in ahead[:LOOK]]
         return list(dict.fromkeys(counts))
 
-    def taken(self, keep: np.ndarray, step: Step, grows: bool, single: bool = False) -> np.ndarray:
+    def taken(self, keep: np.ndarray, step: Step, grows: bool) -> np.ndarray:
         """`keep` after the step; what is known of steps that it does not touch stays known."""
         keep = keep.copy()
         keep[step.units] = grows
