@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import packages
@@ -50,6 +51,7 @@ def test_commands(folder, monkeypatch, capfd):
     for line in COMMANDS:
         monkeypatch.chdir(place_of(line, folder))
         type_in(line, capfd)
+    assert new_to_git(folder.parent) == []
 
 
 def type_in(line, capfd):
@@ -64,6 +66,31 @@ def test_recipes(folder, monkeypatch, capfd):
     monkeypatch.chdir(folder)
     for line in commands(RECIPES.read_text()):
         type_in(line, capfd)
+    assert new_to_git(folder.parent) == []
+
+
+def new_to_git(root: Path) -> list[str]:
+    """What lies there, is not of the repository, and is not named in .gitignore (whose patterns are files or folders)."""
+    ignored = [line for line in (ROOT / ".gitignore").read_text().splitlines() if line and line[0] != "#"]
+    names = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
+    return [
+        str(name)
+        for name in names
+        if not (ROOT / name).exists()
+        and not any(
+            fnmatch(str(name), line[1:])
+            if line[0] == "/"
+            else any(fnmatch(part, line.removesuffix("/")) for part in name.parts)
+            for line in ignored
+        )
+    ]
+
+
+def test_a_file_that_git_would_show_is_found(tmp_path):
+    for name in ("slim.mask.json", "deep/__pycache__/a.pyc", "sample_configs/sweep.csv", "sweep.csv", "LICENSE"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert new_to_git(tmp_path) == ["sweep.csv"]
 
 
 def test_the_readme_is_short():
