@@ -7,7 +7,7 @@ import ast
 import pytest
 from benchmarks.house import LONG, MARKS, PUBLIC, WIDE, functions, markdown, numbers, parameters
 from benchmarks.page import RESULTS, put
-from test_rooms import FILES, ROOT
+from test_rooms import FILES, ROOT, tree_of
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_the_formatter_is_held_off_tables_alone(path):
     """A table: a value or an argument list written down as data (module level, a field of a class, a list of op names)."""
     lines = path.read_text().splitlines()
     skipped = {k for k, line in enumerate(lines, 1) if line.endswith("# fmt: skip")}
-    tree = ast.parse("\n".join(lines))
+    tree = tree_of(path)
     tables = set()
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef)):

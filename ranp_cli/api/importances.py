@@ -14,7 +14,7 @@ from ..costs.budget import limit
 from ..graph.graph import Graph
 from ..io.batches import Batches
 from ..io.losses import load_loss
-from ..pruning.init import INITS
+from ..pruning.initial_weights import INITS
 from ..scoring.criteria import Criterion, criterion
 from ..scoring.over_batches import score
 from ..scoring.precision import PRECISIONS

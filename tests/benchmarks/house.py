@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from test_rooms import FILES, LAW, MODULES, circles, imports, room_of
+from test_rooms import FILES, LAW, MODULES, circles, imports, room_of, tree_of
 
 from .page import put
 
@@ -35,7 +35,7 @@ BEFORE: dict[str, float] = {
 
 def functions() -> Iterator[tuple[Path, ast.FunctionDef]]:
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.FunctionDef):
                 yield path, node
 
