@@ -47,16 +47,24 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+_from_elsewhere: dict[
+    str, object
+] = {}  # modules that lie in no temporary folder; looked at once, for there are thousands
+
+
 @pytest.fixture(autouse=True)
 def files_of_a_test_are_not_imported_by_the_next(tmp_path_factory):
     """Forget what was imported from pytest's temporary folders: the next test may import a `net` of its own."""
     yield
+    new = [(name, module) for name, module in sys.modules.items() if _from_elsewhere.get(name) is not module]
     base = str(tmp_path_factory.getbasetemp()) + os.sep
-    for name, module in list(sys.modules.items()):
+    for name, module in new:
         stands = vars(module)
         places = [stands.get("__file__") or "", *(stands.get("__path__") or ())]
         if any(str(place).startswith(base) for place in places):
             del sys.modules[name]
+        else:
+            _from_elsewhere[name] = module
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import packages
@@ -33,10 +34,30 @@ def commands(text: str) -> list[str]:
 COMMANDS = commands(TEXT)
 
 
+SIZES = ["small", pytest.param("as it is", marks=pytest.mark.slow)]
+MIDDLE = 8  # voxels a side of the samples that all commands run on by default; they have 24
+
+
+def copy_of_the_samples(folder: Path) -> Path:
+    path = folder / "sample_configs"
+    shutil.copytree(ROOT / "sample_configs", path, ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
+    return path
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("readme") / "sample_configs"
-    shutil.copytree(ROOT / "sample_configs", path, ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
+    return copy_of_the_samples(tmp_path_factory.mktemp("readme"))
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def sized(request, tmp_path_factory):
+    """The samples, by default with the middle of each: the same commands and the same network, much quicker."""
+    path = copy_of_the_samples(tmp_path_factory.mktemp("sized"))
+    if request.param == "small":
+        batches = torch.load(path / "calib.pt", weights_only=True)
+        middle = slice(start := (batches[0][1].shape[-1] - MIDDLE) // 2, start + MIDDLE)
+        small = [tuple(t[..., middle, middle, middle].clone() for t in batch) for batch in batches]
+        torch.save(small, path / "calib.pt")
     return path
 
 
@@ -45,11 +66,12 @@ def place_of(line: str, folder: Path) -> Path:
     return folder.parent if COMMANDS.index(line) < COMMANDS.index("cd sample_configs") else folder
 
 
-def test_commands(folder, monkeypatch, capfd):
+def test_commands(sized, monkeypatch, capfd):
     """All of them in one test and in their order: later ones read what earlier ones wrote."""
     for line in COMMANDS:
-        monkeypatch.chdir(place_of(line, folder))
+        monkeypatch.chdir(place_of(line, sized))
         type_in(line, capfd)
+    assert new_to_git(sized.parent) == []
 
 
 def type_in(line, capfd):
@@ -59,11 +81,36 @@ def type_in(line, capfd):
             assert run(words[1:]) == 0, f"{line}\n{capfd.readouterr().err}"
 
 
-def test_recipes(folder, monkeypatch, capfd):
+def test_recipes(sized, monkeypatch, capfd):
     """Those of sample_configs/README.md, in its folder."""
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(sized)
     for line in commands(RECIPES.read_text()):
         type_in(line, capfd)
+    assert new_to_git(sized.parent) == []
+
+
+def new_to_git(root: Path) -> list[str]:
+    """What lies there, is not of the repository, and is not named in .gitignore (whose patterns are files or folders)."""
+    ignored = [line for line in (ROOT / ".gitignore").read_text().splitlines() if line and line[0] != "#"]
+    names = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
+    return [
+        str(name)
+        for name in names
+        if not (ROOT / name).exists()
+        and not any(
+            fnmatch(str(name), line[1:])
+            if line[0] == "/"
+            else any(fnmatch(part, line.removesuffix("/")) for part in name.parts)
+            for line in ignored
+        )
+    ]
+
+
+def test_a_file_that_git_would_show_is_found(tmp_path):
+    for name in ("slim.mask.json", "deep/__pycache__/a.pyc", "sample_configs/sweep.csv", "sweep.csv", "LICENSE"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert new_to_git(tmp_path) == ["sweep.csv"]
 
 
 def test_the_readme_is_short():
@@ -87,8 +134,8 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("code", PYTHON)
-def test_python(code, folder):
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+def test_python(code, sized):
+    done = subprocess.run([sys.executable, "-c", code], cwd=sized, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

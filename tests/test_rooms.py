@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,14 @@ def room_of(name: str) -> str:
     return parts[1] if len(parts) > 1 and parts[1] in LAW else ""
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imports(path: Path, typing: bool = True, local: bool = True) -> Iterator[str]:
     """The modules of ours that a file imports; `typing` and `local`: also for type checkers, also in functions."""
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     left_out = set()
     for node in ast.walk(tree):
         for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
@@ -148,7 +154,7 @@ def list_of_files() -> str:
     """A heading for each room, with what it is for, and a row for each of its files."""
     rows = []
     for path in FILES:
-        first = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+        first = (ast.get_docstring(tree_of(path)) or "").partition("\n")[0]
         name = path.relative_to(ROOT)
         if path.name == "__init__.py" and path.parent != ROOT:
             rows.append(f"\n### {name.parent}\n\n{first}\n\n| file | |\n|---|---|\n")
@@ -164,7 +170,7 @@ def test_a_circle_is_found():
 
 def _absolute(path: Path) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:

@@ -172,6 +172,11 @@ def test_a_yaml_of_the_paper_has_its_numbers(name):
     assert all(f"{number:.2f}" in text for number in full)
 
 
+@pytest.mark.parametrize(
+    "path",  # PSMNet is pruned in test_models_other.py, too
+    [pytest.param(p, marks=pytest.mark.slow if p.stem == "psmnet_sceneflow" else ()) for p in YAMLS],
+    ids=lambda path: path.stem,
+)
 def test_a_yaml_prunes_in_small(path):
     changes, batches = SMALL[path.stem]
     report = pruned(path, changes, batches()).report.to_dict()

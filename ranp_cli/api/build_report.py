@@ -11,7 +11,7 @@ from ..core.contexts import seeded
 from ..costs.memory import with_training
 from ..graph.analyse import TracedCosts, cost_of
 from ..graph.graph import Graph, Layer
-from ..pruning.init import initialise
+from ..pruning.initial_weights import initialise
 from ..pruning.mask import Mask
 from ..pruning.select import check, select
 from ..pruning.verify import verify

@@ -10,7 +10,7 @@ from ..core.contexts import labels_on_cpu
 from ..core.errors import BadInput
 from ..core.spelling import spelled
 from ..io.losses import loss_name
-from ..pruning.init import INITS
+from ..pruning.initial_weights import INITS
 from ..reporting.report import Report, layer_row
 from ..scoring.distributed import place_in_job
 from .comparison.bench import Bench, Subject

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -13,7 +14,7 @@ from ..costs.budget import limit
 from ..graph.graph import Graph
 from ..io.batches import Batches
 from ..io.losses import load_loss
-from ..pruning.init import INITS
+from ..pruning.initial_weights import INITS
 from ..scoring.criteria import Criterion, criterion
 from ..scoring.over_batches import score
 from ..scoring.precision import PRECISIONS
@@ -67,9 +68,8 @@ def importances(
             begun = len(way.resumed.begun) if way.resumed and way.spread.rank == 0 else 0
             length = length * int((~graph.fixed_units).sum()) - begun
         with session.report.timing("score"), progress("scoring", length) as advance:
-            found |= score(
-                session.model, graph, source, function, by_batches, session.device, session.seed, advance, way
-            )
+            shown = replace(way, advance=advance)
+            found |= score(session.model, graph, source, function, by_batches, session.device, session.seed, shown)
         session.note(*way.facts.pop("notes", []))
         told = {**({} if way.precision == "model" else {"precision": way.precision}), **way.facts}
     asked = [found[c.name] for c in wanted if c.name not in twins.values()]

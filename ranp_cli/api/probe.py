@@ -142,7 +142,7 @@ def probe(
     function = load_loss(loss, None)
     with seeded(seed):
         held = first_of(load_batches(batches), plan.kept)
-    return run_probe(dense, slim, held, function, plan, choose_device(device), None, seed, silent)
+    return run_probe(dense, slim, held, Probing(plan, function, None), choose_device(device), seed, silent)
 
 
 def first_of(source: Batches, most: int) -> list[Batch]:
@@ -159,7 +159,7 @@ def first_of(source: Batches, most: int) -> list[Batch]:
 
 @dataclass(frozen=True)
 class Probing:
-    """What `prune` was asked to probe with."""
+    """What a probe is made with, whichever the networks: how it trains, and the loss."""
 
     plan: Plan
     loss: Loss
@@ -184,17 +184,7 @@ class Probing:
         try:
             with seeded(session.seed):
                 held = first_of(source, self.plan.kept)
-            return run_probe(
-                session.model,
-                slim,
-                held,
-                self.loss,
-                self.plan,
-                session.device,
-                self.ignore_index,
-                session.seed,
-                progress,
-            )
+            return run_probe(session.model, slim, held, self, session.device, session.seed, progress)
         except BadInput as error:
             plan = self.plan
             return {"steps": plan.steps, "optimizer": plan.optimizer, "lr": plan.lr, "error": str(error)}
@@ -217,14 +207,13 @@ def run_probe(
     dense: nn.Module,
     slim: nn.Module,
     held: Sequence[Batch],
-    loss: Loss,
-    plan: Plan,
+    probing: Probing,
     device: torch.device,
-    ignore_index: int | None,
     seed: int,
     progress: Progress,
 ) -> dict[str, Any]:
     """`probe`, of mini-batches and a loss that are there already."""
+    plan, loss, ignore_index = probing.plan, probing.loss, probing.ignore_index
     sides = {
         name: Trainee(net, loss, plan, device, ignore_index, seed) for name, net in (("dense", dense), ("slim", slim))
     }

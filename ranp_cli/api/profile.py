@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BadInput
 from ..core.spelling import spelled
-from ..io.pairs import pair_note
+from ..io.slim_and_mask import pair_note
 from ..io.slim_document import RECORDED, check_counts
 from ..io.slim_file import SLIM, document_of, read_document
 from ..io.slim_loading import load, without_model

@@ -21,7 +21,7 @@ from ..costs.runtime_names import runtime_of
 from ..costs.timing import Benchmark, Ground
 from ..graph.graph import Graph
 from ..pruning.held_back import held_back, in_words, is_short
-from ..pruning.init import INITS
+from ..pruning.initial_weights import INITS
 from ..pruning.layer_costs import reweighting
 from ..pruning.mask import Mask
 from ..pruning.min_neurons import AUTO

@@ -12,7 +12,7 @@ from ..core.errors import BadInput
 from ..core.example import Example, as_example
 from ..core.spelling import spelled
 from ..graph.guess import guess_example
-from ..pruning.init import INITS
+from ..pruning.initial_weights import INITS
 from ..pruning.mask import Mask
 from ..pruning.select import Selection
 from ..reporting.report import Report

@@ -25,7 +25,7 @@ from ..io.batches import Batches
 from ..pruning.select import Selection
 from ..reporting.report import not_pruned
 from ..scoring.zero_scores import keep_whole
-from ..training.least import without_least
+from ..training.least_important import without_least
 from .build_report import add_memory
 from .costing import Costing
 from .fine_tuning import FineTuning

@@ -27,7 +27,7 @@ from ..graph.graph import Graph
 from ..integrations.common import Project
 from ..io.batches import Batches, load_batches
 from ..io.model import TORCHSCRIPT_NOTE, load_model, load_weights
-from ..pruning.init import initialise
+from ..pruning.initial_weights import initialise
 from ..reporting.report import Report
 from .options import GradientOptions, ModelOptions
 from .projects import project_of

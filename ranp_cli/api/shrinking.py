@@ -21,7 +21,7 @@ from ..pruning.slim import apply_attributes, check_attributes, slim_model
 from ..pruning.verify import verify
 from ..reporting.report import uncounted
 from ..training.cut import Cut, cut_in_place, network_in
-from ..training.least import without_least
+from ..training.least_important import without_least
 from .build_report import layer_rows
 from .ranking import Ranking
 from .results import Pruned

@@ -21,6 +21,8 @@ from .errors import BadInput, in_words
 
 MUTABLE = (dict, list, set, deque)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+ATOMS = (str, bytes, int, float, complex, type, ModuleType, CodeType, type(None))  # lead nowhere
+PLAIN = frozenset({*ATOMS, bool})  # most of what a module holds, told by its type alone
 
 
 def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -78,9 +80,7 @@ def reached(value: Any, seen: dict[int, Any]) -> Iterator[Any]:
     waiting = [value]
     while waiting:
         value = waiting.pop()
-        if id(value) in seen or isinstance(
-            value, (str, bytes, int, float, complex, type, ModuleType, CodeType, type(None))
-        ):
+        if type(value) in PLAIN or id(value) in seen or isinstance(value, ATOMS):
             continue
         seen[id(value)] = value
         yield value

@@ -25,7 +25,7 @@ from ..core.spelling import spelled
 from ..core.tensors import tensors_in, to_meta
 from ..graph.analyse import named_tensors
 from .fake_autocast import DTYPE, Autocast
-from .meter import LOSS, Meter
+from .memory_meter import LOSS, Meter
 
 STATES = {
     "sgd": 0,

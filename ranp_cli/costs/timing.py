@@ -24,7 +24,7 @@ from ..core.spelling import spelled
 from ..core.tensors import map_tensors, tensors_in
 from ..graph.graph import Layer
 from .runtimes import Run, Runtime, Torch, difference, on_threads
-from .steps import Step, way_of_training
+from .step_time import Step, way_of_training
 
 T = TypeVar("T")
 Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], Any]]]

@@ -122,7 +122,7 @@ def built_from(header: Mapping[str, Any], model: nn.Module, what: str) -> nn.Mod
     from ..core.contexts import seeded
     from ..core.copies import replicate
     from ..core.fingerprint import fingerprint
-    from ..pruning.init import initialise
+    from ..pruning.initial_weights import initialise
     from ..pruning.slim import apply_attributes, check_attributes
 
     tensors, aliases, _ = slim_tensors(model)

@@ -29,7 +29,6 @@ def score(
     criteria: Sequence[Criterion],
     device: torch.device,
     seed: int = 0,
-    advance: Callable[[], Any] = lambda: None,
     way: GradientSetup | None = None,
 ) -> dict[str, Importance]:
     """Scores of all neurons by each criterion, averaged over the mini-batches, from one pass over them.
@@ -49,20 +48,20 @@ def score(
         during.enter_context(products(device, short=way.precision == "tf32"))
         for collector in scorer.collectors:
             during.enter_context(collector.watching())
-        found = (alone if way.spread.size == 1 else in_job)(scorer, batches, way, advance)
+        found = (alone if way.spread.size == 1 else in_job)(scorer, batches, way)
     for c in (c for c in criteria if found[c.name].batches):  # of a mini-batch that is begun nothing can be said
         check_scores(found[c.name].scores, graph.layers, c)
     return found
 
 
-def alone(scorer: Scorer, batches: Any, way: GradientSetup, advance: Callable[[], Any]) -> dict[str, Importance]:
+def alone(scorer: Scorer, batches: Any, way: GradientSetup) -> dict[str, Importance]:
     """Score in one process. Ctrl-C waits for no mini-batch: what is half done is left out."""
     start = count = way.resumed.batches if way.resumed else 0
     clock, oracle = Clock(way), scorer.oracle
     begun = 0 if oracle is None else len(oracle.done)
 
     def after_unit() -> None:
-        advance()
+        way.advance()
         if way.keep is not None and clock.is_time():
             with undivided():
                 way.keep(scorer.importances(count))
@@ -80,7 +79,7 @@ def alone(scorer: Scorer, batches: Any, way: GradientSetup, advance: Callable[[]
                     way.keep(scorer.importances(count))
                     clock.restart()
             if oracle is None:
-                advance()
+                way.advance()
     except KeyboardInterrupt:
         has_more = count > start or (oracle is not None and len(oracle.done) > begun)
         if not way.keep_partial or not has_more:
@@ -90,7 +89,7 @@ def alone(scorer: Scorer, batches: Any, way: GradientSetup, advance: Callable[[]
     return scorer.importances(count)
 
 
-def in_job(scorer: Scorer, batches: Any, way: GradientSetup, advance: Callable[[], Any]) -> dict[str, Importance]:
+def in_job(scorer: Scorer, batches: Any, way: GradientSetup) -> dict[str, Importance]:
     """Score with the other processes of a job, turn by turn: each does one mini-batch, then all say whether to stop or save.
 
     So what all have done together are the first mini-batches, without a gap, whenever they stop. A signal waits for the
@@ -100,7 +99,7 @@ def in_job(scorer: Scorer, batches: Any, way: GradientSetup, advance: Callable[[
     count = first if way.spread.rank == 0 else 0
     mine, clock, flags, found = way.spread.mine(batches, first), Clock(way), 0, None
     if scorer.oracle is not None:
-        scorer.oracle.after_unit = advance
+        scorer.oracle.after_unit = way.advance
     try:
         with undivided() as is_waiting:
             while True:
@@ -109,7 +108,7 @@ def in_job(scorer: Scorer, batches: Any, way: GradientSetup, advance: Callable[[
                     scorer.end_of_batch()
                     count += 1
                     if scorer.oracle is None:
-                        advance()
+                        way.advance()
                 else:
                     flags = ENDED
                 said = way.spread.say(flags | STOP * is_waiting() | SAVE * clock.is_time())

@@ -23,7 +23,7 @@ from ..core.spelling import spelled
 from ..core.tensors import channels_last, tensors_in, to_meta
 from ..costs.fake_autocast import Autocast
 from ..costs.memory import plain_loss
-from ..costs.meter import Meter
+from ..costs.memory_meter import Meter
 from ..graph.analyse import named_tensors
 from ..graph.graph import Graph
 from .memory_format import ConvolutionOverrides

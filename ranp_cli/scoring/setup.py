@@ -46,6 +46,7 @@ class GradientSetup:
     keep_partial: bool = False  # Ctrl-C ends the scoring instead of the program, once there is a mini-batch
     keep: Callable[[dict[str, Importance]], None] | None = None  # writes down what is done so far
     save_every: float = 60.0  # seconds; 0: never
+    advance: Callable[[], Any] = lambda: None  # after each mini-batch, for the oracle after each unit: the progress bar
     facts: dict[str, Any] = field(default_factory=dict)
 
     def note(self, text: str) -> None:

@@ -22,7 +22,7 @@ from ranp_cli.pruning.select import select
     ("match", "key"),
     [
         ("macs", "macs"),
-        ("mem", "activation_bytes"),
+        pytest.param("mem", "activation_bytes", marks=pytest.mark.slow),
         pytest.param("params", "params", marks=pytest.mark.slow),
     ],
 )

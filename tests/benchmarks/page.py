@@ -57,7 +57,7 @@ SCRIPTS = {
     "budget": "budget", "speed": "speed", "runtimes": "runtimes", "latency budgets": "latency_budgets", "own time": "runtimes", "profilers": "profilers",
     "scoring": "scoring", "scoring on a GPU": "scoring", "growth": "scoring",
     "zoo table": "zoo_table", "model lists": "model_lists", "nnunet step": "nnunet_step",
-    "oracle correlations": "oracle", "oracle pruning": "oracle",
+    "oracle correlations": "oracle", "oracle pruning": "oracle", "house": "house",
     **{f"paper {name}": "paper_accuracy" for name in ("table-1", "table-4", "table-5", "figure-5", "appendix")},
 }  # fmt: skip
 RESULTS = Path(__file__).with_name("RESULTS.md")

@@ -13,7 +13,7 @@ import ranp_cli as ranp
 from ranp_cli.api.round_to import MULTIPLES
 from ranp_cli.cli import run
 from ranp_cli.costs import timing
-from ranp_cli.costs.steps import Step
+from ranp_cli.costs.step_time import Step
 from ranp_cli.pruning.mask import to_json
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -61,7 +61,12 @@ def test_every_runtime_computes_the_network(name: str, kind: str) -> None:
     assert not module.training
 
 
-@pytest.mark.parametrize("name", ON_CPU)
+VARIANTS = {"torch-channels-last", "torch-bf16", "openvino-bf16"}  # of runtimes that the default run has
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in VARIANTS else ()) for name in ON_CPU]
+)
 def test_the_report_names_the_runtime_and_the_threads(name: str) -> None:
     report = ranp.prune(net(), batch(), sparsity=0.5, time=True, runtime=name, threads=1).report.to_dict()
     speed = report["speed"]

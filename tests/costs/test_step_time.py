@@ -14,7 +14,7 @@ from ranp_cli.core.tensors import CHANNELS_LAST
 from ranp_cli.costs import faster_ways, timing
 from ranp_cli.costs.memory import STATES
 from ranp_cli.costs.runtimes import Torch
-from ranp_cli.costs.steps import OPTIMIZERS, Step
+from ranp_cli.costs.step_time import OPTIMIZERS, Step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 VOLUME = Example((torch.randn(2, 1, 8, 8, 8),))

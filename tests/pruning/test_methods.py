@@ -20,7 +20,7 @@ from ranp_cli.cli import run
 from ranp_cli.core.example import Example
 from ranp_cli.graph.analyse import analyse
 from ranp_cli.models.unet3d import unet3d
-from ranp_cli.pruning.init import initialise
+from ranp_cli.pruning.initial_weights import initialise
 from ranp_cli.pruning.methods import weigh
 from ranp_cli.pruning.select import select
 from ranp_cli.pruning.snip import links_of, live_units

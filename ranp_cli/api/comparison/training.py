@@ -22,7 +22,7 @@ from ...io.losses import loss_name
 from ...io.readers import found_instead
 from ...io.user_code import is_code
 from ...io.user_code import named as named_object
-from ...pruning.init import initialise
+from ...pruning.initial_weights import initialise
 from ...reporting.report import Report
 from ...scoring.distributed import WorkerGroup
 from ..session import Progress, silent
