@@ -89,9 +89,9 @@ class TimeSearch:
         ops_dense, ops, outs_dense, outs = (
             sum(term.at(kept) for term in part) for part in (terms, outputs) for kept in (np.ones_like(keep), keep)
         )
-        a, b = fitted((ops_dense, ops), (outs_dense, outs), (self.race.seconds[0], self.race.seconds[-1]))
+        a, b, constant = fitted((ops_dense, ops), (outs_dense, outs), (self.race.seconds[0], self.race.seconds[-1]))
         scaled = [scaled_by(a, term) for term in terms] + [scaled_by(b, term) for term in outputs]
-        self.fixed_cost = sum(term.at(keep) for term in scaled if not term.axes)
+        self.fixed_cost = constant + sum(term.at(keep) for term in scaled if not term.axes)
         terms = [term for term in scaled if term.axes]
         self.exchange = Exchange(
             self.graph, self.importance, terms, lambda keep: self.search.ranking.floors(self.graph, keep), knots
@@ -179,21 +179,28 @@ def together(term: Term) -> list[list[int]]:
     return list(groups.values())
 
 
-def fitted(ops: tuple[float, float], outputs: tuple[float, float], seconds: tuple[float, float]) -> tuple[float, float]:
-    """The factors of the time of ops and of the elements of outputs that add up to the seconds of the dense and the slim network.
+def fitted(
+    ops: tuple[float, float], outputs: tuple[float, float], seconds: tuple[float, float]
+) -> tuple[float, float, float]:
+    """What the seconds of the dense and the slim network are made of: a factor of the time of ops, seconds for each element of
+    outputs, and seconds that are there in any case.
 
-    Where one of them would be below zero it is zero, and the slim network's seconds alone are met.
+    Elements where that gives no number below zero; else what is there in any case, as in a network so small that calling
+    its ops is most of the work; else ops alone, which then meet the slim network's seconds.
     """
     (ops_dense, ops_slim), (outs_dense, outs) = ops, outputs
     whole = ops_dense * outs - ops_slim * outs_dense
     if whole and outs:
         a = (seconds[0] * outs - seconds[1] * outs_dense) / whole
         b = (seconds[1] - a * ops_slim) / outs
-        if a >= 0 and b >= 0:
-            return a, b
-        if a < 0:
-            return 0.0, seconds[1] / outs
-    return seconds[1] / ops_slim, 0.0
+        if a > 0 and b >= 0:
+            return a, b, 0.0
+    if ops_dense > ops_slim:
+        a = (seconds[0] - seconds[1]) / (ops_dense - ops_slim)
+        constant = seconds[1] - a * ops_slim
+        if a > 0 and constant >= 0:
+            return a, 0.0, constant
+    return seconds[1] / ops_slim, 0.0, 0.0
 
 
 def scaled_by(factor: float, term: Term) -> Term:

@@ -1,7 +1,7 @@
 """Networks cut to a share of the dense one's latency: the best sparsity beside units exchanged by importance per millisecond.
 
-`python -m tests.benchmarks.latency_budgets --write tests/benchmarks/RESULTS.md` puts the table between its marks there. Both networks of a
-row pair come from one call of `prune`, which takes the better one. Results are kept in `--lines FILE`, from which a later run goes on.
+`python -m tests.benchmarks.latency_budgets` prints a Markdown table. Both networks of a budget come from one call of `prune`, which takes
+the better one. Results are kept in `--lines FILE`, from which a later run goes on.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ import ranp_cli as ranp
 from ranp_cli.costs.latency_table import processor
 from ranp_cli.costs.runtime_names import runtime_of
 
-from .page import Lines, put
+from .page import Lines
 from .runtimes import CPU, NETWORKS, settle_statistics
 
-MARKS = "<!-- latency budgets -->", "<!-- end of latency budgets -->"
 RUNTIMES = ("torch", "onnxruntime")
 SHARES = (25, 10)  # percent of the dense network's latency
 NAMES = {"sparsity": "best sparsity", "exchange": "exchanged"}
@@ -42,9 +41,11 @@ def measured(name: str, runtime: str, share: int, threads: int) -> dict[str, Any
     """The two networks of one budget: importance, seconds, multiply-adds; and the seconds of the dense one."""
     dense, scores = scored(name)
     budget = {"latency": f"{share}%"}
-    report = ranp.prune(
-        dense, scores=scores, budget=budget, device="cpu", runtime=runtime, threads=threads
-    ).report.to_dict()
+    try:
+        found = ranp.prune(dense, scores=scores, budget=budget, device="cpu", runtime=runtime, threads=threads)
+    except ranp.Infeasible as error:
+        return {"infeasible": str(error), "rows": []}
+    report = found.report.to_dict()
     search = report["time_search"]
     return {
         "dense": report["budget"][0]["before"],
@@ -58,7 +59,8 @@ def measured(name: str, runtime: str, share: int, threads: int) -> dict[str, Any
 def markdown(rows: list[dict[str, Any]], about: str) -> str:
     """A line for each network that came out of a budget."""
     lines = ["| network | runtime | latency | cut by | ms | importance kept | neurons | multiply-adds | promised of it |", "|---|---|---:|---|---:|---:|---:|---:|---:|"]  # fmt: skip
-    for row in rows:
+    met = [row for row in rows if row["rows"]]
+    for row in met:
         best = max(each["importance"] for each in row["rows"])
         for each in row["rows"]:
             kept = f"{each['importance']:.1%}"
@@ -66,10 +68,11 @@ def markdown(rows: list[dict[str, Any]], about: str) -> str:
             cells = [row["network"], row["runtime"], f"{row['share']} %", NAMES[each["by"]], f"{1000 * each['seconds']:.0f} of {1000 * row['dense']:.0f}",
                      f"**{kept}**" if each["importance"] == best else kept, each["kept"], f"-{1 - each['macs'] / row['dense_macs']:.0%}", f"{gain:.0%}"]  # fmt: skip
             lines.append(f"| {' | '.join(map(str, cells))} |")
-    gains = [row["rows"][-1]["importance"] / row["rows"][0]["importance"] for row in rows]
+    gains = [row["rows"][-1]["importance"] / row["rows"][0]["importance"] for row in met]
+    missed = [f"{row['network']} in {row['runtime']}, {row['share']} %" for row in rows if not row["rows"]]
     return "\n".join(
         [*lines, "", f"Exchanged units keep {min(gains):.2f} to {max(gains):.1f} times the importance of the best sparsity, within the same limit. Promised of it: "
-         f"the gain in time as a share of the gain in multiply-adds. {about}."])  # fmt: skip
+         f"the gain in time as a share of the gain in multiply-adds. No network is so fast: {'; '.join(missed) or 'none'}. {about}."])  # fmt: skip
 
 
 def main() -> None:
@@ -78,7 +81,6 @@ def main() -> None:
     parser.add_argument("--networks", default=",".join(NETWORKS), help="some of them, with commas between")
     parser.add_argument("--runtimes", default=",".join(RUNTIMES), help="likewise")
     parser.add_argument("--lines", metavar="FILE", type=Path, default=Path("latency_budgets.jsonl"))
-    parser.add_argument("--write", metavar="PAGE", help="put the table between the marks of this file")
     options = parser.parse_args()
     lines = Lines(options.lines, ("network", "runtime", "share", "threads"))
     rows = [
@@ -90,10 +92,7 @@ def main() -> None:
     ]  # fmt: skip
     versions = ", ".join(f"{name} {runtime_of(name).version()}" for name in options.runtimes.split(","))
     threads = f"{options.threads} thread{'s' * (options.threads != 1)} of a shared machine"
-    table = markdown(rows, f"{processor(CPU)}, {versions}, {threads}")
-    if options.write:
-        put(Path(options.write), table, MARKS)
-    print(table)
+    print(markdown(rows, f"{processor(CPU)}, {versions}, {threads}"))
 
 
 if __name__ == "__main__":

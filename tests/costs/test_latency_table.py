@@ -145,9 +145,10 @@ def test_a_damaged_table(text, says, tmp_path):
 
 def test_factors_by_hand():
     """Ops take 3 and 1 second, outputs have 10 and 5 elements: 7 and 3 seconds are 1 of ops and 0.4 an element."""
-    assert fitted((3, 1), (10, 5), (7, 3)) == pytest.approx((1, 0.4))
-    assert fitted((3, 1), (10, 5), (9, 2)) == (2, 0)  # an element would take less than nothing
-    assert fitted((3, 1), (10, 5), (6, 4)) == pytest.approx((0, 0.8))
+    assert fitted((3, 1), (10, 5), (7, 3)) == pytest.approx((1, 0.4, 0))
+    assert fitted((3, 1), (10, 5), (9, 2)) == (2, 0, 0)  # an element would take less than nothing
+    assert fitted((3, 1), (10, 5), (6, 4)) == (1, 0, 3)  # ops would: 3 seconds are there in any case
+    assert fitted((3, 1), (10, 5), (3, 3)) == (3, 0, 0)
 
 
 # -- the search
