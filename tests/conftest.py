@@ -83,7 +83,7 @@ def by_sparsity_alone(monkeypatch):
     """Under a limit of time the best sparsity is taken: no units are exchanged."""
     from ranp_cli.api import time_search
 
-    monkeypatch.setattr(time_search, "applies", lambda search: False)
+    monkeypatch.setattr(time_search, "applies", lambda ranking, limits: False)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.contexts import labels_on_cpu
 from ..core.errors import BadInput
+from ..core.progress import Progress, silent
 from ..core.spelling import spelled
 from ..io.losses import loss_name
 from ..pruning.initial_weights import INITS
@@ -32,7 +33,7 @@ from .options import (
     ProbeOptions,
 )
 from .probe import Probing
-from .session import Progress, check_choices, silent
+from .session import check_choices
 
 if TYPE_CHECKING:
     from torch import nn

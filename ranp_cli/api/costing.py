@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -46,8 +46,7 @@ class Costing:
     def table_for(self, stand: Benchmark, kind: str) -> LatencyTable:
         """The times of layers' ops where networks are timed: of a training step in torch, whatever else runs the forward pass."""
         if self.table is None:
-            ground = replace(stand.ground, runtime=stand.way) if kind == "step-time" else stand.ground
-            self.table = LatencyTable.open(ground)
+            self.table = LatencyTable.open(stand.ground.of(kind))
         return self.table
 
     @property

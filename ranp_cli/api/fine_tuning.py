@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..core.errors import USER_EXCEPTIONS, BadInput, in_words
+from ..core.progress import Progress
 from ..core.spelling import spelled
 from ..core.tensors import map_tensors
 from ..io.batches import Batch, Batches
@@ -24,7 +25,7 @@ from ..scoring.precision import reproducible
 from .comparison.training import Fit, metrics_of
 from .options import GradientOptions, RoundOptions, StepOptions
 from .probe import OPTIMIZER, RATES, Loss, optimizer_of, own_precision
-from .session import Progress, Session
+from .session import Session
 
 UPDATES = 100
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..core.errors import BadInput, Infeasible
 from ..core.numbers import MEASURED
+from ..core.progress import Progress
 from ..core.spelling import Word, spelled
 from ..costs.budget import Limit, advised, limits
 from ..costs.memory import STATES
@@ -21,7 +22,7 @@ from ..pruning.select import check
 from .budget_search import BudgetSearch, Races
 from .costing import Costing
 from .ranking import Ranking
-from .session import Progress, Session
+from .session import Session
 from .settle import Settled, settle
 from .time_search import with_more_importance
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..core.errors import BadInput
+from ..core.progress import Progress
 from ..core.spelling import spelled
 from ..costs.budget import limit
 from ..graph.graph import Graph
@@ -22,7 +23,7 @@ from ..scoring.setup import GradientSetup, Importance
 from ..scoring.weight_gradients import norms
 from ..scoring.zero_scores import SAID, ZERO_WEIGHTS, notes, unranked
 from .options import GradientOptions
-from .session import Progress, Session, check_choices
+from .session import Session, check_choices
 
 NOISE = 1e-4  # a sum of signed gradients below this share of the unsigned one is what rounding left
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from ..core.documents import parse_json
 from ..core.errors import BadInput
+from ..core.numbers import MEASURED
+from ..core.progress import Progress
 from ..core.reading import read_bytes
 from ..core.spelling import spelled
 from ..costs.latency_table import ADVICE, FORMAT, LatencyTable, checked_table
@@ -15,7 +17,8 @@ from ..graph.graph import Graph
 from ..pruning.mask import Mask
 from .goal import Goal
 from .ranking import Ranking
-from .session import Progress, Session
+from .session import Session
+from .time_search import applies
 
 
 def read_latencies(
@@ -27,22 +30,21 @@ def read_latencies(
     """
     if (table := table_in(given)) is None:
         return read_seconds(given, ranking), None
-    if not any(limit.kind == "latency" for limit in goal.limits):
+    if not applies(ranking, goal.limits):
         raise BadInput(
-            f"{spelled('latencies')}: a table of times goes with {spelled('budget', 'latency=20ms')}; leave it out"
+            f"{spelled('latencies')}: a table of times goes with one limit of time, such as {spelled('budget', 'latency=20ms')}, and a "
+            f"{spelled('method')} that ranks neurons by their importance, without {spelled('round_to')}; leave it out"
         )
-    return None, LatencyTable.open(ground, table)
+    (kind,) = (limit.kind for limit in goal.limits if limit.kind in MEASURED)
+    return None, LatencyTable.open(ground.of(kind), table)
 
 
 def table_in(given: Any) -> dict[str, Any] | None:
     """The document of a table of times, from itself or from its path; None where it is something else."""
-    if isinstance(given, dict):
-        document, what = given, "the table of latencies"
-    elif isinstance(given, (str, Path)):
+    document, what = given, spelled("latencies")
+    if isinstance(given, (str, Path)):
         what = spelled("latencies", str(given))
         document = parse_json(read_bytes(given, what), what, ADVICE)
-    else:
-        return None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         return None
     return checked_table(document, what)

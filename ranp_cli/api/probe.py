@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..core.contexts import NoDropout, in_checkpoints, labels_on_cpu, seeded
 from ..core.copies import replicate, uncompiled
 from ..core.errors import BadInput
+from ..core.progress import Progress, silent
 from ..core.spelling import spelled
 from ..core.tensors import in_precision_of, map_tensors
 from ..costs.memory import check_optimizer
@@ -30,7 +31,7 @@ from ..scoring.checks import run_backward, run_model
 from ..scoring.precision import reproducible
 from .class_losses import Tally
 from .options import GradientOptions, ProbeOptions
-from .session import Progress, Session, choose_device, silent
+from .session import Session, choose_device
 
 KEPT = 8  # mini-batches that are held in memory
 OPTIMIZER = "adam"  # steps of Adam do not depend on the scale of the loss

@@ -187,9 +187,9 @@ class Counting:
 
     def _explain(self, model: nn.Module, example: Example, ground: Ground) -> None:
         """Write to the rows of the layers why they take their time; a note where one does not run by itself."""
+        from ..core.progress import silent
         from ..costs.peaks import explained
         from ..graph.analyse import trace_costs
-        from .session import silent
 
         parts = self.report.parts
         try:

@@ -13,6 +13,7 @@ from torch import nn
 from ..core.contexts import labels_on_cpu
 from ..core.errors import BadInput, Infeasible
 from ..core.example import Example
+from ..core.progress import Progress, silent
 from ..core.spelling import spelled
 from ..costs.budget import costs_of
 from ..costs.faster_ways import recommended
@@ -52,7 +53,7 @@ from .ranking import Ranking, agreement_of
 from .results import Pruned, Scores
 from .round_to import reach_rounded
 from .rounds import check_goes_together, prune_in_rounds
-from .session import Progress, Session, check_choices, first_batch, silent
+from .session import Session, check_choices, first_batch
 from .trainability import trainability
 
 if TYPE_CHECKING:

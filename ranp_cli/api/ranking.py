@@ -135,6 +135,12 @@ class Ranking:
             return strength_of(graph, [links_of(graph, k, g) for k, g in enumerate(scores)])
         return unit_values(graph, self.weighed(graph, scores))
 
+    def share_kept(self, graph: Graph, scores: Sequence[np.ndarray], keep: np.ndarray) -> float:
+        """The share of the importance of all neurons that those of these units have, as this ranking weighs them."""
+        value = self.values(graph, scores)[graph.unit]
+        total = float(value.sum())
+        return float(value[keep[graph.unit]].sum()) / total if total else 1.0
+
     def select(self, graph: Graph, scores: Sequence[np.ndarray], sparsity: float | str) -> Selection:
         """The units that stay."""
         if self.method == "snip":

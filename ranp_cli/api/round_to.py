@@ -13,13 +13,14 @@ import numpy as np
 
 from ..core.errors import Infeasible
 from ..core.numbers import MEASURED
+from ..core.progress import Progress
 from ..costs.timing import Benchmark, Timings
 from ..graph.graph import Graph
 from .budget_search import Races
 from .costing import Costing
 from .goal import Goal, reach
 from .ranking import Ranking
-from .session import Progress, Session
+from .session import Session
 from .settle import Settled
 
 MULTIPLES = (1, 4, 8, 16)  # the first is no rounding
@@ -73,8 +74,10 @@ def reach_rounded(
     kind = next((limit.kind for limit in goal.limits if limit.kind in MEASURED), "latency")
     with session.report.timing("time"):
         timings = stand.race(kind, *(candidate.settled.model for candidate in found))
-    importances = [kept_importance(graph, ranking, scores, candidate.keep) for candidate in found]
+    importances = [ranking.share_kept(graph, scores, candidate.keep) for candidate in found]
     best = int(np.argmax(importances)) if goal.is_timed else fastest(timings)
+    if best:
+        session.report.parts.pop("time_search", None)  # of the network without rounding
     rows = [
         {
             "round_to": candidate.ranking.round_to,
@@ -108,10 +111,3 @@ def fastest(timings: Timings) -> int:
     """The network with the least time; the first one, unless chance cannot explain the gain over it."""
     best = int(np.argmin(timings.seconds))
     return best if timings.gain(0, best)[1] > 1 else 0
-
-
-def kept_importance(graph: Graph, ranking: Ranking, scores: Sequence[np.ndarray], keep: np.ndarray) -> float:
-    """The share of the importance of all neurons that those of these units have, as the ranking weighs them."""
-    value = ranking.values(graph, scores)[graph.unit]
-    total = float(value.sum())
-    return float(value[keep[graph.unit]].sum()) / total if total else 1.0

@@ -18,6 +18,7 @@ from ..core.contexts import seeded
 from ..core.copies import replicate
 from ..core.errors import USER_EXCEPTIONS, BadInput, Infeasible, in_words
 from ..core.numbers import MEASURED
+from ..core.progress import Progress
 from ..core.spelling import spelled
 from ..costs.budget import infeasible, met
 from ..graph.graph import Graph
@@ -44,7 +45,7 @@ from .pruner_state import indices_of
 from .ranking import while_training
 from .results import Pruned
 from .rounds_state import RoundsFile
-from .session import Progress, Session, first_batch
+from .session import Session, first_batch
 from .settle import settle
 from .shrinking import Removal, Shrinking, removals_part
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..core.contexts import labels_on_cpu
 from ..core.errors import BadInput, Interrupted
+from ..core.progress import Progress, silent
 from ..core.spelling import spelled
 from ..io.losses import loss_name
 from ..reporting.report import Report
@@ -22,7 +23,7 @@ from .options import SCORE, GradientOptions, LayerOptions, LongRunOptions, Metho
 from .projects import complete, project_of
 from .ranking import Ranking, agreement_of
 from .results import UNSAID, Scores
-from .session import Progress, Session, first_batch, silent
+from .session import Session, first_batch
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -31,12 +30,6 @@ from ..pruning.initial_weights import initialise
 from ..reporting.report import Report
 from .options import GradientOptions, ModelOptions
 from .projects import project_of
-
-Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], Any]]]
-
-
-def silent(description: str, total: int | None) -> AbstractContextManager[Callable[[], Any]]:
-    return nullcontext(lambda: None)
 
 
 @dataclass

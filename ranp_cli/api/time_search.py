@@ -7,22 +7,25 @@ table of measured times of each layer's op, and a race of whole networks has the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ..core.contexts import labels_on_cpu
 from ..core.errors import BadInput
+from ..core.numbers import MEASURED
 from ..costs.budget import Limit, met
 from ..costs.latency_table import LatencyTable, OpTime, knots
 from ..costs.timing import Benchmark, Timings
 from ..graph.graph import Graph
 from ..pruning.exchange import Exchange
 from ..pruning.methods import METHODS
+from ..pruning.rounding import lacking
+from ..pruning.select import Selection
 from ..pruning.unit_costs import Term, layer_ops, op_term, terms_of
 from .budget_search import BudgetSearch, Races
+from .ranking import Ranking
 from .settle import Settled
 
 TRIES = 6  # networks that are raced
@@ -32,34 +35,34 @@ MARGIN = 0.99  # of what a race shows to be wanted, is aimed at
 LEAST_GAIN = 1e-3  # of the importance: less is none
 
 
-def applies(search: BudgetSearch) -> bool:
+def applies(ranking: Ranking, limits: Sequence[Limit]) -> bool:
     """Whether there is one limit of time, and units are ranked by an importance that can be summed up."""
-    ranking = search.ranking
     sums = not METHODS[ranking.method].by_layer and ranking.method not in ("snip", "random") and ranking.term == "layer"
-    return len(search.timed) == 1 and sums and ranking.round_to == 1
+    return sum(limit.kind in MEASURED for limit in limits) == 1 and sums and ranking.round_to == 1
 
 
-@labels_on_cpu
 def with_more_importance(search: BudgetSearch, stand: Benchmark, found: Settled, races: Races) -> tuple[Settled, Races]:
     """A network that keeps more importance than `found`, within the same limits; `found` itself where there is none.
 
     What was tried goes into the report. Raises BadInput when an op of a layer cannot be timed.
     """
-    if not applies(search) or found.selection.keep.all():
+    if not applies(search.ranking, search.limits) or found.selection.keep.all():
         return found, races
     (limit,) = search.timed
     with search.session.report.timing("time"):
         table = search.costing.table_for(stand, limit.kind)
         exchanged = TimeSearch(search, table, stand, limit, found, races[limit.kind])
         best = exchanged.best()
-    keep_table(search, table)
+    try:
+        table.write()
+    except BadInput as error:
+        table.notes.append(f"the table of latencies is not kept for the next run: {error}")
+    search.session.note(*table.notes)
     search.session.report.parts["time_search"] = exchanged.report(best)
-    if best is None:
-        return found, races
     return best.settled, {limit.kind: best.race}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tried:
     """A network, the race that it was in, and the share of all importance that it keeps."""
 
@@ -70,7 +73,7 @@ class Tried:
 
 @dataclass
 class TimeSearch:
-    """Exchanges units from the network `found` on, whose measured time calibrates the table."""
+    """Exchanges units from the network `found` on, whose measured time, with the dense one's, calibrates the table."""
 
     search: BudgetSearch
     table: LatencyTable
@@ -80,38 +83,36 @@ class TimeSearch:
     race: Timings
 
     def __post_init__(self) -> None:
-        self.graph: Graph = self.search.graph
-        values = self.search.ranking.values(self.graph, self.search.scores)
-        self.importance = np.bincount(self.graph.unit, minlength=len(values)) * values
+        search, keep = self.search, self.found.selection.keep
+        self.graph: Graph = search.graph
+        values = search.ranking.values(self.graph, search.scores)
         self.ops: list[OpTime] = []
-        terms, keep = list(measured_terms(self.graph, self.table, self.ops)), self.found.selection.keep
+        terms = list(measured_terms(self.graph, self.table, self.ops))
         outputs = list(terms_of(self.graph, "mem"))  # what else is done to each layer's output
         ops_dense, ops, outs_dense, outs = (
             sum(term.at(kept) for term in part) for part in (terms, outputs) for kept in (np.ones_like(keep), keep)
         )
         a, b, constant = fitted((ops_dense, ops), (outs_dense, outs), (self.race.seconds[0], self.race.seconds[-1]))
-        scaled = [scaled_by(a, term) for term in terms] + [scaled_by(b, term) for term in outputs]
-        self.fixed_cost = constant + sum(term.at(keep) for term in scaled if not term.axes)
-        terms = [term for term in scaled if term.axes]
+        parts = [scaled_by(a, term) for term in terms] + [scaled_by(b, term) for term in outputs]
         self.exchange = Exchange(
-            self.graph, self.importance, terms, lambda keep: self.search.ranking.floors(self.graph, keep), knots
+            self.graph,
+            np.bincount(self.graph.unit, minlength=len(values)) * values,
+            [*parts, Term((), [], lambda sizes: constant)],
+            lambda keep: search.ranking.floors(self.graph, keep),
+            knots,
         )
-        self.rows = [self.row("sparsity", Tried(self.found, self.race, self.share(keep)))]
+        self.tried = [Tried(self.found, self.race, self.share(keep))]
 
-    def best(self) -> Tried | None:
-        """The network with the most importance of those that meet the limits, where that is more than `found` keeps."""
-        best, aim = (
-            Tried(self.found, self.race, self.share(self.found.selection.keep)),
-            self.limit.of(self.race.seconds[0]),
-        )
-        low, high = 0.0, math.inf  # aims that gave a network within the limit, and one over it
+    def best(self) -> Tried:
+        """The network with the most importance of those that meet the limits; that of the best sparsity where none keeps more."""
+        best, aim = self.tried[0], self.limit.of(self.race.seconds[0])
+        low, high = 0.0, math.inf  # aims that gave a network within the limit, or of no use, and one over it
         for _ in range(TRIES):
-            keep = self.exchange.best(self.found.selection.keep, aim - self.fixed_cost)
-            share = self.share(keep)
-            if share < best.importance * (1 + LEAST_GAIN) or self.exchange.cost(keep) > aim - self.fixed_cost:
+            keep = self.exchange.best(self.found.selection.keep, aim)
+            if self.share(keep) < best.importance * (1 + LEAST_GAIN) or self.exchange.cost(keep) > aim:
                 low = max(low, aim)  # less time than this is of no use
             else:
-                tried = self.raced(keep, share)
+                tried = self.raced(keep)
                 if tried is None:
                     break
                 part = tried.race.seconds[-1] / self.limit.of(tried.race.seconds[0])
@@ -123,37 +124,42 @@ class TimeSearch:
                 break
             if not low < aim < high:  # of no use, or the machine was faster or slower in one of the races
                 aim = (low + high) / 2
-        return best if best.settled is not self.found else None
+        return best
 
-    def raced(self, keep: np.ndarray, share: float) -> Tried | None:
+    def raced(self, keep: np.ndarray) -> Tried | None:
         """The network of these units and its race; None unless it meets what can be counted."""
-        search, graph = self.search, self.graph
-        selection = replace(self.found.selection, keep=keep, floored=[])
-        settled, after = search.settled(lambda: replace(selection, keep=keep | graph.fixed_units))
+        search = self.search
+        settled, after = search.settled(lambda: self.selection(keep | self.graph.fixed_units))
         if not met(search.limited, search.before, after):
             return None
-        tried = Tried(settled, search.race(self.stand, self.limit.kind, settled, True), share)
-        self.rows.append(self.row("exchange", tried))
+        race = search.race(self.stand, self.limit.kind, settled, True)
+        self.tried.append(Tried(settled, race, self.share(settled.selection.keep)))
         search.advance()
-        return tried
+        return self.tried[-1]
+
+    def selection(self, keep: np.ndarray) -> Selection:
+        """These units, which no ranking chose, with the layers that have lost all that is above their floor."""
+        graph = self.graph
+        least = self.search.ranking.floors(graph, keep)
+        at_floor = lacking(graph, keep, np.minimum(least + 1, graph.sizes))
+        return Selection(keep, at_floor, float(1 - keep[graph.unit].mean()))
 
     def share(self, keep: np.ndarray) -> float:
-        total = float(self.importance.sum())
-        return float(self.importance[keep].sum()) / total if total else 1.0
+        return self.search.ranking.share_kept(self.graph, self.search.scores, keep)
 
-    def row(self, by: str, tried: Tried) -> dict[str, Any]:
+    def report(self, best: Tried) -> dict[str, Any]:
         return {
-            "by": by,
-            "kept": int(tried.settled.selection.keep[self.graph.unit].sum()),
-            "macs": sum(layer.macs for layer in tried.settled.trace.layers.values()),
-            "importance": tried.importance,
-            "seconds": tried.race.seconds[-1],
-        }
-
-    def report(self, best: Tried | None) -> dict[str, Any]:
-        return {
-            "tried": self.rows,
-            "taken": 0 if best is None else self.rows.index(self.row("exchange", best)),
+            "tried": [
+                {
+                    "by": "exchange" if k else "sparsity",
+                    "kept": int(each.settled.selection.keep[self.graph.unit].sum()),
+                    "macs": sum(layer.macs for layer in each.settled.trace.layers.values()),
+                    "importance": each.importance,
+                    "seconds": each.race.seconds[-1],
+                }
+                for k, each in enumerate(self.tried)
+            ],
+            "taken": self.tried.index(best),
             "table": {
                 "times": len(self.table.used),
                 "measured": len(self.table.used & self.table.fresh),
@@ -207,11 +213,3 @@ def scaled_by(factor: float, term: Term) -> Term:
     """The same term, `factor` times as costly."""
     cost = term.cost
     return replace(term, cost=lambda sizes: factor * cost(sizes), known={})
-
-
-def keep_table(search: BudgetSearch, table: LatencyTable) -> None:
-    """Write what was measured to the cache folder; a note in the report where that cannot be."""
-    try:
-        table.write()
-    except BadInput as error:
-        search.session.note(f"the table of latencies is not kept for the next run: {error}")

@@ -12,8 +12,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from ..core.atomic import write_now
 from ..core.contexts import each
 from ..core.documents import check_form, parse_json
 from ..core.errors import BadInput
+from ..core.progress import silent
 from ..core.reading import read_bytes
 from ..core.spelling import spelled
 from ..core.tensors import map_tensors
@@ -33,7 +33,6 @@ from .timing import Ground, LayerOp, time_ops
 FORMAT, VERSION = "ranp-latencies", 1
 FORM = {"format": frozenset({FORMAT}), "version": int, "ground": {str: (str, int)}, "seconds": {str: float}}
 ADVICE = "give a file of ranp's cache folder, or leave it out"
-REMOVE = "remove the file: it is measured anew"
 ROUNDS = 2  # in which an op is timed; the best one counts
 GROUPS = 8  # where aten.convolution has its number of groups
 
@@ -57,25 +56,28 @@ class LatencyTable:
     known: dict[str, float] = field(default_factory=dict)
     measured: dict[str, float] = field(default_factory=dict)  # and not yet written
     used: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)  # what the user should know of it
     fresh: set[str] = field(default_factory=set)  # measured in this run
 
     @classmethod
     def open(cls, ground: Ground, given: Mapping[str, Any] | None = None) -> LatencyTable:
         """The table of the cache folder, or the one that is `given`.
 
-        Raises: BadInput for a table in the cache folder that is damaged, or a given one of another runtime or number of threads.
+        Raises: BadInput for a given table of another runtime or number of threads.
         """
         about = described(ground)
         if given is None:
-            file = cache_file(about)
-            return cls(ground, read_table(file)["seconds"] if file.exists() else {})
+            known, notes = in_cache(about)
+            return cls(ground, known, notes=notes)
         for key in ("runtime", "threads"):
             if given["ground"].get(key) != about[key]:
                 raise BadInput(
                     f"{spelled('latencies')}: the table is of {key} {given['ground'].get(key)}, and this run has {about[key]}; "
                     f"give {spelled(key, given['ground'].get(key))}, or another table"
                 )
-        return cls(ground, dict(given["seconds"]))
+        there, here = given["ground"].get("processor"), about["processor"]
+        other = f"the table of latencies is of {there}, and whole networks are timed here, on {here}"
+        return cls(ground, dict(given["seconds"]), notes=[other] * (there != here))
 
     def seconds(self, op: LayerOp) -> float:
         """Of one run of an op; measured where it is not known. BadInput when it does not run."""
@@ -91,20 +93,15 @@ class LatencyTable:
         if not self.measured:
             return
         about = described(self.ground)
-        file = cache_file(about)
         try:
+            file = cache_file(about)
             file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BadInput(f"{file.parent}: the folder cannot be made ({error.strerror})") from None
-        older = read_table(file)["seconds"] if file.exists() else {}
+        except (OSError, RuntimeError) as error:  # a user without a home
+            raise BadInput(f"the cache folder cannot be made ({error})") from None
+        older, _ = in_cache(about)
         document = {"format": FORMAT, "version": VERSION, "ground": about, "seconds": older | self.measured}
         write_now(file, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
         self.measured = {}
-
-
-@contextmanager
-def silent(what: str, total: int | None) -> Iterator[Callable[[], Any]]:
-    yield lambda: None
 
 
 def described(ground: Ground) -> dict[str, Any]:
@@ -140,22 +137,31 @@ def cache_file(about: Mapping[str, Any]) -> Path:
     return cache_folder() / f"latencies-{about['runtime']}-{digest}.json"
 
 
-def read_table(path: Path) -> dict[str, Any]:
-    """The document of a table in the cache folder, checked. BadInput for what is none."""
-    what = str(path)
-    document = parse_json(read_bytes(path, what), what, REMOVE)
+def in_cache(about: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
+    """The seconds that the cache folder has, and a note where it has a file that is damaged: that is measured anew."""
+    try:
+        file = cache_file(about)
+        return (read_table(file)["seconds"] if file.exists() else {}), []
+    except (BadInput, OSError, RuntimeError) as error:
+        return {}, [f"the table of latencies in the cache folder is not used: {error}"]
+
+
+def read_table(path: str | Path, what: str = "") -> dict[str, Any]:
+    """The document of a file that is a table, checked. BadInput for what is none."""
+    what = what or str(path)
+    document = parse_json(read_bytes(path, what), what, ADVICE)
     if not isinstance(document, dict):
-        raise BadInput(f"{what}: is no table of latencies; {REMOVE}")
-    return checked_table(document, what, REMOVE)
+        raise BadInput(f"{what}: is no table of latencies; {ADVICE}")
+    return checked_table(document, what)
 
 
-def checked_table(document: dict[str, Any], what: str, advice: str = ADVICE) -> dict[str, Any]:
+def checked_table(document: dict[str, Any], what: str) -> dict[str, Any]:
     """The document itself; BadInput when it is no table."""
-    check_form(document, FORM, what, advice)
+    check_form(document, FORM, what, ADVICE)
     if document["version"] != VERSION:
-        raise BadInput(f"{what}: version {document['version']} of the format is not {VERSION}; {advice}")
+        raise BadInput(f"{what}: version {document['version']} of the format is not {VERSION}; {ADVICE}")
     if any(not value > 0 for value in document["seconds"].values()):
-        raise BadInput(f"{what}: holds a time that is not above 0; {advice}")
+        raise BadInput(f"{what}: holds a time that is not above 0; {ADVICE}")
     return document
 
 
@@ -182,7 +188,7 @@ class OpTime:
     groups: Sequence[Sequence[int]]
     share: float
     macs: Callable[[Sizes], float]
-    by_macs: bool = False  # it is estimated so
+    by_macs: bool = field(init=False)  # it is estimated so
 
     def __post_init__(self) -> None:
         self.dense = tuple(self.sizes[group[0]] for group in self.groups)

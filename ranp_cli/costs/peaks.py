@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.progress import Progress
 from ..core.tensors import tensors_in
 from ..graph.graph import Layer
 from .runtimes import Torch
-from .timing import Ground, LayerOp, Progress, time_layers, time_ops
+from .timing import Ground, LayerOp, time_layers, time_ops
 
 aten = torch.ops.aten
 COPIED = 2**24  # elements of the tensor that is copied: 64 MiB

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from ..core.contexts import labels_on_cpu, seeded
 from ..core.copies import copy_on
 from ..core.errors import USER_EXCEPTIONS, BadInput, VerificationFailed, in_words
 from ..core.example import Example
+from ..core.progress import Progress
 from ..core.spelling import spelled
 from ..core.tensors import map_tensors, tensors_in
 from ..graph.graph import Layer
@@ -27,7 +28,6 @@ from .runtimes import Run, Runtime, Torch, difference, on_threads
 from .step_time import Step, way_of_training
 
 T = TypeVar("T")
-Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], Any]]]
 
 ROUNDS = 5  # over all layers, so that a slow moment hits no layer in all of them
 BURST, BURST_SECONDS = 10, 0.02  # of one layer in one round: at most so many runs, and no further than so long
@@ -67,6 +67,10 @@ class Ground:
         with on_threads(self.threads) as threads:
             known = {"device": str(self.device), "threads": threads}
         return known if self.runtime.name == "torch" else {**known, "runtime": self.runtime.name}
+
+    def of(self, kind: str) -> Ground:
+        """The same for a kind of budget: a training step runs in torch, whatever runs the forward pass."""
+        return replace(self, runtime=way_of_training(self.runtime)) if kind == "step-time" else self
 
 
 # -- layers

@@ -165,8 +165,8 @@ class Exchange:
             if len(units):
                 changed = keep.copy()
                 changed[units] = grows
-                cost = abs_change(now, sum(term.at(changed) for term in terms), grows)
-                yield Step(k, units, float(self.importance[units].sum()), cost)
+                cost = sum(term.at(changed) for term in terms) - now
+                yield Step(k, units, float(self.importance[units].sum()), cost if grows else -cost)
 
     def _counts(self, group: Group, keep: np.ndarray, grows: bool) -> list[int]:
         """How many units lead to the next steps of the group's layer."""
@@ -186,8 +186,3 @@ class Exchange:
             if other.terms & mine.terms or np.intersect1d(other.layers, mine.layers).size:
                 del self._steps[key]
         return keep
-
-
-def abs_change(before: float, after: float, grows: bool) -> float:
-    """What a step adds, or what it saves."""
-    return after - before if grows else before - after

@@ -77,7 +77,6 @@ def test_the_numbers_are_those_of_the_scores(table):
 
 
 def test_csv_markdown_and_picture(table, tmp_path):
-    pytest.importorskip("matplotlib")
     rows = list(csv.DictReader(io.StringIO(table.csv())))
     about = table.report.parts["oracle"]
     assert [row["criterion"] for row in rows] == [row["criterion"] for row in about["criteria"]]

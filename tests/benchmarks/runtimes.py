@@ -26,13 +26,13 @@ from torch import nn
 import ranp_cli as ranp
 from ranp_cli.api.round_to import MULTIPLES, fastest
 from ranp_cli.core.example import Example
+from ranp_cli.costs.latency_table import processor
 from ranp_cli.costs.runtime_names import runtime_of
 from ranp_cli.costs.timing import Benchmark, Ground, Timings
 from ranp_cli.models.mobilenetv2 import mobilenetv2_3d
 from ranp_cli.models.unet3d import unet3d
 
 from .page import Lines, put
-from .speed import processor
 
 MARKS = "<!-- runtimes -->", "<!-- end of runtimes -->"
 OWN_MARKS = "<!-- own time -->", "<!-- end of own time -->"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 
 import ranp_cli as ranp
 from ranp_cli.core.example import Example
+from ranp_cli.costs.latency_table import processor
 from ranp_cli.costs.timing import Benchmark
 from ranp_cli.models.unet3d import unet3d
 from ranp_cli.samples import voxel_shapes
@@ -56,17 +56,6 @@ def measured(width: int, size: int, batches: int, sparsity: float, device: torch
     ]  # fmt: skip
     return {"device": device.type, "width": width, "size": size, "sparsity": sparsity, "threads": torch.get_num_threads(), "processor": processor(device),
             "repeats": [forward.repeats, step.repeats], "torch": torch.__version__, "rows": rows}  # fmt: skip
-
-
-def processor(device: torch.device) -> str:
-    """Its name, as CUDA or Linux has it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 def markdown(found: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zoo
 from small_nets import batch, net, weights
 from torch import nn
 
@@ -229,7 +230,12 @@ def test_a_table_can_be_carried(clock, tmp_path, monkeypatch, capsys):
         capsys.readouterr().err.split()
     )
     assert run([*words[:-6], "--sparsity", "0.5", "-o", "slim.safetensors", "--latencies", "table.json"]) == 2
-    assert "a table of times goes with --budget latency=20ms" in " ".join(capsys.readouterr().err.split())
+    says = (
+        "a table of times goes with one limit of time, such as --budget latency=20ms, and a --method that ranks neurons"
+    )
+    assert says in " ".join(capsys.readouterr().err.split())
+    assert run([*words, "--method", "layerwise", "--latencies", "table.json"]) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_cache_folder_that_cannot_be_written_is_said(clock, tmp_path, monkeypatch):
@@ -253,3 +259,67 @@ def test_an_op_of_a_matrix_keeps_its_layout():
     assert not op.by_macs
     weight = op.resized((3, 4))[1][2]
     assert (weight.shape, weight.stride()) == ((4, 3), (1, 4))
+
+
+def test_a_damaged_table_in_the_cache_is_said_and_measured_anew(clock):
+    clock(steps_of_four)
+    ranp.prune(net(), batch(), budget="latency=40%")
+    (file,) = Path(cache_file(described(CPU))).parent.iterdir()
+    good = json.loads(file.read_text())
+    file.write_text("{")
+    report = ranp.prune(net(), batch(), budget="latency=40%").report.to_dict()
+    assert any("the table of latencies in the cache folder is not used: " in note for note in report["notes"])
+    assert report["time_search"]["table"]["measured"] > 0
+    assert json.loads(file.read_text()) == good
+
+
+def test_a_table_of_another_processor_is_said(clock):
+    clock(steps_of_four)
+    ranp.prune(net(), batch(), budget="step-time=40%")
+    table = read_table(cache_file(described(CPU)))
+    table["ground"]["processor"] = "Z80"
+    report = ranp.prune(net(), batch(), budget="step-time=40%", latencies=table, threads=1).report.to_dict()
+    assert report["time_search"]["table"]["measured"] == 0
+    assert any("the table of latencies is of Z80, and whole networks are timed here, on " in n for n in report["notes"])
+
+
+def test_the_report_is_of_the_network_that_is_taken(clock):
+    """Of exchanged units no sparsity was asked, and the floor that is named is the one that they have."""
+    clock(steps_of_four)
+    pruned = ranp.prune(net(), batch(), budget="latency=25%", min_neurons=3)
+    report = pruned.report.to_dict()
+    assert report["time_search"]["taken"] > 0
+    assert report["sparsity"]["requested"] == pytest.approx(report["sparsity"]["achieved"], abs=1e-6)
+    sizes = {name: (len(layer["kept"]), layer["neurons"]) for name, layer in pruned.mask.layers.items()}
+    assert set(pruned.mask.floored) == {name for name, (kept, whole) in sizes.items() if kept == 3 < whole}
+    assert "floor" not in report
+    assert not any("was asked" in note for note in report.get("notes", ()))
+
+
+def test_with_a_rounding_that_is_taken_nothing_is_said_of_another_network(clock):
+    """A machine that likes networks of multiples of 8, and layers of all other widths: those the exchange keeps away from."""
+
+    def seconds(work) -> float:
+        if isinstance(work, LayerOp):
+            return weights(work) * (100 if work.call[1][1].shape[0] % 8 == 0 else 1)
+        widths = [p.shape[0] for p in work.module.parameters() if p.ndim == 5 and p.shape[2] == 3]
+        return weights(work) / (20 if np.gcd.reduce(widths) % 8 == 0 else 1)
+
+    clock(seconds)
+    report = ranp.prune(net(32), batch(), round_to="auto", budget="latency=20%").report.to_dict()
+    assert report["rounding"]["chosen"] > 1
+    assert "time_search" not in report
+
+
+@pytest.mark.parametrize("case", zoo.CASES, ids=lambda case: case.name)
+def test_every_network_keeps_the_limit_and_the_laws(case, clock):
+    """Whatever its ops are: the slim network is verified, and keeps no less importance than the best sparsity."""
+    clock(weights)
+    model, batches = zoo.build(case), zoo.batches(case)
+    options = {"loss": zoo.loss, "min_neurons": 1}
+    smallest = ranp.prune(model, batches, sparsity=0.99, allow_less=True, **options).report.to_dict()
+    share = (1 + smallest["after"]["params"] / smallest["before"]["params"]) / 2  # half way between both
+    report = ranp.prune(model, batches, budget=f"latency={100 * share}%", **options).report.to_dict()
+    assert report["budget"][0]["after"] <= report["budget"][0]["bound"]
+    if found := report.get("time_search"):
+        assert found["tried"][found["taken"]]["importance"] >= found["tried"][0]["importance"]

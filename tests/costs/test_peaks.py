@@ -8,9 +8,9 @@ from small_nets import CPU, chain
 from torch import nn
 
 import ranp_cli as ranp
-from ranp_cli.api.session import silent
 from ranp_cli.cli import run
 from ranp_cli.core.example import Example
+from ranp_cli.core.progress import silent
 from ranp_cli.costs import peaks, timing
 from ranp_cli.costs.peaks import Peaks, best_op, bytes_of, channels_of, kind_of, why_slow
 from ranp_cli.graph.analyse import analyse

@@ -15,9 +15,9 @@ from torch import nn
 
 import ranp_cli as ranp
 from ranp_cli.api import budget_search
-from ranp_cli.api.session import silent
 from ranp_cli.core.example import Example
 from ranp_cli.core.numbers import shown
+from ranp_cli.core.progress import silent
 from ranp_cli.costs import timing
 from ranp_cli.costs.budget import limit
 from ranp_cli.graph.analyse import analyse

@@ -13,6 +13,7 @@ from torch import nn
 from ...core.contexts import labels_on_cpu, seeded
 from ...core.errors import BadInput
 from ...core.example import Example, as_example
+from ...core.progress import Progress
 from ...core.spelling import Word, spelled
 from ...costs.timing import Ground
 from ...graph.analyse import cost_of, trace_costs
@@ -29,7 +30,7 @@ from ..importances import gradient_setup, importances
 from ..layer_times import layer_seconds
 from ..options import GradientOptions, InputOptions, LayerOptions, ModelOptions
 from ..ranking import agreement_of
-from ..session import Progress, Session, first_batch
+from ..session import Session, first_batch
 from ..settle import settle
 from ..taken import Chosen
 from .rows import Entry, Level, Table, shuffled

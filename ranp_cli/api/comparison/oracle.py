@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...core.errors import BadInput
+from ...core.progress import Progress
 from ...core.spelling import spelled
 from ...graph.graph import Graph
 from ...pruning.methods import unit_values, weigh
@@ -17,7 +18,6 @@ from ...scoring.criteria import CRITERIA
 from ..importances import importances
 from ..options import GradientOptions
 from ..results import Scores
-from ..session import Progress
 from .bench import Bench
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...core.contexts import seeded
 from ...core.copies import replicate
 from ...core.errors import USER_EXCEPTIONS, BadInput, FitsInterrupted, in_words, nearest
+from ...core.progress import Progress, silent
 from ...core.spelling import spelled
 from ...graph.analyse import trace_costs
 from ...io.losses import loss_name
@@ -25,7 +26,6 @@ from ...io.user_code import named as named_object
 from ...pruning.initial_weights import initialise
 from ...reporting.report import Report
 from ...scoring.distributed import WorkerGroup
-from ..session import Progress, silent
 from .bench import Bench, Subject, merged
 from .cells import Cells, Key, key_of, named
 from .matching import cut
