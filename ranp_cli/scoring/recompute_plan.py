@@ -185,7 +185,11 @@ class Planner:
             return self.tried(FREE)
         excess, ways = self.tried(FREE).peak - bound, self.ways()[2:]
         ways = [way for way in ways if sum(size for price, size in self.prices if price <= (way[0] or 0)) >= excess]
-        low, high, found = 0, len(ways), None  # none before `low` will do; that at `high` does, or computes too much again
+        low, high, found = (
+            0,
+            len(ways),
+            None,
+        )  # none before `low` will do; that at `high` does, or computes too much again
         known = [at for at, way in enumerate(ways) if way in self._plans]
         probes = [*known, 0, len(ways) - 1]  # most often the first will do, or none
         while low < high:
