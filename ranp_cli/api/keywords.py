@@ -128,6 +128,7 @@ class CompareKeywords(
     GradientKeywords,
     LayerKeywords,
     InputKeywords,
+    StepKeywords,
     ProbeKeywords,
     OracleKeywords,
     total=False,

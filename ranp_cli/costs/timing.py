@@ -349,11 +349,15 @@ class Benchmark:
 
     def speed(self, found: Timings, *sides: str) -> dict[str, Any]:
         """The `speed` of the report; `sides` names the networks "before" or "after"."""
+        return self.about(found.repeats) | times(found, sides)
+
+    def about(self, repeats: int) -> dict[str, Any]:
+        """What forward passes were timed on, as the report has it."""
         runtime = self.ground.runtime
         about = {**self.ground.about(), "runtime": runtime.name, "runtime_version": runtime.version()}
         if runtime.name != "torch":
             about["max_rel_error"] = self.error
-        return about | {"samples": self.example.samples, "repeats": found.repeats} | times(found, sides)
+        return about | {"samples": self.example.samples, "repeats": repeats}
 
     def pair(
         self, model: nn.Module, slim: nn.Module, races: Mapping[str, Timings], macs: Sequence[int], training: bool

@@ -119,6 +119,8 @@ def speed_block(report: dict[str, Any], page: Terminal) -> list:
     if not speed:
         return []
     rows = timings(speed)
+    if not rows:  # of `compare`, whose rows have their own
+        return []
     columns = [Column("measured time", column_cells(t.name for t in rows))]
     for side in SIDES:
         texts = [duration(t.seconds[side]) if side in t.seconds else "" for t in rows]
