@@ -132,6 +132,9 @@ class OpNetwork(nn.Module):
             x if k == self.at else map_tensors(a, lambda t: next(held) if t.is_floating_point() else t)
             for k, a in enumerate(self.given)
         ]
+        if torch.is_autocast_enabled(x.device.type) and self.func is torch.ops.aten.convolution.default:
+            # what autocast casts is the call that users make (`conv3d`), not this op
+            args = [map_tensors(a, lambda t: t.to(torch.get_autocast_dtype(x.device.type))) for a in args]
         return self.func(*args, **self.named)
 
 
