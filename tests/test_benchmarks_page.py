@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks import oracle, oracle_tables, paper_rows, paper_tables, runtimes
+from benchmarks import oracle, oracle_tables, paper_rows, paper_tables, planning, runtimes
 from benchmarks.page import RESULTS, SCRIPTS, SECTION, Lines, put, stamped
 
 from ranp_cli.api.comparison.over_seeds import summary
@@ -261,3 +261,8 @@ def test_own_time_adds_up():
     assert [line.split(" | ")[-1] for line in lines_of(runtimes.own_markdown(found, "a machine"))] == [
         "1.00 |", "1.50 |", "0.50 |", "3.00 |",
     ]  # fmt: skip
+
+
+def test_planning_is_set_against_the_scoring_that_it_plans():
+    text = planning.markdown({"a network": {"plain": 0.3, "low": 0.9, "plan": 0.1, "left": 0.5}}, "a machine")
+    assert lines_of(text) == ["| a network | 0.30 s | 0.80 s | 50% | 0.10 s | 12% | 3% |"]

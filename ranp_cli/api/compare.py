@@ -21,6 +21,7 @@ from .comparison.oracle import correlations
 from .comparison.over_seeds import joined, mark_best
 from .comparison.result import Comparison
 from .comparison.rows import DEFAULT, Table, table_of
+from .comparison.times import RowTimes, check_timed
 from .comparison.training import Fit, Training
 from .options import (
     COMPARE,
@@ -31,6 +32,7 @@ from .options import (
     ModelOptions,
     OracleOptions,
     ProbeOptions,
+    StepOptions,
 )
 from .probe import Probing
 from .session import check_choices
@@ -89,6 +91,9 @@ def compare(
         oracle: also remove every unit on its own, and lay the rank correlation of every criterion with the change of the loss beside
             each other: the report's part `oracle`. One forward pass a unit and mini-batch.
         oracle_scores: likewise, with what `score` returned or saved for the criterion `oracle`.
+        time: also measure a forward pass of each row's network, turn by turn with the dense one; a row then has the part `speed`.
+        runtime, threads: of what is timed, for `time` and for the method `ranp-latency`.
+        batch_size: samples of what `time` measures.
         distributed: this process is one of torchrun's, and trains its share of the cells; all return the whole table.
         batches: as for `prune`.
 
@@ -117,6 +122,7 @@ def compare(
     if width_arg is not None:
         full_width(subject)
     check_fit(fitted, cells, distributed, subject)
+    check_timed(subject, is_trained)
     probing = Probing.of(chosen[ProbeOptions], None, None, chosen[GradientOptions])
     if probing is not None and is_trained:
         raise BadInput(
@@ -219,11 +225,12 @@ def header(bench: Bench, fit: str, init: str) -> dict[str, Any]:
 
 
 def counted(bench: Bench, probing: Probing | None, progress: Progress) -> list[dict[str, Any]]:
-    """The rows, without a fit; each with its probe, where one was asked for."""
+    """The rows, without a fit; each with its probe and its time, where they were asked for."""
     if probing is not None:
         bench.source.hold = probing.plan.kept
     bench.score(progress)
     plan = bench.subject.table.rows
+    times = RowTimes(bench) if bench.subject.options[StepOptions].time else None
     rows = []
     with progress("comparing", len(plan)) as advance:
         for e, level in plan:
@@ -231,8 +238,12 @@ def counted(bench: Bench, probing: Probing | None, progress: Progress) -> list[d
             if probing is not None:
                 part = probing.run(bench.session, found.network, bench.source, silent)
                 found.row["probe"] = {key: value for key, value in part.items() if key != "seconds"}
+            if times is not None:
+                times.add(found)
             rows.append(found.row)
             advance()
+    if times is not None and rows:
+        bench.report.parts["speed"] = times.about(rows)
     return rows
 
 

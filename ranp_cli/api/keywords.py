@@ -104,17 +104,7 @@ class ScoreKeywords(ModelKeywords, GradientKeywords, LongRunKeywords, total=Fals
     pass
 
 
-class PruneKeywords(
-    ModelKeywords,
-    GradientKeywords,
-    MethodKeywords,
-    LayerKeywords,
-    InputKeywords,
-    StepKeywords,
-    ProbeKeywords,
-    RoundKeywords,
-    total=False,
-):
+class PruneKeywords(ModelKeywords, GradientKeywords, MethodKeywords, LayerKeywords, InputKeywords, StepKeywords, ProbeKeywords, RoundKeywords, total=False):
     pass
 
 
@@ -122,16 +112,7 @@ class RefineKeywords(ModelKeywords, InputKeywords, total=False):
     pass
 
 
-class CompareKeywords(
-    FitKeywords,
-    ModelKeywords,
-    GradientKeywords,
-    LayerKeywords,
-    InputKeywords,
-    ProbeKeywords,
-    OracleKeywords,
-    total=False,
-):
+class CompareKeywords(FitKeywords, ModelKeywords, GradientKeywords, LayerKeywords, InputKeywords, StepKeywords, ProbeKeywords, OracleKeywords, total=False):
     pass
 
 

@@ -304,7 +304,17 @@ PRUNE = Keywords(
     ModelOptions, GradientOptions, MethodOptions, LayerOptions, InputOptions, StepOptions, ProbeOptions, RoundOptions
 )
 REFINE = Keywords(ModelOptions, InputOptions)
-COMPARE = Keywords(FitOptions, ModelOptions, GradientOptions, LayerOptions, InputOptions, ProbeOptions, OracleOptions)
+COMPARE = Keywords(
+    FitOptions,
+    ModelOptions,
+    GradientOptions,
+    LayerOptions,
+    InputOptions,
+    StepOptions,
+    ProbeOptions,
+    OracleOptions,
+    without=("optimizer", "amp"),
+)
 PROFILE = Keywords(ModelOptions, StepOptions)
 PRUNER = Keywords(
     WhileTrainingOptions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from ..core.example import Example
     from ..costs.timing import Ground
     from .keywords import ProfileKeywords
+
+OF_MACHINE = ("peak_macs_per_s", "copy_bytes_per_s")  # of what is measured of a layer: the same for both networks
 
 
 @PROFILE
@@ -49,7 +52,7 @@ def profile(
         inputs: shape(s) of the input such as `(1, 1, 64, 64, 64)`, a tensor, or a tuple of tensors; guessed when missing.
         other: a second model; the report then has both, side by side.
         optimizer, batch_size: of the training step whose memory is estimated (`sgd`, and the samples of the input).
-        time: also run the networks on `device`, and say how long a forward pass takes, and of one network also
+        time: also run the networks on `device`, and say how long a forward pass takes, and
             why each layer takes its time: its multiply-adds a second beside this machine's best, and what makes it slow.
         tree: list every module (report part `modules`) with its own parameters, multiply-adds, output elements and bytes
             saved for the backward pass.
@@ -182,18 +185,18 @@ class Counting:
             speed = self.report.parts["speed"] = stand.speed(stand.forward(*models), *sides)
             if found := recommended(stand, models[-1]):
                 speed["recommended"] = found
-            if len(models) == 1:
-                self._explain(models[0], examples[0], ground)
+            self._explain(models, examples[0], ground)
 
-    def _explain(self, model: nn.Module, example: Example, ground: Ground) -> None:
-        """Write to the rows of the layers why they take their time; a note where one does not run by itself."""
+    def _explain(self, models: Sequence[nn.Module], example: Example, ground: Ground) -> None:
+        """Write to the rows of the layers why they take their time, in both networks; a note where one does not run by itself."""
         from ..core.progress import silent
         from ..costs.peaks import explained
         from ..graph.analyse import trace_costs
 
         parts = self.report.parts
         try:
-            why = explained(list(trace_costs(model, example).layers.values()), ground, silent)
+            networks = [list(trace_costs(model, example).layers.values()) for model in models]
+            first, *second = explained(networks, ground, silent)
         except BadInput as error:
             parts["notes"] = [
                 *parts.get("notes", []),
@@ -201,7 +204,11 @@ class Counting:
             ]
             return
         for row in parts["layers"]:
-            row |= why.get(row["name"], {})
+            row |= first.get(row["name"], {})
+            for why in second:
+                later = why.get(row["name"], {})
+                row |= {key: later[key] for key in OF_MACHINE if key in later}
+                row |= {f"{key}_after": value for key, value in later.items() if key not in OF_MACHINE}
 
     def _slim_file(self, path: str, inputs: Any) -> dict[str, Any]:
         file = TensorFile.read(path)

@@ -40,7 +40,7 @@ def floor_part(session: Session, graph: Graph, chosen: Selection, costing: Costi
     }
     flags = graph.flags(alone)
     slim, _ = slim_model(session.model, graph, flags)
-    ran = check_runs(slim, graph, flags)
+    ran = check_runs(slim, graph, flags, training=False)
     if isinstance(ran, SlimRun):  # else the code of the model does not take it, and nothing is known of its cost
         costs, after = costing.counts(slim, ran), session.report.parts["after"]
         part["cost"] = {key: after[key] - costs[key] for key in COSTS}

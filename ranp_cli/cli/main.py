@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from ..core.atomic import what_was_written
+from ..core.start_up import own_process, uncollected
 from .process import (
     ignore_signal_handlers,
     install_signal_handlers,
@@ -20,8 +21,10 @@ def main() -> None:
     """Run the command line and leave with its exit code."""
     open_standard_streams()
     install_signal_handlers()
+    own_process()
     try:
-        from .commands import run
+        with uncollected():
+            from .commands import run
 
         code = run(sys.argv[1:])
     except KeyboardInterrupt:  # while an error was shown

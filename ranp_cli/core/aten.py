@@ -49,6 +49,7 @@ def writes(func: Any, k: int) -> bool:
     return bool(info and info.is_write)
 
 
+@cache
 def writes_any(func: Any) -> bool:
     """Does the op write to one of its arguments?"""
     return any(a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments)

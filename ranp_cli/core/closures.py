@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from functools import partial
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
@@ -33,7 +33,8 @@ def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     inside = {id(part) for module in model.modules() for part in (module, *module.parameters(False))}
     hooks = {id(hook) for module in model.modules() for kind in HOOKS for hook in vars(module).get(kind, {}).values()}
     bound = []
-    for where, function in functions_of(model):
+    functions, histories = kept_in(model)
+    for where, function in functions:
         names = shared_globals(function, model, inside) if id(function) in hooks else {}
         if names or any(holds(value, inside) for value in held_by(function)):
             cells = tuple(CellType() for _ in function.__closure__ or ())
@@ -41,10 +42,12 @@ def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
             new = FunctionType(function.__code__, spaces, function.__name__, None, cells)
             bound.append((where, function, new, names))
             memo[id(function)] = new
-    for t in tensors_kept(model):
+    for t in histories:
         memo.setdefault(id(t), t.detach().clone())
     weak = [found for module in model.modules() for found in weak_references(module, model)]
     memo.update({id(vars(module)[key]): None for module, key, _, _ in weak})
+    for module in model.modules():  # `copy.deepcopy` takes ten times as long to copy nothing
+        memo.update({id(value): type(value)() for value in vars(module).values() if is_empty(value)})
     result = deep_copy(model, memo)
     for module, key, kind, target in weak:
         vars(memo[id(module)])[key] = kind(memo[id(target)])
@@ -63,16 +66,28 @@ def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     return result
 
 
-def functions_of(model: nn.Module) -> list[tuple[str, FunctionType]]:
-    """(where it is kept, function) of all functions that the model's modules keep as attributes, in hooks or in containers."""
+def kept_in(model: nn.Module) -> tuple[list[tuple[str, FunctionType]], list[Tensor]]:
+    """What the model's modules keep as attributes, in hooks or in containers: (where, function), and tensors with a history.
+
+    Such tensors, as hooks keep them of activations, refuse to be copied.
+    """
     seen: dict[int, Any] = {}
-    found = []
+    functions, histories = [], []
     for name, module in model.named_modules():
         for key, value in vars(module).items():
+            if type(value) in PLAIN or is_empty(value):
+                continue
             for part in reached(value, seen):
                 if isinstance(part, FunctionType):
-                    found.append((f"{name}.{key}" if name else key, part))
-    return found
+                    functions.append((f"{name}.{key}" if name else key, part))
+                elif isinstance(part, Tensor) and not part.is_leaf:
+                    histories.append(part)
+    return functions, histories
+
+
+def is_empty(value: Any) -> bool:
+    """Whether it is a container of Python's own with nothing in it, as most of a module's attributes are: of hooks, of buffers."""
+    return type(value) in (OrderedDict, dict, list, set) and not value
 
 
 def reached(value: Any, seen: dict[int, Any]) -> Iterator[Any]:
@@ -168,13 +183,6 @@ def copied(value: Any, memo: dict[int, Any], inside: set[int], where: str) -> An
             "take it off the model before pruning (a hook: handle.remove())",
             whole=True,
         ) from error
-
-
-def tensors_kept(model: nn.Module) -> list[Tensor]:
-    """Tensors with a history that modules keep in containers, as hooks do with activations; they refuse to be copied."""
-    seen: dict[int, Any] = {}
-    parts = (part for module in model.modules() for value in vars(module).values() for part in reached(value, seen))
-    return [part for part in parts if isinstance(part, Tensor) and not part.is_leaf]
 
 
 def place_of(function: FunctionType) -> str:

@@ -151,7 +151,7 @@ def _copy_of(model: nn.Module, cast: Autocast | None, training: bool, amp: bool)
 def _meter_of(network: nn.Module, inputs: Iterable[Tensor], on_cpu: bool) -> Meter:
     """A meter that knows what is there before the network runs."""
     owners = {id(p): name for name, m in network.named_modules() for p in m.parameters(False)}
-    meter = Meter({id(m): name for name, m in network.named_modules()}, owners, on_cpu=on_cpu)
+    meter = Meter({id(m): name for name, m in network.named_modules()}, owners, on_cpu=on_cpu, known={})
     for t in (*(t for _, t in named_tensors(network)), *inputs):
         meter.know(t)
     return meter

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import accumulate
 from typing import Any
 
@@ -172,15 +173,36 @@ class Meter(TorchDispatchMode):
 
 def recalled(known: dict[Any, Any], func: Any, args: Any, kwargs: Any) -> Any:
     """The result of an op on meta tensors, as it was for others of their shapes: torch works out many in Python, slowly."""
-    if any(value.alias_info for value in (*func._schema.arguments, *func._schema.returns)):
+    if has_aliases(func):
         return func(*args, **kwargs)  # a view, or written over
-    tensors = tensors_in((args, kwargs))
-    key = func, repr(map_tensors((tuple(args), kwargs), lambda t: (t.shape, t.stride(), t.dtype)))
-    if key not in known or any(t.device.type != "meta" for t in tensors):
-        out = func(*args, **kwargs)
+    key = func, signature(args), signature(kwargs) if kwargs else ()
+    try:
+        found = known.get(key)
+    except TypeError:  # an argument that cannot be hashed
+        return func(*args, **kwargs)
+    if found is not None:
+        return map_tensors(found, empty_as)
+    out = func(*args, **kwargs)
+    if all(t.device.type == "meta" for t in tensors_in((args, kwargs))):  # of others the numbers may matter
         known[key] = map_tensors(out, empty_as)  # another, for this one's death is to be seen
-        return out
-    return map_tensors(known[key], empty_as)
+    return out
+
+
+@cache
+def has_aliases(func: Any) -> bool:
+    """Whether an op returns a view, or writes to what it is given."""
+    return any(value.alias_info for value in (*func._schema.arguments, *func._schema.returns))
+
+
+def signature(value: Any) -> Any:
+    """What the result of an op on meta tensors depends on; 1, 1.0 and True differ."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device.type
+    if isinstance(value, (list, tuple)):
+        return tuple(map(signature, value))
+    if isinstance(value, dict):
+        return tuple((key, signature(item)) for key, item in value.items())
+    return type(value), value
 
 
 def empty_as(t: Tensor) -> Tensor:
@@ -197,7 +219,12 @@ def as_laid_out(name: str, args: Any, out: Any) -> Any:
     x = args[0] if name == "aten.convolution" else args[1]
     if not is_channels_last(x):
         return out
-    layout = CHANNELS_LAST[x.ndim]
     if isinstance(out, Tensor):
-        return torch.empty_like(out, memory_format=layout)
-    return (None if out[0] is None else torch.empty_like(out[0], memory_format=layout), *out[1:])
+        return with_channels_last(out)
+    return (None if out[0] is None else with_channels_last(out[0]), *out[1:])
+
+
+def with_channels_last(t: Tensor) -> Tensor:
+    """`t` where its channels lie last already, else another tensor of which that is so."""
+    layout = CHANNELS_LAST[t.ndim]
+    return t if t.is_contiguous(memory_format=layout) else torch.empty_like(t, memory_format=layout)

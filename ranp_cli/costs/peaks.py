@@ -1,7 +1,7 @@
 """Why layers take their time: multiply-adds a second of each beside what this machine does at its best in that kind of op.
 
-The best is measured here and now, on the same threads and in the same runtime: one convolution, depthwise convolution or
-matrix product with enough to do, and the copy of a tensor that no cache holds.
+The best is measured here and now, on the same threads and in the same runtime: convolutions, depthwise convolutions or matrix
+products with enough to do, and the layers themselves, of which one may be faster; and the copy of a tensor that no cache holds.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..core.progress import Progress
 from ..core.tensors import tensors_in
 from ..graph.graph import Layer
+from .op_insides import Inside, inside_of
 from .runtimes import Torch
 from .timing import Ground, LayerOp, time_layers, time_ops
 
@@ -24,6 +25,7 @@ COPIED = 2**24  # elements of the tensor that is copied: 64 MiB
 SLOW = 0.5  # of the peak: below, a layer is slow and the reason is looked for
 NEAR = 0.5  # of the copy bandwidth: above, memory is what a layer waits for
 FEW = 16  # channels: fewer do not fill the vector units of a processor
+MANY = 0.2  # of a layer's time: above, copies are why it is slow
 SMALL = 5e-5  # seconds at the peak: below, starting the op takes longer than its work
 ROUNDS = 3
 
@@ -75,36 +77,59 @@ def best_op(kind: str, axes: int) -> tuple[LayerOp, int]:
     return LayerOp(kind, (aten.convolution.default, call, {})), weight.numel() * size**axes
 
 
-def explained(layers: Sequence[Layer], ground: Ground, progress: Progress) -> dict[str, dict[str, Any]]:
-    """Layer -> its time, its multiply-adds a second, the machine's peak for its kind, and why it is slow where it is."""
+def explained(
+    networks: Sequence[Sequence[Layer]], ground: Ground, progress: Progress
+) -> list[dict[str, dict[str, Any]]]:
+    """For each network: layer -> its time, its multiply-adds a second, the machine's peak for its kind, and why it is slow where it is.
+
+    The peak is the same for all networks: what one of their layers reaches, the machine can do.
+    """
+    layers = [layer for network in networks for layer in network]
     time_layers(layers, ground, progress)
     peaks = measured_peaks(layers, ground, progress)
-    rows: dict[str, dict[str, Any]] = {}
+    best = dict(peaks.macs)
     for layer in layers:
-        rate, peak = layer.macs / layer.seconds, peaks.macs[kind_of(layer)]
-        rows[layer.name] = {
-            "latency_ms": 1000 * layer.seconds,
-            "macs_per_s": rate,
-            "peak_macs_per_s": peak,
-            "bytes_per_s": bytes_of(layer) / layer.seconds,
-            "copy_bytes_per_s": peaks.copy,
-        }
-        if why := why_slow(layer, peaks):
-            rows[layer.name]["slow"] = why
-    return rows
+        best[kind_of(layer)] = max(best[kind_of(layer)], layer.macs / layer.seconds)
+    peaks = Peaks(best, peaks.copy)
+    insides: dict[str, Inside | None] = {}
+    found = []
+    for network in networks:
+        rows: dict[str, dict[str, Any]] = {}
+        for layer in network:
+            peak = peaks.macs[kind_of(layer)]
+            rows[layer.name] = {
+                "latency_ms": 1000 * layer.seconds,
+                "macs_per_s": layer.macs / layer.seconds,
+                "peak_macs_per_s": peak,
+                "bytes_per_s": bytes_of(layer) / layer.seconds,
+                "copy_bytes_per_s": peaks.copy,
+            }
+            if is_slow(layer, peaks):
+                op = LayerOp(layer.name, layer.calls[0][0])
+                if op.key not in insides:
+                    insides[op.key] = inside_of(op, ground)
+                rows[layer.name]["slow"] = why_slow(layer, peaks, insides[op.key])
+        found.append(rows)
+    return found
 
 
-def why_slow(layer: Layer, peaks: Peaks) -> str:
-    """Why a layer stays below half of the peak of its kind; nothing where it does not."""
-    peak = peaks.macs[kind_of(layer)]
-    if layer.macs / layer.seconds >= SLOW * peak:
-        return ""
+def is_slow(layer: Layer, peaks: Peaks) -> bool:
+    """Whether a layer stays below half of the peak of its kind."""
+    return layer.macs / layer.seconds < SLOW * peaks.macs[kind_of(layer)]
+
+
+def why_slow(layer: Layer, peaks: Peaks, inside: Inside | None = None) -> str:
+    """Why a slow layer is slow: what was seen inside of its op first, then what its numbers say."""
+    if inside is not None and inside.copies >= MANY:
+        return f"layout copies ({inside.copies:.0%})"
     if bytes_of(layer) / layer.seconds >= NEAR * peaks.copy:
         return "memory-bound"
-    if layer.macs / peak < SMALL:
+    if layer.macs / peaks.macs[kind_of(layer)] < SMALL:
         return "small"
     fewest = min(channels_of(layer))
-    return f"few channels ({fewest})" if fewest < FEW else "reason unknown"
+    if fewest < FEW:
+        return f"few channels ({fewest})"
+    return "plain kernel" if inside is not None and inside.is_plain else "reason unknown"
 
 
 def channels_of(layer: Layer) -> tuple[int, int]:

@@ -136,6 +136,9 @@ class OpNetwork(nn.Module):
             x if k == self.at else map_tensors(a, lambda t: next(held) if t.is_floating_point() else t)
             for k, a in enumerate(self.given)
         ]
+        if torch.is_autocast_enabled(x.device.type) and self.func is torch.ops.aten.convolution.default:
+            # what autocast casts is the call that users make (`conv3d`), not this op
+            args = [map_tensors(a, lambda t: t.to(torch.get_autocast_dtype(x.device.type))) for a in args]
         return self.func(*args, **self.named)
 
 
@@ -353,11 +356,15 @@ class Benchmark:
 
     def speed(self, found: Timings, *sides: str) -> dict[str, Any]:
         """The `speed` of the report; `sides` names the networks "before" or "after"."""
+        return self.about(found.repeats) | times(found, sides)
+
+    def about(self, repeats: int) -> dict[str, Any]:
+        """What forward passes were timed on, as the report has it."""
         runtime = self.ground.runtime
         about = {**self.ground.about(), "runtime": runtime.name, "runtime_version": runtime.version()}
         if runtime.name != "torch":
             about["max_rel_error"] = self.error
-        return about | {"samples": self.example.samples, "repeats": found.repeats} | times(found, sides)
+        return about | {"samples": self.example.samples, "repeats": repeats}
 
     def pair(
         self, model: nn.Module, slim: nn.Module, races: Mapping[str, Timings], macs: Sequence[int], training: bool

@@ -28,7 +28,7 @@ from ..core.contexts import each
 from ..core.errors import RuleFailure
 from ..core.flops import flops_of
 from ..core.paths import is_ours
-from ..core.tensors import map_tensors
+from ..core.tensors import is_channels_last, map_tensors
 from ..rules import Rule
 from ..rules.labels import FIXED, Labels, LayerUse, Place, Ties, axes_of
 from .storage import Geometry, coordinates, geometry, reshaped
@@ -308,8 +308,10 @@ def batch_norm_on_meta(
     x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, *_: Any
 ) -> tuple[Any, ...]:
     """What `native_batch_norm` returns; torch's own decomposition takes a millisecond and more for each call."""
-    saved = x.new_empty(x.shape[1] if training else 0)
-    return torch.empty_like(x), saved, torch.empty_like(saved)
+    saved = [torch.empty(x.shape[1] if training else 0, dtype=x.dtype, device="meta") for _ in range(2)]
+    dense = x.is_contiguous() or is_channels_last(x)
+    y = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta") if dense else torch.empty_like(x)
+    return (y, *saved)
 
 
 def run_mixed(func: Any, args: Any, kwargs: Any) -> Any:

@@ -50,22 +50,26 @@ class SlimRun:
     layers: dict[tuple[str, int], Layer]
 
 
-def check_runs(slim: nn.Module, graph: Graph, stays: np.ndarray) -> SlimRun | HardCoded:
+def check_runs(slim: nn.Module, graph: Graph, stays: np.ndarray, training: bool = True) -> SlimRun | HardCoded:
     """Run the slim network's shadow in eval and in training mode, op by op beside the dense one.
 
     An op that raises, or whose result has not the sizes that the labels say, insists on a channel count.
+
+    Args:
+        training: False: in eval mode alone.
     """
     ties = Ties()
     slots: dict[str, LabelledParameter] = {
         name: make_slot(ties, name, tuple(t.shape)) for name, t in named_tensors(slim)
     }
     runs = []
-    for dense, training in ((graph.eval_run, False), (graph.train_run, True)):
+    for dense in (graph.eval_run, graph.train_run) if training else (graph.eval_run,):
+        is_training = dense is graph.train_run
         example = graph.example.with_batch(dense.samples)
         tracer = new_tracer(ties)
         error: BaseException | None = None
         try:
-            runs.append(trace_once(tracer, slim, example, slots, training, dense.real))
+            runs.append(trace_once(tracer, slim, example, slots, is_training, dense.real))
         except RuleFailure:
             raise
         except USER_EXCEPTIONS as raised:  # the user's code, on sizes that it may not expect
@@ -77,14 +81,14 @@ def check_runs(slim: nn.Module, graph: Graph, stays: np.ndarray) -> SlimRun | Ha
         what = "fixed in the code"
         if error is not None and at >= len(tracer.ops):
             what += f": {one_line(error, 120)}"
-        module, where = place_of(slim, example, training, dense.real, at)
+        module, where = place_of(slim, example, is_training, dense.real, at)
         ids = insisted_on(graph, dense.tracer, tracer, stays, at, None if found is None else found[1])
         if ids is None:
             raise VerificationFailed(
                 f"the slim network does not run: {error or 'a shape differs'} (at {where or 'unknown'})"
             )
         counts = counts_at(graph, dense.tracer, stays, at)
-        return HardCoded(ids, Reason(what, where), module, counts, (int(training), at))
+        return HardCoded(ids, Reason(what, where), module, counts, (int(is_training), at))
     return SlimRun(runs[0], {(layer.slot, layer.axis): layer for layer in find_layers(ties, slots, *runs)})
 
 

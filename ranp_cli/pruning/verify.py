@@ -280,15 +280,17 @@ def _at_size(graph: Graph, slim: nn.Module, full: Example, factor: int, whole: b
     small = shrink(full, factor, whole)
     if small is None:
         return []
-    tracers = [new_tracer(Ties()) for _ in range(2)]
     try:
-        for tracer, known in zip(tracers, (graph.eval_run, graph.train_run), strict=True):
+        for known in (graph.eval_run, graph.train_run):
+            tracer = new_tracer(Ties())
             trace_once(tracer, slim, small.with_batch(known.samples), {}, known is graph.train_run, known.real)
+            if known is graph.eval_run and _way(tracer) != _way(known.tracer):
+                return []
     except RuleFailure:
         raise
     except USER_EXCEPTIONS:  # too small for the network's strides
         return []
-    return [small] if _way(tracers[0]) == _way(graph.eval_run.tracer) else []
+    return [small]
 
 
 def _way(tracer: Tracer) -> tuple[list[str], set[str]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .speed import conditions
+
 RESOURCE_KEYS = {"macs": "macs", "mem": "activation_bytes", "params": "params"}  # of --match, and where a row has it
 RESOURCE_WORDS = {"macs": "multiply-adds", "mem": "activations", "params": "parameters"}
 
@@ -28,5 +30,9 @@ def captions_of(parts: dict[str, Any]) -> list[tuple[str, str]]:
         word = RESOURCE_WORDS[about["resource"]]
         found.append(
             ("width:", f"the same network with a smaller {about['argument']}, at most the {word} of {about['to']}")
+        )
+    if about := parts.get("speed"):
+        found.append(
+            ("speed-up:", f"of a forward pass, each network turn by turn with the dense one; {conditions(about)}")
         )
     return found

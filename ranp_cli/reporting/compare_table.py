@@ -10,6 +10,7 @@ from rich.text import Text
 from ..core.numbers import change_text, human, human_bytes
 from .compare_captions import captions_of
 from .facts import counted_on
+from .speed import duration, times_text
 from .terminal import Column, Terminal, column_cells, lay_out
 
 _COMPARED: list[tuple[str, str, Callable[[float], str]]] = [
@@ -29,6 +30,7 @@ def rows_table(report: dict[str, Any], page: Terminal) -> list[Text]:
         Column("sparsity", column_cells(f"{row['sparsity']['achieved']:.3f}" for row in rows)),
         *_accuracy(report, page),
         *_probe(rows),
+        *_speed(rows),
         Column("neurons", column_cells(f"{row['kept']:,}" for row in rows), drop=4),
     ]
     for key, label, write in _COMPARED:
@@ -54,6 +56,16 @@ def _probe(rows: list[dict[str, Any]]) -> list[Column]:
         return []
     lags = [row["probe"].get("lag") for row in rows]
     return [Column("probe's\nlag", column_cells("" if lag is None else f"{lag:.0%}" for lag in lags))]
+
+
+def _speed(rows: list[dict[str, Any]]) -> list[Column]:
+    """The time of a forward pass, and how many times as fast as the dense network it is; empty where nothing was timed."""
+    if not all("speed" in row for row in rows):
+        return []
+    return [
+        Column("forward", column_cells((duration(row["speed"]["seconds"]) for row in rows), "dim"), drop=5),
+        Column("speed-up", column_cells((times_text(row["speed"]["speedup"]) for row in rows), "green")),
+    ]
 
 
 def _accuracy(report: dict[str, Any], page: Terminal) -> list[Column]:

@@ -100,6 +100,10 @@ class LayerRow(TypedDict):
     bytes_per_s: NotRequired[float]  # read and written
     copy_bytes_per_s: NotRequired[float]  # of the machine
     slow: NotRequired[str]  # why it is below half of the peak
+    latency_ms_after: NotRequired[float]  # of the second network's layer, as are those below
+    macs_per_s_after: NotRequired[float]
+    bytes_per_s_after: NotRequired[float]
+    slow_after: NotRequired[str]
     importance_mean: NotRequired[float]
     importance_share: NotRequired[float]
     tau: NotRequired[float]

@@ -37,7 +37,7 @@ from .report_parts import (
     UnruledOp,
     Verified,
 )
-from .speed_parts import Rounding, Speed, TimeSearch
+from .speed_parts import Rounding, RowSpeed, Speed, TimeSearch
 
 
 class Summary(TypedDict):
@@ -89,6 +89,7 @@ class CutRow(TypedDict):
     matched: NotRequired[Matched]
     width: NotRequired[Width]
     probe: NotRequired[Probe]
+    speed: NotRequired[RowSpeed]
 
 
 class SeedRow(CutRow):

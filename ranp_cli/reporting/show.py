@@ -26,7 +26,7 @@ from .next_steps import next_steps
 from .oracle_table import oracle_table
 from .probe_text import probe_sentences
 from .rounds_table import rounds_table
-from .speed import achieved_text, duration, rounding_sentences, search_sentences, speed_block
+from .speed import achieved_text, duration, rounding_sentences, search_sentences, slow_sentences, speed_block
 from .terminal import Column, Terminal, column_cells, lay_out, plain_text, side_by_side
 from .trainability_text import floor_sentences
 from .training_text import training_sentences
@@ -79,7 +79,7 @@ def show_report(report: Report, console: Console, depth: int | None = None) -> N
     blocks = [_headline(report, page), *parts, _remarks(report, page)]
     for i, block in enumerate(filter(None, blocks)):
         for line in [Text()] * (i > 0) + block:
-            console.print(line, overflow=line.overflow or "fold", no_wrap=line.no_wrap)
+            console.print(line, overflow=line.overflow or "fold", no_wrap=line.no_wrap, crop=line.overflow != "ignore")
 
 
 def show_error(message: str, console: Console) -> None:
@@ -263,12 +263,14 @@ def _layers(report: Report, page: Terminal, depth: int | None) -> list[Text]:
         return Column(f"{title}\n{COUNT_UNITS[power]}".strip(), column_cells(texts), drop)
 
     def measured(title: str, key: str, form: str, drop: int) -> Column:
-        texts = ["" if row.get(key) is None else format(row[key], form) for row in rows]
+        sides = [[row[k] for k in (key, f"{key}_after") if row.get(k) is not None] for row in rows]
+        texts = [f" {arrow} ".join(format(value, form) for value in values) for values in sides]
         return Column(title, column_cells(texts, "dim"), drop)
 
+    arrow = page.glyphs.arrow
     known = [None not in (row.get("kept"), row.get("neurons")) for row in rows]
     bars = [page.bar(row["kept"], row["neurons"]) if ok else "" for row, ok in zip(rows, known, strict=True)]
-    arrow = page.glyphs.arrow
+    rates = [achieved_text(row, arrow) for row in rows]
     head, body, rule = lay_out(
         [
             Column("layer", column_cells(page.clean(row["name"]) for row in rows)),
@@ -281,7 +283,7 @@ def _layers(report: Report, page: Terminal, depth: int | None) -> list[Text]:
             measured("share", "importance_share", ".3f", 5),
             measured("tau", "tau", ".3f", 6),
             measured("latency\nms", "latency_ms", ".3g", 5),
-            Column("multiply-adds/s\nG", column_cells((achieved_text(row) for row in rows), "dim"), drop=3, left=True),
+            Column("multiply-adds/s\nG, of the best", column_cells(rates, "dim"), drop=1, left=True),
             Column("", [Text(row["mark"], "dim" if row["mark"] == "fixed" else "yellow") for row in rows], left=True),
         ],
         page,
@@ -319,6 +321,7 @@ def _sentences(report: Report) -> Iterator[tuple[str, str, str]]:
         yield "budget:", "green", f"{each['kind']}={each['limit']}: {write(each['after']).strip()}, {share}"
     yield from rounding_sentences(report)
     yield from search_sentences(report)
+    yield from slow_sentences(report)
     for side, about in report.get("memory", {}).items():
         if side == "after" or "after" not in report:
             yield from training_sentences(about)

@@ -93,12 +93,27 @@ def search_sentences(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]
     )
 
 
-def achieved_text(row: Mapping[str, Any]) -> str:
-    """`12.3 of 38.0 G: few channels (4)`: multiply-adds a second, the machine's best, and why a layer is slow."""
-    if "macs_per_s" not in row:
+def achieved_text(row: Mapping[str, Any], arrow: str) -> str:
+    """`12.3 of 38.0: few channels (4)`, `12.3 -> 9.1 of 38.0: ...`: multiply-adds a second, the best, and why the (slim) layer is slow."""
+    rates = [f"{row[key] / 1e9:.1f}" for key in ("macs_per_s", "macs_per_s_after") if key in row]
+    if not rates:
         return ""
-    slow = f": {row['slow']}" if "slow" in row else ""
-    return f"{row['macs_per_s'] / 1e9:.1f} of {row['peak_macs_per_s'] / 1e9:.1f}{slow}"
+    slow = row.get("slow_after" if "macs_per_s_after" in row else "slow")
+    return f"{f' {arrow} '.join(rates)} of {row['peak_macs_per_s'] / 1e9:.1f}{f': {slow}' if slow else ''}"
+
+
+WHY_SLOW = {  # what stands in the table, and what it means
+    "layout copies": "the share of the op's time in which torch copies its tensors into another order of the axes, or another dtype",
+    "plain kernel": "loops of torch's own, which it takes for a single sample on one thread where oneDNN's kernels would be faster",
+}
+
+
+def slow_sentences(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What the reasons that stand in the table of layers mean, where their names do not say it."""
+    shown = [row.get("slow_after" if "macs_per_s_after" in row else "slow", "") for row in report.get("layers", ())]
+    for name, meaning in WHY_SLOW.items():
+        if any(text.startswith(name) for text in shown):
+            yield f"{name}:", "bold", meaning
 
 
 def duration(value: float) -> str:
@@ -119,6 +134,8 @@ def speed_block(report: dict[str, Any], page: Terminal) -> list:
     if not speed:
         return []
     rows = timings(speed)
+    if not rows:  # of `compare`, whose rows have their own
+        return []
     columns = [Column("measured time", column_cells(t.name for t in rows))]
     for side in SIDES:
         texts = [duration(t.seconds[side]) if side in t.seconds else "" for t in rows]

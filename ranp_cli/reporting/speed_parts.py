@@ -44,6 +44,15 @@ class Speed(TypedDict):
     recommended: NotRequired[list[Recommended]]
 
 
+class RowSpeed(TypedDict):
+    """A forward pass of a row of `compare`, and of the dense network in the same turns."""
+
+    seconds: float
+    dense_s: float
+    speedup: float
+    repeats: int
+
+
 class Rounded(TypedDict):
     """A network whose layers keep multiples of so many neurons."""
 

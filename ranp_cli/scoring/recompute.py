@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from .. import rules
-from ..core.aten import costs_nothing, op_name
+from ..core.aten import costs_nothing, op_name, writes_any
 from ..core.contexts import each
 from ..core.flops import flops_of, formula_of
 from ..core.tensors import map_tensors
@@ -157,7 +157,7 @@ class Recompute(TorchDispatchMode):
                 return _in_two(func, args)
             with under(cast):
                 return func(*args, **kwargs)
-        written = list(each(Tensor, written_by(func, args, kwargs)))
+        written = list(each(Tensor, written_by(func, args, kwargs))) if writes_any(func) else []
         for t in written:
             self._rescue(t.untyped_storage()._cdata)
         ins = {t.untyped_storage()._cdata for t in each(Tensor, args, kwargs)}
@@ -238,7 +238,10 @@ class Recompute(TorchDispatchMode):
         return any(self._place - CLOSE <= place < self._place for place in recipe.asked)
 
     def _see(self, view: View) -> Tensor:
-        return self._make(view.recipe).as_strided(view.size, view.stride, view.offset)
+        made = self._make(view.recipe)
+        if made.shape == view.size and made.stride() == view.stride and made.storage_offset() == view.offset:
+            return made
+        return made.as_strided(view.size, view.stride, view.offset)
 
     def _make(self, recipe: Recipe) -> Tensor:
         """The storage of a recipe, as one tensor."""

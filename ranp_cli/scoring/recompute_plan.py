@@ -30,11 +30,15 @@ from .memory_format import ConvolutionOverrides
 from .precision import HALF, cast, cast_batch, to_float32
 from .recompute import COSTLY, Recompute
 
+Way = tuple[float | None, int]  # what is cheap (None: nothing is computed twice), and costly ops in a recipe at most
+PLAIN, FREE = (None, 1), (0.0, 1)  # nothing is computed twice; what multiplies nothing is
+
 LEVELS = 6  # between nothing that multiplies and everything, of what is computed twice
 COSTLY_OPS = 1, 2  # costly ops that a recipe has at most
 TWICE = 1.0  # of the multiply-adds of a forward pass, at most so many are done again
 NEAR = 1.02  # a peak within 2 % of the least is as good
 SAME = 0.01  # relative tolerance within which two peak estimates count as equal
+WITHIN = 0.7  # of a plain pass without gradients: no pass that computes nothing twice has a lower peak (another layout saves an eighth)
 SHARE = 0.5  # of the peak of a plain pass: what is asked for where nobody names a limit
 
 
@@ -86,6 +90,7 @@ class Planner:
         everything = {id(t): t for t in (*self.held, *tensors_in(self.inputs))}
         self.always = sum(t.numel() * t.element_size() for t in everything.values())
         self.prices: list[tuple[float, int]] = []
+        self._plans: dict[Way, RecomputePlan] = {}
         self._known: dict[Any, Any] = {}
         plain = self._plain()
         self.plain, self.born = self.always + plain.peak, sum(birth.size for birth in plain.births)
@@ -142,7 +147,7 @@ class Planner:
         finally:
             for hook in hooks:
                 hook.remove()
-        self.prices = again.prices
+        self.prices = again.prices or self.prices
         return RecomputePlan(
             max_macs_per_element,
             self.always + meter.peak,
@@ -151,17 +156,51 @@ class Planner:
             again.macs_again / max(1, again.macs),
         )
 
-    def plans(self) -> Iterator[RecomputePlan]:
+    def tried(self, way: Way) -> RecomputePlan:
+        """The plan of a way, measured once."""
+        if way not in self._plans:
+            self._plans[way] = self.measure(*way)
+        return self._plans[way]
+
+    def ways(self) -> list[Way]:
         """From those that compute little again, if anything, to those that compute much."""
-        yield self.measure(None)
-        yield self.measure(0)
+        self.tried(FREE)  # which tells the prices
         levels = steps(self.prices)
-        for max_costly_ops in COSTLY_OPS:
-            for most in levels:
-                if max_costly_ops == 1 or most > COSTLY:
-                    plan = self.measure(most, max_costly_ops)
-                    if plan.again <= TWICE:
-                        yield plan
+        return [PLAIN, FREE, *((most, n) for n in COSTLY_OPS for most in levels if n == 1 or most > COSTLY)]
+
+    def plans(self) -> Iterator[RecomputePlan]:
+        """Those of all ways, but for such as compute too much again."""
+        return (plan for plan in map(self.tried, self.ways()) if plan.again <= TWICE)
+
+    def first(self, bound: int) -> RecomputePlan | None:
+        """The plan that computes least again with a peak of at most `bound`, from few measurements.
+
+        A way that makes so many bytes again can save no more than these, and computing nothing twice little more than the
+        gradients: what cannot do is not tried. Beyond that peaks are taken to fall from way to way.
+        """
+        gradients = sum(w.numel() * w.element_size() for w in self.weights)
+        if WITHIN * (self.plain - gradients) <= bound and self.tried(PLAIN).peak <= bound:
+            return self.tried(PLAIN)
+        if self.tried(FREE).peak <= bound:
+            return self.tried(FREE)
+        excess, ways = self.tried(FREE).peak - bound, self.ways()[2:]
+        ways = [way for way in ways if sum(size for price, size in self.prices if price <= (way[0] or 0)) >= excess]
+        found = None
+        low, high = 0, len(ways)  # none before `low` will do; that at `high` does, or computes too much again
+        known = [at for at, way in enumerate(ways) if way in self._plans]
+        probes = [*known, 0, len(ways) - 1]  # most often the first will do, or none
+        while low < high:
+            at = probes.pop(0) if probes else (low + high) // 2
+            if not low <= at < high:
+                continue
+            plan = self.tried(ways[at])
+            if plan.again > TWICE:
+                high = at
+            elif plan.peak <= bound:
+                high, found = at, plan
+            else:
+                low = at + 1
+        return found
 
     def plan(self, limit: int | None) -> RecomputePlan:
         """The first plan that keeps to the limit.
@@ -170,18 +209,20 @@ class Planner:
         closest, when none keeps to the limit.
         """
         bound = int(SHARE * self.plain) if limit is None else limit
-        plans: list[RecomputePlan] = []
-        for plan in self.plans():
-            if plan.peak <= bound:
+        if found := self.first(bound):
+            return found
+        if limit is None:
+            lowest = min(plan.peak for plan in self._plans.values() if plan.again <= TWICE)
+            near = self.first(int(NEAR * lowest))
+            assert near is not None  # the lowest itself is near it
+            return near
+        for plan in self.plans():  # where a peak rose from one way to the next
+            if plan.peak <= limit:
                 return plan
-            plans.append(plan)
-        best = min(plan.peak for plan in plans)
-        if limit is not None:
-            raise Infeasible(
-                f"a memory limit of {shown('train-mem', limit)} cannot be kept: scoring this mini-batch needs at least "
-                f"{shown('train-mem', best * 1.001)}; give that, or a smaller mini-batch"
-            )
-        return next(plan for plan in plans if plan.peak <= NEAR * best)
+        raise Infeasible(
+            f"a memory limit of {shown('train-mem', limit)} cannot be kept: scoring this mini-batch needs at least "
+            f"{shown('train-mem', self.least().peak * 1.001)}; give that, or a smaller mini-batch"
+        )
 
     def least(self) -> RecomputePlan:
         """The plan of the lowest peak."""

@@ -54,7 +54,8 @@ class Lines:
 SCRIPTS = {
     "paper rows": "paper_rows", "accuracy": "accuracy", "memory table": "memory", "memory in 16 bits": "memory",
     "memory on a GPU": "memory", "memory on a GPU in 16 bits": "memory",
-    "budget": "budget", "speed": "speed", "runtimes": "runtimes", "own time": "runtimes", "profilers": "profilers",
+    "budget": "budget", "speed": "speed", "runtimes": "runtimes", "latency budgets": "latency_budgets",
+    "own time": "runtimes", "planning": "planning", "profilers": "profilers",
     "scoring": "scoring", "scoring on a GPU": "scoring", "growth": "scoring",
     "zoo table": "zoo_table", "model lists": "model_lists", "nnunet step": "nnunet_step",
     "oracle correlations": "oracle", "oracle pruning": "oracle", "house": "house",

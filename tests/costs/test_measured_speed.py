@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import statistics
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 
 import ranp_cli as ranp
 from ranp_cli.cli import run
+from ranp_cli.core.errors import BadInput
 from ranp_cli.core.example import Example
 from ranp_cli.costs import timing
 from ranp_cli.reporting import show
@@ -144,6 +146,52 @@ def test_compare_has_a_row_by_latency(clock):
         "latency_ms"
         not in ranp.compare(chain(), batch(), sparsity=0.5, methods=["ranp-f"]).report.to_dict()["layers"][0]
     )
+
+
+def test_compare_times_each_row_beside_the_dense_network(clock):
+    clock(weights)
+    how = {"time": True, "runtime": "onnxruntime", "threads": 1, "batch_size": 1}
+    table = ranp.compare(net(), batch(), sparsity=[0.25, 0.5], methods=["full", "ranp-f"], **how)
+    dense = table.report.to_dict()["before"]["params"]
+    for row in table.rows:
+        speed = row["speed"]
+        assert (speed["seconds"], speed["dense_s"]) == pytest.approx((row["after"]["params"] * 1e-6, dense * 1e-6))
+        assert speed["speedup"] == pytest.approx(dense / row["after"]["params"])
+    speed = table.report.to_dict()["speed"]
+    assert (speed["runtime"], speed["threads"], speed["samples"]) == ("onnxruntime", 1, 1)
+    assert 0 < speed["max_rel_error"] < 1e-5  # it did run there
+    lines = table.csv().splitlines()
+    assert lines[0].endswith("forward_seconds,forward_dense_s,forward_speedup")
+    assert float(lines[-1].split(",")[-1]) == table.rows[-1]["speed"]["speedup"]
+    assert f"{table.rows[-1]['speed']['speedup']:.2f} x" in table.markdown()
+    assert "turn by turn with the dense one; onnxruntime" in table.markdown()
+
+
+def test_compare_ranks_by_latency_in_the_runtime_that_is_asked_for(clock, monkeypatch):
+    seen = set()
+
+    def seconds(op):
+        seen.add(type(op.run).__name__)
+        return 0.001
+
+    clock(seconds)
+    ranp.compare(chain(), batch(), sparsity=0.5, methods=["ranp-l"], runtime="onnxruntime")
+    assert seen
+    assert "NoneType" not in seen
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"runtime": "onnxruntime"}, "runtime='onnxruntime' is of what is timed, and nothing is; give time=True or"),
+        ({"threads": 2}, "threads=2 is of what is timed"),
+        ({"batch_size": 2}, "batch_size=2 is of what `time` measures"),
+        ({"time": True, "fit": lambda model, seed: 0.0}, "training changes no time"),
+    ],
+)
+def test_compare_refuses_what_would_time_nothing(options, says):
+    with pytest.raises(BadInput, match=re.escape(says)):
+        ranp.compare(net(), batch(), sparsity=0.5, methods=["ranp-f"], **options)
 
 
 # -- the command line

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
+from rich.console import Console
 from small_nets import CPU, chain
 from torch import nn
 
@@ -12,8 +15,12 @@ from ranp_cli.cli import run
 from ranp_cli.core.example import Example
 from ranp_cli.core.progress import silent
 from ranp_cli.costs import peaks, timing
-from ranp_cli.costs.peaks import Peaks, best_op, bytes_of, channels_of, kind_of, why_slow
+from ranp_cli.costs.op_insides import Inside, inside_of
+from ranp_cli.costs.peaks import Peaks, best_op, bytes_of, channels_of, is_slow, kind_of, why_slow
+from ranp_cli.costs.runtime_names import runtime_of
 from ranp_cli.graph.analyse import analyse
+from ranp_cli.reporting import show
+from ranp_cli.reporting.speed import achieved_text, slow_sentences
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,22 +55,27 @@ def test_kinds_channels_and_bytes():
 
 
 @pytest.mark.parametrize(
-    ("width", "size", "rate", "copy", "says"),
+    ("width", "size", "rate", "copy", "inside", "says"),
     [
-        (64, 16, 0.9, 1e12, ""),
-        (64, 16, 0.2, 1e12, "reason unknown"),
-        (64, 16, 0.2, 1e3, "memory-bound"),
-        (4, 64, 0.2, 1e12, "few channels (4)"),
-        (64, 1, 0.2, 1e12, "small"),
+        (64, 16, 0.9, 1e12, None, ""),
+        (64, 16, 0.2, 1e12, None, "reason unknown"),
+        (64, 16, 0.2, 1e12, Inside(0.1, False), "reason unknown"),
+        (64, 16, 0.2, 1e12, Inside(0.1, True), "plain kernel"),
+        (64, 16, 0.2, 1e3, Inside(0.1, True), "memory-bound"),
+        (64, 16, 0.2, 1e3, Inside(0.3, True), "layout copies (30%)"),
+        (4, 64, 0.2, 1e12, Inside(0.1, True), "few channels (4)"),
+        (64, 1, 0.2, 1e12, None, "small"),
     ],
 )
-def test_what_is_slow_is_named(width, size, rate, copy, says):
+def test_what_is_slow_is_named(width, size, rate, copy, inside, says):
     layer = layers_of(
         nn.Sequential(nn.Conv3d(width, width, 3, padding=1), nn.Conv3d(width, 1, 1)), 1, width, size, size, size
     )["0"]
     machine = Peaks({"convolution": 1e10}, copy)
     layer.seconds = layer.macs / (rate * 1e10)
-    assert why_slow(layer, machine) == says
+    assert is_slow(layer, machine) == bool(says)
+    if says:
+        assert why_slow(layer, machine, inside) == says
 
 
 @pytest.mark.parametrize(
@@ -90,7 +102,7 @@ def test_rates_are_multiply_adds_by_the_clock(clock):
     """Every op takes a millisecond."""
     clock(lambda op: 0.001)
     layers = list(layers_of(Kinds(), 1, 2, 8, 8, 8).values())
-    rows = peaks.explained(layers, timing.Ground(CPU), silent)
+    (rows,) = peaks.explained([layers], timing.Ground(CPU), silent)
     for layer in layers:
         row = rows[layer.name]
         assert row["macs_per_s"] == pytest.approx(layer.macs * 1000)
@@ -106,7 +118,42 @@ def test_profile_explains_each_layer(runtime, clock):
     assert all({"latency_ms", "macs_per_s", "peak_macs_per_s", "bytes_per_s"} <= set(row) for row in report["layers"])
     assert "macs_per_s" not in ranp.profile(chain(), (1, 1, 8, 8, 8)).to_dict()["layers"][0]
     pair = ranp.profile(chain(), (1, 1, 8, 8, 8), other=chain(), time=True, device="cpu").to_dict()
-    assert "macs_per_s" not in pair["layers"][0]
+    assert all(row["macs_per_s"] == row["macs_per_s_after"] for row in pair["layers"])
+    assert all({"latency_ms_after", "bytes_per_s_after"} <= set(row) for row in pair["layers"])
+
+
+def test_two_networks_have_one_peak_that_a_layer_can_raise(clock):
+    """The slim network's layers take a thousandth of the time: no kind of op is slower than its fastest layer."""
+    dense, slim = ([*layers_of(net, 1, 1, 8, 8, 8).values()] for net in (chain(), chain()))
+    keys = {timing.LayerOp("", call).key for layer in slim for call, _ in layer.calls}
+    clock(lambda op: 1e-9 if op.key in keys else 1e-3)
+    for rows in peaks.explained([dense, slim], timing.Ground(CPU), silent):
+        for row in rows.values():
+            assert row["peak_macs_per_s"] == pytest.approx(1e9 * max(layer.macs for layer in slim))
+
+
+def conv(channels: int) -> timing.LayerOp:
+    """A convolution of a single sample that ATen computes itself on one thread, as the sample's last layer is."""
+    layers = layers_of(
+        nn.Sequential(nn.Conv3d(channels, channels, 1), nn.Conv3d(channels, 6, 1)), 1, channels, 12, 12, 12
+    )
+    return timing.LayerOp("1", layers["1"].calls[0][0])
+
+
+def test_copies_are_seen_where_the_layout_is_not_the_kernels():
+    plain, last = (
+        inside_of(conv(64), timing.Ground(CPU, runtime_of(name), 1)) for name in ("torch", "torch-channels-last")
+    )
+    assert plain.is_plain
+    assert last.is_plain
+    assert last.copies > plain.copies
+    assert inside_of(conv(64), timing.Ground(CPU, runtime_of("onnxruntime"), 1)) is None
+
+
+def test_a_layer_runs_in_16_bits_where_the_network_does():
+    work = conv(16).inside(timing.Ground(CPU, runtime_of("torch-bf16"), 1))
+    with torch.no_grad():
+        assert [t.dtype for t in work()] == [torch.bfloat16]
 
 
 def test_it_is_shown(clock, capsys):
@@ -116,6 +163,37 @@ def test_it_is_shown(clock, capsys):
     out = capsys.readouterr().out
     assert "multiply-adds/s" in out
     assert "of 453.0: " in out  # 64 channels to 64, 27 weights, 16^3 positions, in a millisecond
+
+
+def test_the_slim_network_is_explained_and_reasons_are_told():
+    row = {
+        "name": "a",
+        "op": "conv3d",
+        "neurons": 8,
+        "kept": 4,
+        "macs_per_s": 5e10,
+        "macs_per_s_after": 1e10,
+        "peak_macs_per_s": 6e10,
+    }
+    assert (
+        achieved_text({**row, "slow": "small", "slow_after": "few channels (4)"}, "->")
+        == "50.0 -> 10.0 of 60.0: few channels (4)"
+    )
+    assert achieved_text({**row, "slow": "small"}, "->") == "50.0 -> 10.0 of 60.0"
+    assert achieved_text({"name": "a"}, "->") == ""
+    assert [label for label, _, _ in slow_sentences({"layers": [{**row, "slow_after": "layout copies (30%)"}]})] == [
+        "layout copies:"
+    ]
+    assert [*slow_sentences({"layers": [{**row, "slow": "plain kernel"}]})] == []
+
+
+def test_a_line_to_paste_is_printed_whole():
+    line = "with torch.autocast('cpu', torch.bfloat16): " + "y = model(x)  # " * 8
+    entry = {"of": "forward pass", "way": "bf16", "gain": 2.0, "max_rel_error": 0.01, "line": line}
+    speed = {"device": "cpu", "threads": 1, "samples": 1, "repeats": 5, "before_s": 1.0, "recommended": [entry]}
+    out = io.StringIO()
+    show.show_report({"command": "profile", "speed": speed}, Console(file=out, width=60))
+    assert line.rstrip() in out.getvalue()
 
 
 def test_a_layer_that_does_not_run_by_itself_costs_the_explanation_alone(clock):

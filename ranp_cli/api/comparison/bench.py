@@ -15,6 +15,7 @@ from ...core.errors import BadInput
 from ...core.example import Example, as_example
 from ...core.progress import Progress
 from ...core.spelling import Word, spelled
+from ...costs.runtime_names import runtime_of
 from ...costs.timing import Ground
 from ...graph.analyse import cost_of, trace_costs
 from ...graph.graph import Graph, TraceResult
@@ -28,7 +29,7 @@ from ...scoring.setup import Importance
 from ...scoring.zero_scores import whole_layers
 from ..importances import gradient_setup, importances
 from ..layer_times import layer_seconds
-from ..options import GradientOptions, InputOptions, LayerOptions, ModelOptions
+from ..options import GradientOptions, InputOptions, LayerOptions, ModelOptions, StepOptions
 from ..ranking import agreement_of
 from ..session import Session, first_batch
 from ..settle import settle
@@ -133,6 +134,12 @@ class Bench:
         """The input that is counted for."""
         return self.subject.at or self.graph.example
 
+    @property
+    def ground(self) -> Ground:
+        """What layers and networks are timed on."""
+        step = self.subject.options[StepOptions]
+        return Ground(self.session.device, runtime_of(step.runtime), step.threads)
+
     def counts(self, network: nn.Module, run: TraceResult) -> dict[str, Any]:
         """What a network costs, from its run where that was on the input that is counted for."""
         at = self.subject.at
@@ -156,9 +163,7 @@ class Bench:
             )
         self.graph.fix_layers(subject.options[LayerOptions].keep, subject.options[LayerOptions].only)
         if any(ranking.resource == "latency" for ranking in rankings):
-            subject.seconds = layer_seconds(
-                self.session, self.graph, subject.seconds, Ground(self.session.device), progress
-            )
+            subject.seconds = layer_seconds(self.session, self.graph, subject.seconds, self.ground, progress)
 
     def full(self, name: str) -> Cut:
         row = {

@@ -13,10 +13,12 @@ from ...core.numbers import accuracy_texts
 from ...reporting.compare_captions import captions_of
 from ...reporting.oracle_table import oracle_csv, oracle_markdown, oracle_plot
 from ...reporting.report import Report
+from ...reporting.speed import duration, times_text
 
 COLUMNS = ("method", "requested", "achieved", "kept", "params", "macs", "activation_bytes", "params_reduction",
            "macs_reduction", "activation_bytes_reduction", "param_mb", "gflops", "memory_mb", "feasible", "floored")  # fmt: skip
 OF_MATCH = ("matched_to", "matched_resource", "matched_bound")
+OF_TIME = ("seconds", "dense_s", "speedup")
 OF_FIT = ("metric", "mean", "std", "worst", "values", "best", "seconds")
 
 
@@ -34,7 +36,7 @@ class Comparison:
     def csv(self) -> str:
         """One line a row: counts, reductions (1 - after / before), and the paper's counting (MB, GFLOPs, MB).
 
-        With a match, what a row was matched to; with a fit, its metric over the seeds, and mean and deviation of others. With
+        With times, those of a forward pass; with a match, what a row was matched to; with a fit, its metric over the seeds, and mean and deviation of others. With
         an oracle, one line a criterion instead.
         """
         if "oracle" in self.report.parts:
@@ -69,6 +71,8 @@ class Comparison:
         if "match" in self.report.parts:
             about = row.get("matched", {})
             yield from zip(OF_MATCH, (about.get(key, "") for key in ("to", "resource", "bound")), strict=True)
+        if "speed" in row:
+            yield from ((f"forward_{name}", row["speed"][name]) for name in OF_TIME)
         if "accuracy" in row:
             about = {**row["accuracy"], "values": " ".join(map(str, row["accuracy"]["values"]))}
             yield from ((name, "" if about[name] is None else about[name]) for name in OF_FIT)
@@ -80,10 +84,12 @@ class Comparison:
     def markdown(self) -> str:
         """A table for a README or an issue, in the paper's counting where there is one; below it how it was made."""
         metric = self.report.parts.get("fit", {}).get("metric")
+        timed = "speed" in self.report.parts
         head = [
             "method",
             "sparsity",
             *([metric] if metric else []),
+            *(["forward", "speed-up"] if timed else []),
             "neurons",
             "parameters",
             "multiply-adds",
@@ -97,6 +103,8 @@ class Comparison:
             after, gone = row["after"], row["reduction"]
             cells = [row["method"], f"{row['sparsity']['achieved']:.1%}"]
             cells += [f"**{text}**" if row["accuracy"]["best"] else text] if metric else []
+            if timed:
+                cells += [duration(row["speed"]["seconds"]).strip(), times_text(row["speed"]["speedup"])]
             cells.append(str(row["kept"]))
             cells += [
                 f"{after['params'] / 1e6:.3g} M (-{gone['params']:.1%})",
