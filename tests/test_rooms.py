@@ -136,7 +136,7 @@ def test_no_file_of_the_tests_is_longer_either():
 
 def test_only_what_is_shown_knows_rich():
     users = {path.stem for path in FILES if "rich" in {name.split(".")[0] for name in _absolute(path)}}
-    assert users == {"show", "terminal", "tree", "compare_table", "oracle_table", "rounds_table"}
+    assert users == {"show", "progress_bar", "terminal", "tree", "compare_table", "oracle_table", "rounds_table"}
 
 
 def test_the_page_lists_every_file(request):

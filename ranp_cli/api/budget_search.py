@@ -18,8 +18,8 @@ from ..pruning.rounding import lacking, raised
 from ..pruning.select import Selection
 from .costing import Costing
 from .ranking import Ranking
+from .select_and_refine import Refined, select_and_refine
 from .session import Session
-from .settle import Settled, settle
 
 Races = Mapping[str, Timings]  # kind of budget -> the dense and a slim network, turn by turn
 FULL = 0.995  # of a budget: nothing more is looked for
@@ -46,16 +46,16 @@ class BudgetSearch:
         self.timed = [each for each in self.limits if each.kind in MEASURED]
         self.before = self.costing.under(self.limits, self.session.model, None)
 
-    def at(self, kept: int) -> tuple[Settled, dict[str, float]]:
+    def at(self, kept: int) -> tuple[Refined, dict[str, float]]:
         """The network of which just `kept` steps are ranked in, and its costs."""
         level = max(0.0, 1 - (kept + 0.5) / self.steps)
-        return self.settled(lambda: self.ranking.select(self.graph, self.scores, level))
+        return self.refined(lambda: self.ranking.select(self.graph, self.scores, level))
 
-    def settled(self, choose: Callable[[], Selection]) -> tuple[Settled, dict[str, float]]:
-        settled = settle(self.session, self.graph, choose)
-        return settled, self.costing.under(self.limits, settled.model, settled.trace)
+    def refined(self, choose: Callable[[], Selection]) -> tuple[Refined, dict[str, float]]:
+        refined = select_and_refine(self.session, self.graph, choose)
+        return refined, self.costing.under(self.limits, refined.model, refined.trace)
 
-    def counted(self) -> tuple[Settled, int]:
+    def counted(self) -> tuple[Refined, int]:
         """The network with the most ranked in that meets what can be counted, and how many steps are.
 
         Raises: Infeasible.
@@ -69,15 +69,15 @@ class BudgetSearch:
         low, high = 0, self.steps  # the least, which does, and too many
         while high - low > 1:
             middle = (low + high) // 2
-            settled, after = self.at(middle)
+            refined, after = self.at(middle)
             self.advance()
             if met(self.limited, self.before, after):
-                low, best = middle, settled
+                low, best = middle, refined
             else:
                 high = middle
         return best, low
 
-    def filled(self, best: Settled) -> Settled:
+    def filled(self, best: Refined) -> Refined:
         """`best` with what else fits."""
         full = used(self.limited, self.before, self.costing.under(self.limits, best.model, best.trace))
         fill = GreedyFill(self.graph, self.ranking.values(self.graph, self.scores), self.ranking)
@@ -85,35 +85,35 @@ class BudgetSearch:
             more = fill.candidate(best.selection)
             if more is None:
                 break
-            settled, after = self.settled(partial(fill.kept, more))
+            refined, after = self.refined(partial(fill.kept, more))
             self.advance()
             if fill.tried(met(self.limited, self.before, after)):
-                best, full = settled, used(self.limited, self.before, after)
+                best, full = refined, used(self.limited, self.before, after)
         return best
 
-    def in_time(self, kept: int, stand: Benchmark) -> tuple[Settled, Races]:
+    def in_time(self, kept: int, stand: Benchmark) -> tuple[Refined, Races]:
         """The largest network of at most `kept` steps that also keeps to the times, and the races that show it."""
 
-        def allowed(kept: int) -> Settled | None:
-            settled, after = self.at(kept)
+        def allowed(kept: int) -> Refined | None:
+            refined, after = self.at(kept)
             if kept == 0 and not met(self.limited, self.before, after):
                 raise infeasible(self.limited, self.before, after)
-            return settled if met(self.limited, self.before, after) else None
+            return refined if met(self.limited, self.before, after) else None
 
-        def races(settled: Settled, sure: bool) -> Races:
+        def races(refined: Refined, sure: bool) -> Races:
             with self.session.report.timing("time"):
-                return {limit.kind: self.race(stand, limit.kind, settled, sure) for limit in self.timed}
+                return {limit.kind: self.race(stand, limit.kind, refined, sure) for limit in self.timed}
 
         return largest_within(self.timed, kept, allowed, races, self.advance)
 
-    def race(self, stand: Benchmark, kind: str, settled: Settled, sure: bool) -> Timings:
-        if settled.selection.keep.all():  # nothing went: it is the dense network
+    def race(self, stand: Benchmark, kind: str, refined: Refined, sure: bool) -> Timings:
+        if refined.selection.keep.all():  # nothing went: it is the dense network
             alone = stand.race(kind, self.session.model, sure=sure)
             return Timings(alone.seconds * 2, alone.repeats)
-        return stand.race(kind, self.session.model, settled.model, sure=sure)
+        return stand.race(kind, self.session.model, refined.model, sure=sure)
 
 
-def costliest(found: Settled, limits: Sequence[Limit], before: Mapping[str, float], least: Mapping[str, float]) -> str:
+def costliest(found: Refined, limits: Sequence[Limit], before: Mapping[str, float], least: Mapping[str, float]) -> str:
     """Which layers of the smallest network take the most of the first limit that it exceeds: `; the most of it in a, b, c`."""
     over = next((each.kind for each in limits if least[each.kind] > each.of(before[each.kind])), None)
     cost = {"params": lambda layer: layer.weights, "macs": lambda layer: layer.macs, "flops": lambda layer: layer.macs}

@@ -20,8 +20,8 @@ from ..scoring.setup import Importance
 from ..scoring.zero_scores import SAID
 from .costing import Costing
 from .results import Pruned, Scores
+from .select_and_refine import Refined
 from .session import Session
-from .settle import Settled
 
 
 def build_scores(
@@ -55,20 +55,20 @@ def build_scores(
     return Scores(layers, about, session.report, sums, np.array(found.begun))
 
 
-def build_pruned(session: Session, graph: Graph, mask: Mask, settled: Settled, init: str, costing: Costing) -> Pruned:
+def build_pruned(session: Session, graph: Graph, mask: Mask, refined: Refined, init: str, costing: Costing) -> Pruned:
     """Verify the slim network, draw its weights anew where `init` says so, and lay it beside the dense one.
 
     Raises: VerificationFailed.
     """
-    report, slim, at = session.report, settled.model, costing.at
-    verified = settled.verified
+    report, slim, at = session.report, refined.model, costing.at
+    verified = refined.verified
     if verified is None:
         with report.timing("verify"):
-            verified = verify(session.model, slim, graph, graph.flags(settled.selection.keep))
+            verified = verify(session.model, slim, graph, graph.flags(refined.selection.keep))
     if init != "keep":
         with report.timing("refine"), seeded(session.seed):
             initialise(slim, init, [layer.slot for layer in graph.layers])
-    dense, after = costing.dense(session), costing.slim(slim, settled.trace)
+    dense, after = costing.dense(session), costing.slim(slim, refined.trace)
     counted_for = {} if at is None else {"profiled_input": at.signature}
     report.parts |= {
         "method": mask.method,
@@ -81,10 +81,10 @@ def build_pruned(session: Session, graph: Graph, mask: Mask, settled: Settled, i
         "layers": layer_rows(graph, mask, dense, after),
         "floored": mask.floored,
         "fixed": mask.fixed,
-        "not_pruned": not_pruned(graph, settled.selection.keep),
-        "followed": counts(settled.followed),
-        "stated": counts(settled.stated.changed),
-        "not_followed": counts(settled.stated.left),
+        "not_pruned": not_pruned(graph, refined.selection.keep),
+        "followed": counts(refined.followed),
+        "stated": counts(refined.stated.changed),
+        "not_followed": counts(refined.stated.left),
         "unruled_ops": [
             {"op": op, "module": module, "source": where}
             for op, module, where in dict.fromkeys(graph.eval_run.tracer.unruled + graph.train_run.tracer.unruled)
@@ -93,7 +93,7 @@ def build_pruned(session: Session, graph: Graph, mask: Mask, settled: Settled, i
     }
     shapes = {name: list(p.shape) for name, p in session.model.named_parameters()}
     info = {**session.model_info, "parameters": shapes, **counted_for}
-    about = {"model": info, "attributes": settled.attributes}
+    about = {"model": info, "attributes": refined.attributes}
     return Pruned(slim, mask, report, about, project=session.project)
 
 

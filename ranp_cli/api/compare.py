@@ -14,8 +14,8 @@ from ..io.losses import loss_name
 from ..pruning.initial_weights import INITS
 from ..reporting.report import Report, layer_row
 from ..scoring.distributed import place_in_job
-from .comparison.bench import Bench, Subject
 from .comparison.cells import Cells, key_of
+from .comparison.cutting import Cutter, Subject
 from .comparison.matching import cut, full_width
 from .comparison.oracle import correlations
 from .comparison.over_seeds import joined, mark_best
@@ -136,7 +136,7 @@ def compare(
     function = Fit.of(fitted.fit, fitted.metric) if is_trained else None
 
     report = Report("compare")
-    first = Bench(subject, seed, report)
+    first = Cutter(subject, seed, report)
     oracle_scores = chosen[OracleOptions].oracle_scores
     report.read(batches=batches, oracle_scores=oracle_scores)
     if chosen[OracleOptions].is_wanted:
@@ -189,9 +189,9 @@ def check_fit(fitted: FitOptions, cells: Any, distributed: bool, subject: Subjec
         )
 
 
-def header(bench: Bench, fit: str, init: str) -> dict[str, Any]:
+def header(cutter: Cutter, fit: str, init: str) -> dict[str, Any]:
     """What the file of cells says of them: the network, and every option that a cell's result depends on."""
-    subject, table = bench.subject, bench.subject.table
+    subject, table = cutter.subject, cutter.subject.table
     of_model, gradients = subject.options[ModelOptions], subject.options[GradientOptions]
     layers = subject.options[LayerOptions]
     needs_first = table.match is not None or subject.width_arg is not None
@@ -220,42 +220,42 @@ def header(bench: Bench, fit: str, init: str) -> dict[str, Any]:
         "--width-arg": subject.width_arg,
         "the first method": table.reference.name if needs_first and table.reference is not None else None,
     }
-    known = {k: bench.session.model_info[k] for k in ("spec", "args", "fingerprint")}
+    known = {k: cutter.session.model_info[k] for k in ("spec", "args", "fingerprint")}
     return {"model": known, "options": options}
 
 
-def counted(bench: Bench, probing: Probing | None, progress: Progress) -> list[dict[str, Any]]:
+def counted(cutter: Cutter, probing: Probing | None, progress: Progress) -> list[dict[str, Any]]:
     """The rows, without a fit; each with its probe and its time, where they were asked for."""
     if probing is not None:
-        bench.source.hold = probing.plan.kept
-    bench.score(progress)
-    plan = bench.subject.table.rows
-    times = RowTimes(bench) if bench.subject.options[StepOptions].time else None
+        cutter.source.hold = probing.plan.kept
+    cutter.score(progress)
+    plan = cutter.subject.table.rows
+    times = RowTimes(cutter) if cutter.subject.options[StepOptions].time else None
     rows = []
     with progress("comparing", len(plan)) as advance:
         for e, level in plan:
-            found = cut(bench, e, level)
+            found = cut(cutter, e, level)
             if probing is not None:
-                part = probing.run(bench.session, found.network, bench.source, silent)
+                part = probing.run(cutter.session, found.network, cutter.source, silent)
                 found.row["probe"] = {key: value for key, value in part.items() if key != "seconds"}
             if times is not None:
                 times.add(found)
             rows.append(found.row)
             advance()
     if times is not None and rows:
-        bench.report.parts["speed"] = times.about(rows)
+        cutter.report.parts["speed"] = times.about(rows)
     return rows
 
 
-def trained(bench: Bench, function: Fit, cells: Any, distributed: bool, progress: Progress) -> list[dict[str, Any]]:
+def trained(cutter: Cutter, function: Fit, cells: Any, distributed: bool, progress: Progress) -> list[dict[str, Any]]:
     """The rows, trained by the user's fit under every seed."""
-    subject, table = bench.subject, bench.subject.table
+    subject, table = cutter.subject, cutter.subject.table
     fitted = subject.options[FitOptions]
-    init, seed = fitted.init or "keep", bench.seed
+    init, seed = fitted.init or "keep", cutter.seed
     run = range(seed, seed + (SEEDS if fitted.seeds is None else fitted.seeds))
     total, is_resumed = len(run) * len(table.rows), fitted.resume is not None
-    file = Cells(fitted.resume or cells, header(bench, function.name, init), is_resumed, total, distributed)
-    training = Training(subject, bench, run, function, file, init, place_in_job(distributed), bench.session.report)
+    file = Cells(fitted.resume or cells, header(cutter, function.name, init), is_resumed, total, distributed)
+    training = Training(subject, cutter, run, function, file, init, place_in_job(distributed), cutter.session.report)
     return summed_up(training, table, training.run(progress))
 
 

@@ -22,8 +22,8 @@ from ..pruning.select import check
 from .budget_search import BudgetSearch, Races
 from .costing import Costing
 from .ranking import Ranking
+from .select_and_refine import Refined, select_and_refine
 from .session import Session
-from .settle import Settled, settle
 from .time_search import with_more_importance
 
 if TYPE_CHECKING:
@@ -80,16 +80,16 @@ def reach(
     costing: Costing,
     stand: Benchmark | None,
     progress: Progress,
-) -> tuple[Settled, Races]:
+) -> tuple[Refined, Races]:
     """The slim network that meets the goal, and under limits of time the races that show it.
 
     Raises: Infeasible, with what could be lowered, when the smallest network does not meet the limits.
     """
     if goal.sparsity is not None:
         sparsity = goal.sparsity
-        return settle(session, graph, lambda: ranking.select(graph, scores, sparsity)), {}
+        return select_and_refine(session, graph, lambda: ranking.select(graph, scores, sparsity)), {}
     try:
-        settled, races = fit_budget(session, graph, ranking, scores, goal.limits, costing, stand, progress)
+        refined, races = fit_budget(session, graph, ranking, scores, goal.limits, costing, stand, progress)
     except Infeasible as error:
         lowered = [
             name
@@ -98,8 +98,8 @@ def reach(
         ]
         dropped = [name for name, globs in ((spelled("keep"), ranking.keep), (spelled("only"), ranking.only)) if globs]
         raise advised(error, costing.sample.samples, STATES[costing.optimizer] > 0, lowered, dropped) from None
-    selection = settled.selection
-    return replace(settled, selection=replace(selection, requested=round(float(selection.requested), 6))), races
+    selection = refined.selection
+    return replace(refined, selection=replace(selection, requested=round(float(selection.requested), 6))), races
 
 
 def fit_budget(
@@ -111,7 +111,7 @@ def fit_budget(
     costing: Costing,
     stand: Benchmark | None,
     progress: Progress,
-) -> tuple[Settled, Races]:
+) -> tuple[Refined, Races]:
     """The largest network that meets all limits, by bisection over the sparsity: no gradient is taken again.
 
     One neuron may cost so much that it ends the search while others would still fit: these are added then, best first.

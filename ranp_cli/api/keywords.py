@@ -104,7 +104,17 @@ class ScoreKeywords(ModelKeywords, GradientKeywords, LongRunKeywords, total=Fals
     pass
 
 
-class PruneKeywords(ModelKeywords, GradientKeywords, MethodKeywords, LayerKeywords, InputKeywords, StepKeywords, ProbeKeywords, RoundKeywords, total=False):
+class PruneKeywords(
+    ModelKeywords,
+    GradientKeywords,
+    MethodKeywords,
+    LayerKeywords,
+    InputKeywords,
+    StepKeywords,
+    ProbeKeywords,
+    RoundKeywords,
+    total=False,
+):
     pass
 
 
@@ -112,7 +122,17 @@ class RefineKeywords(ModelKeywords, InputKeywords, total=False):
     pass
 
 
-class CompareKeywords(FitKeywords, ModelKeywords, GradientKeywords, LayerKeywords, InputKeywords, StepKeywords, ProbeKeywords, OracleKeywords, total=False):
+class CompareKeywords(
+    FitKeywords,
+    ModelKeywords,
+    GradientKeywords,
+    LayerKeywords,
+    InputKeywords,
+    StepKeywords,
+    ProbeKeywords,
+    OracleKeywords,
+    total=False,
+):
     pass
 
 

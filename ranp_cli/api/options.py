@@ -1,6 +1,6 @@
 """Every option of ranp, in one place: its default, its help, its flag and what a value of it may be.
 
-A group is a frozen dataclass whose fields are the options. The Python functions take the fields as keywords (`taken.py`), the
+A group is a frozen dataclass whose fields are the options. The Python functions take the fields as keywords (`function_keywords.py`), the
 command line makes its flags from them (`ranp_cli.cli.arguments`), and so do the config file and the help. An option is
 added here and used where its group is read; nothing else lists it.
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from ..core.errors import BadInput
 from ..core.spelling import spelled
+from .function_keywords import Keywords
 from .option import (
     COST,
     FAR,
@@ -33,7 +34,6 @@ from .option import (
     WHOLE_OR_AUTO,
     option,
 )
-from .taken import Keywords
 
 MOST_THREADS = 4096
 LAMBDA = 11.0  # the paper's for ShapeNet; 15 for BraTS, 80 for UCF101

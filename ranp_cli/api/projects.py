@@ -9,8 +9,8 @@ from ..core.errors import BadInput
 from ..core.spelling import Word, spelled
 from ..integrations.common import Choice, Project, Step
 from ..integrations.named import open_project
+from .function_keywords import Chosen
 from .options import GradientOptions, ModelOptions, StepOptions
-from .taken import Chosen
 
 
 def project_of(model: Any, options: ModelOptions) -> Project | None:

@@ -60,8 +60,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..io.batches import Batches
+    from .function_keywords import Chosen
     from .keywords import PruneKeywords
-    from .taken import Chosen
 
 MUCH_LESS = 0.5  # a pruning that reaches less than this share of the sparsity asked for is an error
 
@@ -176,21 +176,21 @@ def prune(
         latencies = layer_seconds(session, graph, latencies, ground, progress)
     costing.use(graph)
     stand = stand_of(costing, ground, goal, ranking)
-    settled, races, ranking = reach_rounded(goal, session, graph, ranking, importance.scores, costing, stand, progress)
+    refined, races, ranking = reach_rounded(goal, session, graph, ranking, importance.scores, costing, stand, progress)
 
     method = method_info(ranking, init, importance, score_init, chosen, latencies, goal)
-    mask = mask_of(session, graph, settled.selection, method)
-    causes = held_back(graph, settled.selection)
+    mask = mask_of(session, graph, refined.selection, method)
+    causes = held_back(graph, refined.selection)
     if not allow_less and not goal.limits:
-        check_enough(settled.selection, mask, ranking.method == "snip", causes)
-    pruned = build_pruned(session, graph, mask, settled, init, costing)
+        check_enough(refined.selection, mask, ranking.method == "snip", causes)
+    pruned = build_pruned(session, graph, mask, refined, init, costing)
     mask.name_run(pruned.model)
-    add_memory(session, settled.model, costing)
-    add_speed(session, settled.model, stand, races, chosen[StepOptions].time)
-    add_outcome(session, graph, goal, settled.selection, costing, mask, causes)
+    add_memory(session, refined.model, costing)
+    add_speed(session, refined.model, stand, races, chosen[StepOptions].time)
+    add_outcome(session, graph, goal, refined.selection, costing, mask, causes)
     pruned.rankings = add_ranking(session.report, graph, ranking, importance)
     if probing is not None and source is not None:
-        probing.report(session, settled.model, source, progress)
+        probing.report(session, refined.model, source, progress)
     return pruned
 
 

@@ -19,8 +19,8 @@ from ..reporting.report import Report
 from .build_report import build_pruned
 from .costing import Costing
 from .options import REFINE, InputOptions, ModelOptions, StepOptions
+from .select_and_refine import select_and_refine
 from .session import Session, check_choices
-from .settle import settle
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -92,11 +92,11 @@ def refine(
         keep, session.report.parts["transfer"] = mask.transfer(graph)
     else:
         keep = mask.units(graph)
-    settled = settle(session, graph, lambda: Selection(keep | graph.fixed_units, mask.floored, ""))
+    refined = select_and_refine(session, graph, lambda: Selection(keep | graph.fixed_units, mask.floored, ""))
     method = {**mask.method, "init": init} if init != "keep" else mask.method
-    refined = Mask.from_units(
+    of_what_stays = Mask.from_units(
         graph,
-        settled.selection.keep,
+        refined.selection.keep,
         model=session.model_info,
         method=method,
         requested=mask.requested,
@@ -104,7 +104,7 @@ def refine(
     )
     costing = Costing.of(session, None, StepOptions())
     costing.use(graph)
-    pruned = build_pruned(session, graph, refined, settled, init, costing)
+    pruned = build_pruned(session, graph, of_what_stays, refined, init, costing)
     if is_guessed:
         session.report.parts["model"] = {**session.report.parts["model"], "input_guessed": True}
     return pruned if full else pruned.model

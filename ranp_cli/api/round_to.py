@@ -20,8 +20,8 @@ from .budget_search import Races
 from .costing import Costing
 from .goal import Goal, reach
 from .ranking import Ranking
+from .select_and_refine import Refined
 from .session import Session
-from .settle import Settled
 
 MULTIPLES = (1, 4, 8, 16)  # the first is no rounding
 
@@ -31,12 +31,12 @@ class Candidate:
     """The network of one rounding, and the races that show that it meets limits of time."""
 
     ranking: Ranking
-    settled: Settled
+    refined: Refined
     races: Races
 
     @property
     def keep(self) -> np.ndarray:
-        return self.settled.selection.keep
+        return self.refined.selection.keep
 
 
 def reach_rounded(
@@ -48,7 +48,7 @@ def reach_rounded(
     costing: Costing,
     stand: Benchmark | None,
     progress: Progress,
-) -> tuple[Settled, Races, Ranking]:
+) -> tuple[Refined, Races, Ranking]:
     """`reach` with the rounding of the ranking or, where that is to be found, with the best one; and the ranking that has it.
 
     The best one is the fastest, and none where its gain over no rounding is within the noise. Under a limit of time, which
@@ -73,7 +73,7 @@ def reach_rounded(
             found.append(candidate)
     kind = next((limit.kind for limit in goal.limits if limit.kind in MEASURED), "latency")
     with session.report.timing("time"):
-        timings = stand.race(kind, *(candidate.settled.model for candidate in found))
+        timings = stand.race(kind, *(candidate.refined.model for candidate in found))
     importances = [ranking.share_kept(graph, scores, candidate.keep) for candidate in found]
     best = int(np.argmax(importances)) if goal.is_timed else fastest(timings)
     if best:
@@ -82,7 +82,7 @@ def reach_rounded(
         {
             "round_to": candidate.ranking.round_to,
             "kept": int(candidate.keep[graph.unit].sum()),
-            "macs": sum(layer.macs for layer in candidate.settled.trace.layers.values()),
+            "macs": sum(layer.macs for layer in candidate.refined.trace.layers.values()),
             "importance": importances[k],
             "seconds": timings.seconds[k],
             "gain": timings.gain(0, k)[0],
@@ -97,7 +97,7 @@ def reach_rounded(
         "repeats": timings.repeats,
         "raced": rows,
     }
-    return found[best].settled, found[best].races, found[best].ranking
+    return found[best].refined, found[best].races, found[best].ranking
 
 
 def fitting(graph: Graph) -> list[int]:

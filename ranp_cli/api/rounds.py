@@ -45,12 +45,12 @@ from .pruner_state import indices_of
 from .ranking import while_training
 from .results import Pruned
 from .rounds_state import RoundsFile
+from .select_and_refine import select_and_refine
 from .session import Session, first_batch
-from .settle import settle
 from .shrinking import Removal, Shrinking, removals_part
 
 if TYPE_CHECKING:
-    from .taken import Chosen
+    from .function_keywords import Chosen
 
 PROOF = "every"  # removal is proved before it happens
 MUCH_LESS = 0.5  # reaching less than this share of the sparsity asked for is an error
@@ -228,9 +228,9 @@ class Rounds:
             least = self.shrinking.floors(self.shrinking.neurons - count)
             return Selection(without_least(graph, values(graph), least, count, count, count).keep, [], "")
 
-        settled = settle(self.session, graph, choose)
+        refined = select_and_refine(self.session, graph, choose)
         self.costing.use(graph)
-        costs = self.costing.under(self.goal.limits, settled.model, settled.trace)
+        costs = self.costing.under(self.goal.limits, refined.model, refined.trace)
         return all(costs[kind] <= bound for kind, bound in bounds.items())
 
     def _costs(self) -> dict[str, float]:

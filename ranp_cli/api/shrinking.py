@@ -25,8 +25,8 @@ from ..training.least_important import without_least
 from .build_report import layer_rows
 from .ranking import Ranking
 from .results import Pruned
+from .select_and_refine import select_and_refine
 from .session import Session
-from .settle import settle
 
 PROOFS = ("first", "every", "never")
 
@@ -124,16 +124,16 @@ class Shrinking:
         if choose().keep.all():
             return None
         fixed = graph.fixed_units.copy()
-        settled = settle(session, graph, choose)
-        keep = settled.selection.keep
+        refined = select_and_refine(session, graph, choose)
+        keep = refined.selection.keep
         self._hold(graph, fixed)
         if keep.all():
             return None
-        verified = settled.verified
+        verified = refined.verified
         if verified is None and (self.proof == "every" or (self.proof == "first" and not self.verified)):
-            verified = verify(session.model, settled.model, graph, graph.flags(keep))
+            verified = verify(session.model, refined.model, graph, graph.flags(keep))
         self.verified = verified or self.verified
-        self._cut(graph, keep, settled.attributes)
+        self._cut(graph, keep, refined.attributes)
         gone = {
             layer.name: int((~kept).sum())
             for layer, kept in zip(graph.layers, graph.by_layer(keep[graph.unit]), strict=True)

@@ -26,7 +26,7 @@ from ..pruning.select import Selection
 from ..pruning.unit_costs import Term, layer_ops, op_term, terms_of
 from .budget_search import BudgetSearch, Races
 from .ranking import Ranking
-from .settle import Settled
+from .select_and_refine import Refined
 
 TRIES = 6  # networks that are raced
 NEAR = 0.97  # of the limit: no other is tried
@@ -41,7 +41,7 @@ def applies(ranking: Ranking, limits: Sequence[Limit]) -> bool:
     return sum(limit.kind in MEASURED for limit in limits) == 1 and sums and ranking.round_to == 1
 
 
-def with_more_importance(search: BudgetSearch, stand: Benchmark, found: Settled, races: Races) -> tuple[Settled, Races]:
+def with_more_importance(search: BudgetSearch, stand: Benchmark, found: Refined, races: Races) -> tuple[Refined, Races]:
     """A network that keeps more importance than `found`, within the same limits; `found` itself where there is none.
 
     What was tried goes into the report. Raises BadInput when an op of a layer cannot be timed.
@@ -59,14 +59,14 @@ def with_more_importance(search: BudgetSearch, stand: Benchmark, found: Settled,
         table.notes.append(f"the table of latencies is not kept for the next run: {error}")
     search.session.note(*table.notes)
     search.session.report.parts["time_search"] = exchanged.report(best)
-    return best.settled, {limit.kind: best.race}
+    return best.refined, {limit.kind: best.race}
 
 
 @dataclass(frozen=True, eq=False)
 class Tried:
     """A network, the race that it was in, and the share of all importance that it keeps."""
 
-    settled: Settled
+    refined: Refined
     race: Timings
     importance: float
 
@@ -79,7 +79,7 @@ class TimeSearch:
     table: LatencyTable
     stand: Benchmark
     limit: Limit
-    found: Settled
+    found: Refined
     race: Timings
 
     def __post_init__(self) -> None:
@@ -129,11 +129,11 @@ class TimeSearch:
     def raced(self, keep: np.ndarray) -> Tried | None:
         """The network of these units and its race; None unless it meets what can be counted."""
         search = self.search
-        settled, after = search.settled(lambda: self.selection(keep | self.graph.fixed_units))
+        refined, after = search.refined(lambda: self.selection(keep | self.graph.fixed_units))
         if not met(search.limited, search.before, after):
             return None
-        race = search.race(self.stand, self.limit.kind, settled, True)
-        self.tried.append(Tried(settled, race, self.share(settled.selection.keep)))
+        race = search.race(self.stand, self.limit.kind, refined, True)
+        self.tried.append(Tried(refined, race, self.share(refined.selection.keep)))
         search.advance()
         return self.tried[-1]
 
@@ -152,8 +152,8 @@ class TimeSearch:
             "tried": [
                 {
                     "by": "exchange" if k else "sparsity",
-                    "kept": int(each.settled.selection.keep[self.graph.unit].sum()),
-                    "macs": sum(layer.macs for layer in each.settled.trace.layers.values()),
+                    "kept": int(each.refined.selection.keep[self.graph.unit].sum()),
+                    "macs": sum(layer.macs for layer in each.refined.trace.layers.values()),
                     "importance": each.importance,
                     "seconds": each.race.seconds[-1],
                 }

@@ -19,7 +19,7 @@ from ..core.errors import BadInput, Stopped
 from ..core.paths import mask_beside
 from ..core.spelling import respell
 from ..io.inputs import refuse_inputs, refuse_loaded
-from ..reporting import show
+from ..reporting import progress_bar, show
 from .arguments import Command, name_of
 from .config import INPUTS, merge, read_config
 from .flags import FlagSpelling
@@ -148,7 +148,7 @@ class Run:
     def progress(self, description: str, total: int | None) -> Any:
         if self["quiet"] or not is_main_process():
             return nullcontext(lambda: None)
-        return show.progress(show.console(stderr=True), description, total)
+        return progress_bar.progress(show.console(stderr=True), description, total)
 
     def draw(self, result: Any) -> None:
         for path in self["plot"] or ():

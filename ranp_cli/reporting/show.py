@@ -1,4 +1,4 @@
-"""What a person sees: a report as tables, an error as one line, a bar while something runs.
+"""What a person sees: a report as tables, an error as one line.
 
 On a terminal there is colour and a little unicode; a pipe, or a terminal that cannot encode it, gets the same page in
 plain ASCII. Whatever comes from the user (names, paths, messages) is printed as it is: no markup, no emoji codes, and
@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from ..core.numbers import COUNT_UNITS, JOINED, MEASURED, change_text, human, human_bytes, seconds_text
-from ..core.threads import DrawsNothing
 from .compare_table import counted_lines, rows_table
 from .facts import adding_up, by_reason, model_name
 from .next_steps import next_steps
@@ -38,7 +34,7 @@ PIPE_WIDTH = 100
 MOST_COUNTS = 4  # attributes that are named
 
 
-# -- the four public functions ---------------------------------------------------------------------------------------
+# -- the public functions --------------------------------------------------------------------------------------------
 
 
 class Page(Console):
@@ -86,47 +82,6 @@ def show_error(message: str, console: Console) -> None:
     """Print `ranp: error: message` on one line, however long it is."""
     line = Text.assemble(("ranp: error: ", "bold red"), Terminal(console).clean(" ".join(message.splitlines())))
     console.print(line, soft_wrap=True)
-
-
-@contextmanager
-def progress(console: Console, description: str, total: int | None) -> Iterator[Callable[..., None]]:
-    """A bar with rate and time left, gone at the end; gives `advance(n=1)`. Nothing is printed in a pipe."""
-    if not console.is_terminal or console.is_dumb_terminal:
-        yield lambda n=1: None
-        return
-    label = TextColumn("{task.description}", markup=False)
-    parts = (label, BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(compact=True))
-    with Progress(*parts, console=console, transient=True, auto_refresh=False) as bar, _refreshing(bar):
-        task = bar.add_task(Terminal(console).clean(description), total=total)
-        yield lambda n=1: bar.advance(task, n)
-
-
-@contextmanager
-def _refreshing(bar: Progress, seconds: float = 0.1) -> Iterator[None]:
-    """Draw the bar anew now and then, from a thread that is known to draw no random numbers, as rich's own is not."""
-    done = threading.Event()
-
-    def refresh() -> None:
-        while not done.wait(seconds):
-            bar.refresh()
-
-    thread = DrawsNothing(target=refresh, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-class _Rate(ProgressColumn):
-    """How many a second, or how many seconds each."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        if not speed:
-            return Text()
-        return Text(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each", style="dim")
 
 
 # -- the blocks of a report ------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ FILES = [p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE).parts[0] not
 # what has flags in its strings and is no message: the help of the options, what files of masks and of cells record, CSS
 NOT_MESSAGES = {
     "api/options.py": r"--",
-    "api/taken.py": r"^--",
+    "api/function_keywords.py": r"^--",
     "api/compare.py": r"^--[a-z-]+$",
     "api/comparison/cells.py": r"^--(batch)?$",
     "io/slim_loading.py": r"--model",  # a whole command, or a whole call, by the door

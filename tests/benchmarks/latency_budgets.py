@@ -1,7 +1,7 @@
 """Networks cut to a share of the dense one's latency: the best sparsity beside units exchanged by importance per millisecond.
 
-`python -m tests.benchmarks.latency_budgets` prints a Markdown table. Both networks of a budget come from one call of `prune`, which takes
-the better one. Results are kept in `--lines FILE`, from which a later run goes on.
+`python -m tests.benchmarks.latency_budgets --write tests/benchmarks/RESULTS.md`. Both networks of a budget come from one call of `prune`, which
+takes the better one. Results are kept in `--lines FILE`, from which a later run goes on.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import ranp_cli as ranp
 from ranp_cli.costs.latency_table import processor
 from ranp_cli.costs.runtime_names import runtime_of
 
-from .page import Lines
+from .page import Lines, put
 from .runtimes import CPU, NETWORKS, settle_statistics
 
 RUNTIMES = ("torch", "onnxruntime")
 SHARES = (25, 10)  # percent of the dense network's latency
+MARKS = "<!-- latency budgets -->", "<!-- end of latency budgets -->"
 NAMES = {"sparsity": "best sparsity", "exchange": "exchanged"}
 
 
@@ -81,6 +82,7 @@ def main() -> None:
     parser.add_argument("--networks", default=",".join(NETWORKS), help="some of them, with commas between")
     parser.add_argument("--runtimes", default=",".join(RUNTIMES), help="likewise")
     parser.add_argument("--lines", metavar="FILE", type=Path, default=Path("latency_budgets.jsonl"))
+    parser.add_argument("--write", metavar="PAGE", type=Path, help="put the table between the marks of this file")
     options = parser.parse_args()
     lines = Lines(options.lines, ("network", "runtime", "share", "threads"))
     rows = [
@@ -92,7 +94,10 @@ def main() -> None:
     ]  # fmt: skip
     versions = ", ".join(f"{name} {runtime_of(name).version()}" for name in options.runtimes.split(","))
     threads = f"{options.threads} thread{'s' * (options.threads != 1)} of a shared machine"
-    print(markdown(rows, f"{processor(CPU)}, {versions}, {threads}"))
+    table = markdown(rows, f"{processor(CPU)}, {versions}, {threads}")
+    if options.write:
+        put(options.write, table, MARKS)
+    print(table)
 
 
 if __name__ == "__main__":

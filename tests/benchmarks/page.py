@@ -55,10 +55,12 @@ SCRIPTS = {
     "paper rows": "paper_rows", "accuracy": "accuracy", "memory table": "memory", "memory in 16 bits": "memory",
     "memory on a GPU": "memory", "memory on a GPU in 16 bits": "memory",
     "budget": "budget", "speed": "speed", "runtimes": "runtimes", "latency budgets": "latency_budgets",
+    "latency accuracy": "latency_accuracy",
     "own time": "runtimes", "planning": "planning", "profilers": "profilers",
     "scoring": "scoring", "scoring on a GPU": "scoring", "growth": "scoring",
     "zoo table": "zoo_table", "model lists": "model_lists", "nnunet step": "nnunet_step",
-    "oracle correlations": "oracle", "oracle pruning": "oracle", "house": "house",
+    "oracle correlations": "oracle", "oracle pruning": "oracle", "rounds": "rounds",
+    "house": "house",
     **{f"paper {name}": "paper_accuracy" for name in ("table-1", "table-4", "table-5", "figure-5", "appendix")},
 }  # fmt: skip
 RESULTS = Path(__file__).with_name("RESULTS.md")

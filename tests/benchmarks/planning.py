@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ranp_cli.core.example import Example
+from ranp_cli.costs.latency_table import processor
 from ranp_cli.graph.analyse import analyse
 from ranp_cli.io.batches import Batch
 from ranp_cli.models.unet3d import unet3d
@@ -30,7 +31,6 @@ from ranp_cli.scoring.setup import GradientSetup
 
 from .page import put
 from .runtimes import SAMPLES, plain_conv_unet
-from .speed import processor
 
 MARKS = "<!-- planning -->", "<!-- end of planning -->"
 CPU = torch.device("cpu")

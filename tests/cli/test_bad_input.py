@@ -76,9 +76,9 @@ def test_keeping_nearly_everything_is_infeasible(here: Path, capsys: pytest.Capt
 def test_failed_verification_writes_nothing(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ranp_cli.api import settle
+    from ranp_cli.api import select_and_refine
 
-    build = settle.slim_model
+    build = select_and_refine.slim_model
 
     def corrupt(*args: Any) -> Any:
         slim, changed = build(*args)
@@ -86,7 +86,7 @@ def test_failed_verification_writes_nothing(
             slim.dec.weight.mul_(1.1)
         return slim, changed
 
-    monkeypatch.setattr(settle, "slim_model", corrupt)
+    monkeypatch.setattr(select_and_refine, "slim_model", corrupt)
     end = f"-o {tmp_path}/s.safetensors --json {tmp_path}/r.json"
     assert ranp(f"{PRUNE} {end} --mask {tmp_path}/m.json") == 4
     assert "slim(x) differs from masked(x)" in error_line(capsys)

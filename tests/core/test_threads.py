@@ -24,7 +24,7 @@ from ranp_cli.core.contexts import ignoring
 from ranp_cli.core.default_dtype import default_dtype
 from ranp_cli.core.random_state import Private, current, globally_seeded, private, seeded
 from ranp_cli.core.threads import is_alone
-from ranp_cli.reporting.show import progress
+from ranp_cli.reporting.progress_bar import progress
 
 
 def in_a_thread(work: Callable[[], Any]) -> Any:

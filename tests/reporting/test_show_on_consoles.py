@@ -14,6 +14,7 @@ from rich.console import Console
 from shown_reports import PRUNE, page
 
 from ranp_cli.reporting import show
+from ranp_cli.reporting.progress_bar import progress
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +104,7 @@ def test_an_error_is_red_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_progress_is_silent_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
-    with show.progress(show.console(), "scoring", 3) as advance:
+    with progress(show.console(), "scoring", 3) as advance:
         advance()
         advance(2)
     assert capsys.readouterr() == ("", "")
@@ -111,7 +112,7 @@ def test_progress_is_silent_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_progress_shows_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(console: Console) -> None:
-        with show.progress(console, "scoring [red]", 3) as advance:
+        with progress(console, "scoring [red]", 3) as advance:
             advance()
             advance(2)
 

@@ -12,46 +12,46 @@ from ...graph.analyse import trace_costs
 from ...graph.graph import Layer
 from ...io.user_code import check_args
 from ...reporting.compare_captions import RESOURCE_KEYS, RESOURCE_WORDS
-from .bench import Bench, Cut, Subject
+from .cutting import Cut, Cutter, Subject
 from .rows import Entry, Level
 
 SNIP_LEVELS = 2**16  # sparsities of weights that are told apart
 
 
-def cut(bench: Bench, e: Entry, level: Level) -> Cut:
-    """The network of one row; `bench` was scored."""
-    table = bench.subject.table
+def cut(cutter: Cutter, e: Entry, level: Level) -> Cut:
+    """The network of one row; `cutter` was scored."""
+    table = cutter.subject.table
     if e.kind == "full":
-        return bench.full(e.name)
+        return cutter.full(e.name)
     if e.kind == "width":
-        return narrowed(bench, level)
+        return narrowed(cutter, level)
     if table.match is None or e is table.reference:
-        return bench.ranked(e, level)
-    return matched(bench, e, level)
+        return cutter.ranked(e, level)
+    return matched(cutter, e, level)
 
 
-def bound_of(bench: Bench, level: Level) -> dict[str, Any]:
+def bound_of(cutter: Cutter, level: Level) -> dict[str, Any]:
     """What a row says of the size that it was cut to: that of the first method at the same sparsity."""
-    table = bench.subject.table
+    table = cutter.subject.table
     assert table.reference is not None
-    if level not in bench.limits:
-        bench.limits[level] = bench.ranked(table.reference, level).row["after"]
+    if level not in cutter.limits:
+        cutter.limits[level] = cutter.ranked(table.reference, level).row["after"]
     resource = table.match or "macs"
-    return {"to": table.reference.name, "resource": resource, "bound": bench.limits[level][RESOURCE_KEYS[resource]]}
+    return {"to": table.reference.name, "resource": resource, "bound": cutter.limits[level][RESOURCE_KEYS[resource]]}
 
 
-def matched(bench: Bench, e: Entry, level: Level) -> Cut:
+def matched(cutter: Cutter, e: Entry, level: Level) -> Cut:
     """The largest network of a method that costs no more than the first method's, by bisection over its sparsity.
 
     Raises Infeasible when its smallest network costs more.
     """
     assert e.ranking is not None
-    about = bound_of(bench, level)
+    about = bound_of(cutter, level)
     key, bound = RESOURCE_KEYS[about["resource"]], about["bound"]
-    cells = SNIP_LEVELS if e.ranking.method == "snip" else bench.graph.n
+    cells = SNIP_LEVELS if e.ranking.method == "snip" else cutter.graph.n
 
     def at(kept: int) -> Cut:
-        return bench.ranked(e, max(0.0, 1 - (kept + 0.5) / cells))  # such that just `kept` are ranked in
+        return cutter.ranked(e, max(0.0, 1 - (kept + 0.5) / cells))  # such that just `kept` are ranked in
 
     best, least = at(cells), None
     low, high = 0, cells
@@ -101,14 +101,14 @@ def full_width(subject: Subject) -> int:
     return value
 
 
-def narrowed(bench: Bench, level: Level) -> Cut:
+def narrowed(cutter: Cutter, level: Level) -> Cut:
     """The same factory at the largest width whose network costs no more than the first method's.
 
     A width that the factory does not take (one that groups or heads do not divide) is passed over.
     Raises Infeasible when none is narrow enough.
     """
-    subject, about = bench.subject, bound_of(bench, level)
-    name, whole = str(subject.width_arg), full_width(bench.subject)
+    subject, about = cutter.subject, bound_of(cutter, level)
+    name, whole = str(subject.width_arg), full_width(cutter.subject)
     key, bound = RESOURCE_KEYS[about["resource"]], about["bound"]
     seen: dict[int, tuple[dict[str, Any], list[Layer]] | None] = {}
     low, high = 0, whole + 1  # narrow enough, too wide
@@ -116,7 +116,7 @@ def narrowed(bench: Bench, level: Level) -> Cut:
     def look(width: int) -> tuple[dict[str, Any], list[Layer]] | None:
         if width not in seen:
             try:
-                traced = trace_costs(subject.build(bench.seed, **{name: width}), bench.example, both_modes=True)
+                traced = trace_costs(subject.build(cutter.seed, **{name: width}), cutter.example, both_modes=True)
                 seen[width] = traced.costs, list(traced.layers.values())
             except BadInput:  # not a width of this factory, or its network does not take the input
                 seen[width] = None
@@ -132,11 +132,11 @@ def narrowed(bench: Bench, level: Level) -> Cut:
         low, high = (middle, high) if found[0][key] <= bound else (low, middle)
     best = seen.get(low)
     if best is None:
-        least = min((found[0][key] for found in seen.values() if found), default=bench.before[key])
+        least = min((found[0][key] for found in seen.values() if found), default=cutter.before[key])
         raise too_large("width", level, about, least)
     costs, layers = best
     sizes = [len(layer.neurons) for layer in layers]
     row: dict[str, Any] = {"method": "width", "width": {"argument": name, "value": low, "of": whole}}
-    row |= {**bench.costs(level, sum(sizes), costs), "matched": about}
+    row |= {**cutter.costs(level, sum(sizes), costs), "matched": about}
     row |= {"feasible": True, "floored": [], "layers_kept": sizes}
-    return Cut(row, subject.build(bench.seed, **{name: low}))
+    return Cut(row, subject.build(cutter.seed, **{name: low}))

@@ -18,7 +18,7 @@ from ...scoring.criteria import CRITERIA
 from ..importances import importances
 from ..options import GradientOptions
 from ..results import Scores
-from .bench import Bench
+from .cutting import Cutter
 
 if TYPE_CHECKING:
     from ...reporting.report_parts import Correlations
@@ -46,13 +46,13 @@ def mean_ranks(values: np.ndarray) -> np.ndarray:
     return result
 
 
-def correlations(bench: Bench, oracle: Scores | str | Path | None, progress: Progress) -> Correlations:
+def correlations(cutter: Cutter, oracle: Scores | str | Path | None, progress: Progress) -> Correlations:
     """The report's part `oracle`. A criterion that the network does not allow is left out, with a note.
 
     Args:
         oracle: scores by the criterion `oracle`, or their file; None: they are taken here.
     """
-    session, graph = bench.session, bench.graph
+    session, graph = cutter.session, cutter.graph
     taken: dict[str, Sequence[np.ndarray]] = {}
     if oracle is not None:
         scores = Scores.of(oracle).check_network(session, "oracle")
@@ -67,11 +67,11 @@ def correlations(bench: Bench, oracle: Scores | str | Path | None, progress: Pro
             found = importances(
                 session,
                 graph,
-                bench.source,
+                cutter.source,
                 names,
-                bench.subject.options[GradientOptions],
+                cutter.subject.options[GradientOptions],
                 progress,
-                replace(bench.subject.way, facts={}),
+                replace(cutter.subject.way, facts={}),
             )
         except BadInput as error:
             if names is wanted[0]:

@@ -8,7 +8,7 @@ from ...core.errors import BadInput
 from ...core.spelling import spelled
 from ...costs.timing import Benchmark
 from ..options import StepOptions
-from .bench import Bench, Cut, Subject
+from .cutting import Cut, Cutter, Subject
 
 
 def check_timed(subject: Subject, is_trained: bool) -> None:
@@ -29,15 +29,15 @@ def check_timed(subject: Subject, is_trained: bool) -> None:
 class RowTimes:
     """Times the rows' forward passes, and keeps what they were measured on for the report."""
 
-    def __init__(self, bench: Bench) -> None:
-        example, samples = bench.example, bench.subject.options[StepOptions].batch_size
-        self.bench = bench
-        self.stand = Benchmark(example.with_batch(samples or example.samples), bench.ground)
+    def __init__(self, cutter: Cutter) -> None:
+        example, samples = cutter.example, cutter.subject.options[StepOptions].batch_size
+        self.cutter = cutter
+        self.stand = Benchmark(example.with_batch(samples or example.samples), cutter.ground)
 
     def add(self, found: Cut) -> None:
         """The part `speed` of a row: its seconds beside those of the dense network in the same turns."""
-        dense = self.bench.session.model
-        with self.bench.report.timing("time"):
+        dense = self.cutter.session.model
+        with self.cutter.report.timing("time"):
             both = (dense,) if found.network is dense else (dense, found.network)
             timings = self.stand.forward(*both)
         before, after = timings.seconds[0], timings.seconds[-1]

@@ -26,8 +26,8 @@ from ...io.user_code import named as named_object
 from ...pruning.initial_weights import initialise
 from ...reporting.report import Report
 from ...scoring.distributed import WorkerGroup
-from .bench import Bench, Subject, merged
 from .cells import Cells, Key, key_of, named
+from .cutting import Cutter, Subject, merged
 from .matching import cut
 from .rows import Entry, Level
 
@@ -123,10 +123,10 @@ def _at_home(device: torch.device) -> Any:
 
 @dataclass
 class Training:
-    """The cells of a table, trained: `first` is the bench of the first seed, opened by the caller."""
+    """The cells of a table, trained: `first` is the cutter of the first seed, opened by the caller."""
 
     subject: Subject
-    first: Bench
+    first: Cutter
     seeds: Sequence[int]
     fit: Fit
     cells: Cells
@@ -171,26 +171,26 @@ class Training:
         if not some:
             return
         other = Report("compare")
-        bench = self.first if seed == self.first.seed else Bench(self.subject, seed, other)
-        self._check_weights(bench)
-        bench.score(silent)
+        cutter = self.first if seed == self.first.seed else Cutter(self.subject, seed, other)
+        self._check_weights(cutter)
+        cutter.score(silent)
         for key, e, level in some:
-            self._train(bench, key, e, level)
+            self._train(cutter, key, e, level)
             self._tick(missing, advance)
         merged(self.report, [other])
 
-    def _train(self, bench: Bench, key: Key, e: Entry, level: Level) -> None:
-        made = cut(bench, e, level)
+    def _train(self, cutter: Cutter, key: Key, e: Entry, level: Level) -> None:
+        made = cut(cutter, e, level)
         network = replicate(made.network, lambda _, t: t.clone()) if e.kind == "full" else made.network
         if self.init != "keep":
-            slots = [layer.slot for layer in bench.graph.layers]
+            slots = [layer.slot for layer in cutter.graph.layers]
             if e.kind == "width":
-                slots = [layer.slot for layer in trace_costs(network, bench.example, both_modes=True).layers.values()]
-            with seeded(bench.seed):
+                slots = [layer.slot for layer in trace_costs(network, cutter.example, both_modes=True).layers.values()]
+            with seeded(cutter.seed):
                 initialise(network, self.init, slots)
         what, keys = f"{spelled('fit', self.fit.name)}, {named(key)}", set(self.keys)
         try:
-            value, seconds = self.fit.run(network, bench.seed, bench.session.device)
+            value, seconds = self.fit.run(network, cutter.seed, cutter.session.device)
         except USER_EXCEPTIONS as error:
             raise BadInput(f"{what}: {in_words(error)}; {self.cells.advice(keys)}") from error
         try:
@@ -203,10 +203,10 @@ class Training:
             {
                 "method": e.name,
                 "sparsity": level,
-                "seed": bench.seed,
+                "seed": cutter.seed,
                 "metrics": metrics,
                 "seconds": round(seconds, 3),
-                "weights": bench.session.weights_digest(),
+                "weights": cutter.session.weights_digest(),
                 "row": made.row,
             }
         )
@@ -240,12 +240,12 @@ class Training:
                 f"fit returned {found_instead(metrics)}, and {found_instead(known)} before; return the same each time"
             )
 
-    def _check_weights(self, bench: Bench) -> None:
+    def _check_weights(self, cutter: Cutter) -> None:
         """BadInput when the cells of this seed were cut from other weights than the network now has."""
-        digest = bench.session.weights_digest()
+        digest = cutter.session.weights_digest()
         for key in self.keys:
-            if key[2] == bench.seed and self.cells.held.get(key, {}).get("weights", digest) != digest:
+            if key[2] == cutter.seed and self.cells.held.get(key, {}).get("weights", digest) != digest:
                 raise BadInput(
-                    f"{self.cells.path}: the cells of seed {bench.seed} were cut from other weights than the model now "
+                    f"{self.cells.path}: the cells of seed {cutter.seed} were cut from other weights than the model now "
                     f"has; give the same model and {spelled('weights')}, or another {spelled('cells')}"
                 )

@@ -21,7 +21,7 @@ from .session import Session
 
 
 @dataclass(frozen=True)
-class Settled:
+class Refined:
     """A selection, and the slim network of it, which runs."""
 
     selection: Selection
@@ -33,7 +33,7 @@ class Settled:
     verified: dict[str, Any] | None = None  # what the proof said, where it was needed to decide
 
 
-def settle(session: Session, graph: Graph, choose: Callable[[], Selection]) -> Settled:
+def select_and_refine(session: Session, graph: Graph, choose: Callable[[], Selection]) -> Refined:
     """Select and refine until the slim network runs.
 
     Counts that the modules keep in attributes of their own are corrected where that lets it run and the laws hold; what the
@@ -68,7 +68,7 @@ def settle(session: Session, graph: Graph, choose: Callable[[], Selection]) -> S
             stated = correct_stated(session.model, slim, graph, stays, changed)
         for name, values in stated.changed.items():
             changed.setdefault(name, {}).update(values)
-        return Settled(chosen, slim, changed, ran, followed.changed, stated, verified)
+        return Refined(chosen, slim, changed, ran, followed.changed, stated, verified)
 
 
 def _fix(graph: Graph, found: HardCoded) -> None:

@@ -27,13 +27,13 @@ from ...pruning.select import Selection
 from ...reporting.report import Report, reduction
 from ...scoring.setup import Importance
 from ...scoring.zero_scores import whole_layers
+from ..function_keywords import Chosen
 from ..importances import gradient_setup, importances
 from ..layer_times import layer_seconds
 from ..options import GradientOptions, InputOptions, LayerOptions, ModelOptions, StepOptions
 from ..ranking import agreement_of
+from ..select_and_refine import select_and_refine
 from ..session import Session, first_batch
-from ..settle import settle
-from ..taken import Chosen
 from .rows import Entry, Level, Table, shuffled
 
 
@@ -115,7 +115,7 @@ class Cut:
     network: nn.Module
 
 
-class Bench:
+class Cutter:
     """The subject under one seed; `score` it before it is cut. Steps and notes go to `report`."""
 
     @labels_on_cpu
@@ -191,14 +191,14 @@ class Bench:
             return shuffled(graph, chosen, self.seed) if e.kind == "shuffled" else chosen
 
         with seeded(self.seed), whole_layers(graph, by.not_ranked):
-            settled = settle(self.session, graph, choose)
-            kept = [int(k.sum()) for k in graph.by_layer(settled.selection.keep[graph.unit])]
-            after = self.counts(settled.model, settled.trace.run)
-        floored = settled.selection.floored
+            refined = select_and_refine(self.session, graph, choose)
+            kept = [int(k.sum()) for k in graph.by_layer(refined.selection.keep[graph.unit])]
+            after = self.counts(refined.model, refined.trace.run)
+        floored = refined.selection.floored
         how = {k: v for k, v in ranking.recorded.items() if k in ("criterion", "resource", "resource_term", "lambda")}
         how = {**how, **self.costs(level, sum(kept), after)}
         how |= {"feasible": not floored, "floored": floored, "layers_kept": kept}
-        return Cut({"method": e.name, **how}, settled.model)
+        return Cut({"method": e.name, **how}, refined.model)
 
     def costs(self, level: Level, kept: int, after: dict[str, Any]) -> dict[str, Any]:
         """The part of a row that says how large the network is."""
