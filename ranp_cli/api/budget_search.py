@@ -18,7 +18,7 @@ from ..pruning.rounding import lacking, raised
 from ..pruning.select import Selection
 from .costing import Costing
 from .ranking import Ranking
-from .select_and_refine import Refined, select_and_refine
+from .select_and_refine import Refined, UnitsChanged, select_and_refine
 from .session import Session
 
 Races = Mapping[str, Timings]  # kind of budget -> the dense and a slim network, turn by turn
@@ -42,6 +42,7 @@ class BudgetSearch:
         self.steps = (
             2**16 if self.ranking.method == "snip" else self.graph.n
         )  # levels of the weights' sparsity, or neurons
+        self.units = len(self.graph.unit_roots)
         self.limited = [each for each in self.limits if each.kind not in MEASURED]
         self.timed = [each for each in self.limits if each.kind in MEASURED]
         self.before = self.costing.under(self.limits, self.session.model, None)
@@ -52,7 +53,12 @@ class BudgetSearch:
         return self.refined(lambda: self.ranking.select(self.graph, self.scores, level))
 
     def refined(self, choose: Callable[[], Selection]) -> tuple[Refined, dict[str, float]]:
-        refined = select_and_refine(self.session, self.graph, choose)
+        def chosen() -> Selection:
+            if len(self.graph.unit_roots) != self.units:
+                raise UnitsChanged
+            return choose()
+
+        refined = select_and_refine(self.session, self.graph, chosen)
         return refined, self.costing.under(self.limits, refined.model, refined.trace)
 
     def counted(self) -> tuple[Refined, int]:

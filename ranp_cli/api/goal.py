@@ -22,7 +22,7 @@ from ..pruning.select import check
 from .budget_search import BudgetSearch, Races
 from .costing import Costing
 from .ranking import Ranking
-from .select_and_refine import Refined, select_and_refine
+from .select_and_refine import Refined, select_and_refine, with_the_same_units
 from .session import Session
 from .time_search import with_more_importance
 
@@ -120,9 +120,13 @@ def fit_budget(
     Raises Infeasible, naming the closest, when the smallest network does not meet them.
     """
     with progress("fitting", None) as advance:
-        search = BudgetSearch(session, graph, ranking, scores, limits, costing, advance)
-        best, kept = search.counted()
-        if not search.timed or stand is None:
-            return search.filled(best), {}
-        found, races = search.in_time(kept, stand)
-        return with_more_importance(search, stand, found, races)
+
+        def searched() -> tuple[Refined, Races]:
+            search = BudgetSearch(session, graph, ranking, scores, limits, costing, advance)
+            best, kept = search.counted()
+            if not search.timed or stand is None:
+                return search.filled(best), {}
+            found, races = search.in_time(kept, stand)
+            return with_more_importance(search, stand, found, races)
+
+        return with_the_same_units(graph, searched)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import nn
 
 from ..core.contexts import labels_on_cpu
@@ -92,7 +93,12 @@ def refine(
         keep, session.report.parts["transfer"] = mask.transfer(graph)
     else:
         keep = mask.units(graph)
-    refined = select_and_refine(session, graph, lambda: Selection(keep | graph.fixed_units, mask.floored, ""))
+    kept = keep[graph.unit]  # of neurons, since refining may take units apart
+
+    def choose() -> Selection:
+        return Selection(np.isin(range(len(graph.unit_roots)), graph.unit[kept]) | graph.fixed_units, mask.floored, "")
+
+    refined = select_and_refine(session, graph, choose)
     method = {**mask.method, "init": init} if init != "keep" else mask.method
     of_what_stays = Mask.from_units(
         graph,

@@ -6,7 +6,7 @@ very networks is not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from .budget_search import Races
 from .costing import Costing
 from .goal import Goal, reach
 from .ranking import Ranking
-from .select_and_refine import Refined
+from .select_and_refine import Refined, with_the_same_units
 from .session import Session
 
 MULTIPLES = (1, 4, 8, 16)  # the first is no rounding
@@ -63,14 +63,7 @@ def reach_rounded(
 
     if stand is None or not ranking.finds_rounding:
         return *reach(goal, session, graph, ranking, scores, costing, stand, progress), ranking
-    found = [at(1)]
-    for multiple in fitting(graph):
-        try:
-            candidate = at(multiple)
-        except Infeasible:  # the smallest network of these multiples is too large
-            continue
-        if not any(np.array_equal(candidate.keep, other.keep) for other in found):
-            found.append(candidate)
+    found = with_the_same_units(graph, lambda: different(at, graph))
     kind = next((limit.kind for limit in goal.limits if limit.kind in MEASURED), "latency")
     with session.report.timing("time"):
         timings = stand.race(kind, *(candidate.refined.model for candidate in found))
@@ -98,6 +91,19 @@ def reach_rounded(
         "raced": rows,
     }
     return found[best].refined, found[best].races, found[best].ranking
+
+
+def different(at: Callable[[int], Candidate], graph: Graph) -> list[Candidate]:
+    """The networks without rounding and of each multiple, those that are equal to an earlier one left out."""
+    found = [at(1)]
+    for multiple in fitting(graph):
+        try:
+            candidate = at(multiple)
+        except Infeasible:  # the smallest network of these multiples is too large
+            continue
+        if not any(np.array_equal(candidate.keep, other.keep) for other in found):
+            found.append(candidate)
+    return found
 
 
 def fitting(graph: Graph) -> list[int]:

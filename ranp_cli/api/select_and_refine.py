@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -18,6 +18,8 @@ from ..pruning.slim_trace import HardCoded, SlimRun, check_runs
 from ..pruning.stated import Stated, correct_stated
 from ..pruning.verify import verify
 from .session import Session
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,30 @@ class Refined:
     verified: dict[str, Any] | None = None  # what the proof said, where it was needed to decide
 
 
+class UnitsChanged(Exception):
+    """Units were taken apart while a search held selections of them."""
+
+
+def with_the_same_units(graph: Graph, search: Callable[[], T]) -> T:
+    """What a search returns; it begins anew where it took units apart, so that all its selections are of the same units."""
+    while True:
+        units = len(graph.unit_roots)
+        try:
+            found = search()
+        except UnitsChanged:
+            continue
+        if len(graph.unit_roots) == units:
+            return found
+
+
 def select_and_refine(session: Session, graph: Graph, choose: Callable[[], Selection]) -> Refined:
     """Select and refine until the slim network runs.
 
     Counts that the modules keep in attributes of their own are corrected where that lets it run and the laws hold; what the
     code insists on beyond that is fixed, and the rest goes on.
+
+    Args:
+        choose: a selection of the units that the graph has now; refining may take some apart.
     """
     follows = True
     known = Followed()
@@ -74,7 +95,7 @@ def select_and_refine(session: Session, graph: Graph, choose: Callable[[], Selec
 def _fix(graph: Graph, found: HardCoded) -> None:
     """Fix what the code insists on; where equal parts were only suggested by a slice there, they are taken apart first."""
     before = graph.fixed_units.sum()
-    if not graph.ties.untie_lanes(found.reason.where):
+    if not graph.ties.untie_lanes(lambda line, _: line == found.reason.where):
         graph.ties.fix(found.ids, found.reason.what, found.reason.where)
         graph.settle()
         if graph.fixed_units.sum() == before:

@@ -112,6 +112,14 @@ class Graph:
             unused = None if root in consumed else Reason("no layer uses its output")
             self.reasons.append(fixed.get(root) or unused)
 
+    def take_apart(self, units: np.ndarray) -> bool:
+        """Undo what only slices suggested to be equal in these units (their indices); False where none did. All units have other indices then."""
+        labels = np.flatnonzero(np.isin(self.root, self.unit_roots[units]))
+        found = self.ties.untie_lanes(lambda _, edges: bool(np.isin(edges, labels).any()))
+        if found:
+            self.settle()
+        return found
+
     @property
     def written(self) -> set[str]:
         """Parameters that the forward writes: a copy that runs must have them to itself."""

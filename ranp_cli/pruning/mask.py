@@ -181,9 +181,9 @@ class Mask:
             kept[given["kept"]] = True
             flags.append(kept)
         flat = np.concatenate(flags)
-        kept_of_unit = np.bincount(graph.unit, weights=flat, minlength=len(graph.unit_roots))
-        size = np.bincount(graph.unit, minlength=len(graph.unit_roots))
-        split = np.flatnonzero((kept_of_unit > 0) & (kept_of_unit < size))
+        split = split_units(graph, flat)
+        if split.size and graph.take_apart(split):  # as they were when the mask was made
+            split = split_units(graph, flat)
         if split.size:
             tied = [
                 layer.name
@@ -193,7 +193,8 @@ class Mask:
             raise BadInput(
                 f"the mask keeps only some of the neurons that are tied in {', '.join(tied[:4])}; keep all of a unit or none"
             )
-        keep = kept_of_unit > 0
+        keep = np.zeros(len(graph.unit_roots), dtype=bool)
+        keep[graph.unit[flat]] = True
         lost = np.flatnonzero(graph.fixed_units & ~keep)
         if lost.size:
             at = next(
@@ -212,6 +213,12 @@ class Mask:
         Layers of the same name and size take their neurons over. What is left must be free of choice: layers that may
         not be pruned anyway, such as an output of other classes. Raises BadInput otherwise.
         """
+        kept, known = np.zeros(graph.n, dtype=bool), np.zeros(graph.n, dtype=bool)
+        for layer, flags, is_known in zip(graph.layers, graph.by_layer(kept), graph.by_layer(known), strict=True):
+            given = self.layers.get(layer.name)
+            if given is not None and given["neurons"] == len(layer.neurons):
+                flags[given["kept"]], is_known[:] = True, True
+        graph.take_apart(split_units(graph, kept, known))  # as they were when the mask was made
         keep = graph.fixed_units.copy()
         pieces = list(zip(graph.layers, graph.by_layer(graph.unit), strict=True))
         decided, matched = graph.fixed_units.copy(), []
@@ -237,6 +244,15 @@ class Mask:
                 "the mask cannot be transferred: no layer of the model has the name and size of one of the mask"
             )
         return keep, {"matched": matched, "left": [{"layer": name, "reason": why} for name, why in left.items()]}
+
+
+def split_units(graph: Graph, kept: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+    """The units of which some neurons stay and others do not, from one flag a neuron; `known` flags those that are looked at."""
+    counts = [
+        np.bincount(graph.unit, weights=each if known is None else each & known, minlength=len(graph.unit_roots))
+        for each in (kept, ~kept)
+    ]
+    return np.flatnonzero(np.minimum(*counts) > 0)
 
 
 def to_json(document: dict[str, Any]) -> str:

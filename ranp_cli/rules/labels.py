@@ -146,9 +146,9 @@ class Ties:
         if differ.any():
             self._lanes.append((self.locate(), distinct(a[differ].numpy(), b[differ].numpy(), self.size)))
 
-    def untie_lanes(self, where: str) -> bool:
-        """Take back what a slice at that line suggested; False where it suggested nothing."""
-        kept = [(line, edges) for line, edges in self._lanes if line != where]
+    def untie_lanes(self, suggests: Callable[[str, np.ndarray], bool]) -> bool:
+        """Take back what some slices suggested, told by their line and the labels they tie; False where none did."""
+        kept = [(line, edges) for line, edges in self._lanes if not suggests(line, edges)]
         found, self._lanes = len(kept) < len(self._lanes), kept
         return found
 

@@ -57,7 +57,7 @@ def trained(name: str, row: str, seed: int) -> dict[str, Any]:
         net = found.model
         about = {
             "latency": limit["after"] / limit["before"],
-            "kept": report["kept"],
+            "kept": sum(layer["kept"] for layer in report["layers"]),
             "macs": report["after"]["macs"] / report["before"]["macs"],
             "exchanged": bool(report.get("time_search", {}).get("taken")),
         }
