@@ -6,7 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks import oracle, oracle_tables, paper_rows, paper_tables, planning, runtimes
+from benchmarks import (
+    latency_accuracy,
+    latency_budgets,
+    oracle,
+    oracle_tables,
+    paper_rows,
+    paper_tables,
+    planning,
+    rounds,
+    runtimes,
+)
 from benchmarks.page import RESULTS, SCRIPTS, SECTION, Lines, put, stamped
 
 from ranp_cli.api.comparison.over_seeds import summary
@@ -266,3 +276,42 @@ def test_own_time_adds_up():
 def test_planning_is_set_against_the_scoring_that_it_plans():
     text = planning.markdown({"a network": {"plain": 0.3, "low": 0.9, "plan": 0.1, "left": 0.5}}, "a machine")
     assert lines_of(text) == ["| a network | 0.30 s | 0.80 s | 50% | 0.10 s | 12% | 3% |"]
+
+
+# -- limits of latency, and rounds
+
+
+def test_latency_budgets_shows_what_exchanged_units_keep():
+    rows = [{"by": "sparsity", "importance": 0.4, "seconds": 0.2, "kept": 10, "macs": 100}, {"by": "exchange", "importance": 0.6, "seconds": 0.25, "kept": 14, "macs": 150}]  # fmt: skip
+    found = {"network": "3D-UNet", "runtime": "torch", "share": 25, "dense": 1.0, "dense_macs": 1000, "rows": rows}
+    missed = {"network": "MobileNetV2-3D", "runtime": "torch", "share": 10, "infeasible": "", "rows": []}
+    text = latency_budgets.markdown([found, missed], "a machine")
+    assert [line.split(" | ")[3:] for line in lines_of(text)] == [
+        ["best sparsity", "200 of 1000", "40.0%", "10", "-90%", "50% |"],
+        ["exchanged", "250 of 1000", "**60.0%**", "14", "-85%", "60% |"],
+    ]
+    assert "1.50 to 1.5 times" in text
+    assert "No network is so fast: MobileNetV2-3D in torch, 10 %." in text
+
+
+def test_networks_of_one_latency_stand_best_first():
+    def cut(value, taken=False):
+        return {"metrics": {"dice": value}, "latency": 0.24, "macs": 0.1, "kept": 50, "exchanged": taken}
+
+    names = list(latency_accuracy.ROWS)
+    task = {latency_accuracy.FULL: [{"metrics": {"dice": 0.8}}] * 2} | {name: [cut(0.5), cut(0.6)] for name in names}
+    task[names[0]] = [cut(0.7, True), cut(0.9)]
+    text = latency_accuracy.markdown({"tissue-16": task}, "a machine")
+    assert lines_of(text)[:2] == [
+        "| full | 1 | 1 |  | 0.800 ± 0.000 | 0.800 |",
+        "| exchanged, from RANP-f on | 24 % | 10 % | 50 | 0.800 ± 0.141 | 0.700 |",
+    ]
+    assert "in 1 of 2 networks" in text
+
+
+def test_rounds_are_set_against_the_dense_network():
+    cell = dict.fromkeys(rounds.ROWS, 0.9) | {"share": 0.1}
+    good = rounds.markdown([cell, cell | {"rounds, last": 0.89}])
+    assert good.startswith("At 90% fewer multiply-adds rounds with 100 updates more are -0.005 from the dense network, within 0.02; as good or better than they: pruned")  # fmt: skip
+    assert rounds.markdown([cell | {"rounds, last": 0.8}]).count("**not** within 0.02") == 1
+    assert "none." in rounds.markdown([cell | {"rounds, last": 0.95}])
