@@ -223,6 +223,7 @@ class Pruner:
             "attributes": shrinking.attributes,
             "verified": shrinking.verified,
             "sums": self.seen.state(),
+            "overwritten": {name: list(axes) for name, axes in self.seen.overwritten.items()},
             "losses": [float(loss) for loss in self.losses],
             "removals": removals_part(self.removals),
         }
@@ -242,6 +243,7 @@ class Pruner:
         shrinking = self.shrinking
         known = checked_state(state, shrinking.session.model_info["fingerprint"], shrinking.ranking.recorded)
         self.seen.unwatch()
+        self.seen.overwritten = {name: list(axes) for name, axes in known["overwritten"].items()}
         try:
             shrinking.restore(known["kept"], known["attributes"], known["held"], "the Pruner's state")
         finally:

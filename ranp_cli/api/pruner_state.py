@@ -20,7 +20,7 @@ FORM = {
     "method": {"name": str},
     "kept": {str: object}, "held": {str: {str: [int]}}, "attributes": {str: {str: object}}, "verified": {str: object},
     "sums": {str: {"high": object, "low": object}}, "losses": [float], "spent": float, "finished": bool,
-    "removals": [REMOVAL],
+    "removals": [REMOVAL], "overwritten": {str: [int]},
 }  # fmt: skip
 NUMBERS = ("updates", "since", "batches")
 
@@ -33,6 +33,7 @@ def checked_state(state: Any, fingerprint: str, method: Mapping[str, Any]) -> di
         raise BadInput(
             "the state is of a Pruner of another network: its parameters differ; give the dense network that it was made of"
         )
+    state = {"overwritten": {}, **state}  # which a state of an earlier version lacks
     check_form({key: state.get(key) for key in FORM}, FORM, "the Pruner's state", WRITE)
     if dict(state["method"]) != dict(method):
         raise BadInput(

@@ -17,7 +17,7 @@ from ..pruning.layer_costs import tau
 from ..pruning.methods import METHODS, unit_values, weigh
 from ..pruning.min_neurons import AUTO, Floor, check_floor, floors
 from ..pruning.removal_order import removal_order
-from ..pruning.rounding import rounded
+from ..pruning.rounding import raise_parts, rounded
 from ..pruning.select import Selection, select
 from ..pruning.snip import links_of, select_snip, strength_of
 from ..scoring.criteria import criterion
@@ -147,11 +147,15 @@ class Ranking:
             chosen = select_snip(graph, scores, sparsity, self.min_neurons)
         else:
             chosen = select(graph, self.weighed(graph, scores), sparsity, method=self.method, floor=self.min_neurons)
-        if self.round_to == 1:
-            return chosen
-        least = self.floors(graph, chosen.keep)
-        values = self.values(graph, scores)
-        return replace(chosen, keep=rounded(graph, values, chosen.keep, self.round_to, least), rounded=chosen.keep)
+        if self.round_to > 1:
+            least = self.floors(graph, chosen.keep)
+            values = self.values(graph, scores)
+            chosen = replace(
+                chosen, keep=rounded(graph, values, chosen.keep, self.round_to, least), rounded=chosen.keep
+            )
+        if graph.empties(chosen.keep):
+            chosen = replace(chosen, keep=raise_parts(graph, self.values(graph, scores), chosen.keep))
+        return chosen
 
     def floors(self, graph: Graph, keep: np.ndarray) -> np.ndarray:
         """The fewest neurons of each layer in a network of these units, of shape (layers,)."""

@@ -14,7 +14,7 @@ from ..core.copies import compacted
 from ..core.example import Example
 from ..graph.analyse import TracedCosts, cost_of, trace_costs
 from ..graph.graph import Graph
-from ..pruning.mask import Mask
+from ..pruning.mask import Mask, split_units
 from ..pruning.min_neurons import AUTO, floors
 from ..pruning.select import Selection
 from ..pruning.slim import apply_attributes, check_attributes, slim_model
@@ -213,6 +213,7 @@ class Shrinking:
                 for layer, n in zip(self.dense.layers, self.dense.sizes, strict=True)
             ]
         )
+        self.dense.take_apart(split_units(self.dense, flags))  # as some removal may have done
         keep = np.bincount(self.dense.unit[flags], minlength=len(self.dense.unit_roots)) > 0
         return Mask.from_units(
             self.dense, keep, model=self.session.model_info, requested=requested, method=method, floored=[]

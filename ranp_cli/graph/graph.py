@@ -99,6 +99,7 @@ class Graph:
     reasons: list[Reason | None] = field(default_factory=list)
     unranked: frozenset[str] = frozenset()  # layers without scores
     left_out: frozenset[str] = frozenset()  # layers that `--keep` and `--only` leave out of pruning
+    _parts: list[np.ndarray] | None = None
 
     def settle(self) -> None:
         """Work out the units; again after more labels were fixed."""
@@ -111,6 +112,30 @@ class Graph:
         for root in self.unit_roots.tolist():
             unused = None if root in consumed else Reason("no layer uses its output")
             self.reasons.append(fixed.get(root) or unused)
+        self._parts = None
+
+    @property
+    def parts(self) -> list[np.ndarray]:
+        """Units that some op reads alone, as after a slice, none of which stays in any case: one of each has to stay.
+
+        Those that hold a whole layer are left out, since its floor sees to that.
+        """
+        if self._parts is None:
+            fixed, starts = self.fixed_units, np.cumsum([0, *self.sizes[:-1]])
+            self._parts = []
+            for ids in self.ties.read_together():
+                units = np.unique(self.units_of(ids))
+                if not len(units) or units[0] < 0 or fixed[units].any():
+                    continue
+                read = np.zeros(len(fixed), dtype=bool)
+                read[units] = True
+                if not (np.add.reduceat(read[self.unit], starts) == self.sizes).any():
+                    self._parts.append(units)
+        return self._parts
+
+    def empties(self, keep: np.ndarray) -> bool:
+        """Whether these units, one flag each, leave some op without anything to read."""
+        return any(not keep[part].any() for part in self.parts)
 
     def take_apart(self, units: np.ndarray) -> bool:
         """Undo what only slices suggested to be equal in these units (their indices); False where none did. All units have other indices then."""

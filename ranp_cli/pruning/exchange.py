@@ -132,7 +132,11 @@ class Exchange:
         allowed = (
             step
             for step in self.steps(keep, False, single)
-            if step.cost > 0 and (spare >= self.holds[step.units].sum(0))[self.groups[step.group].layers].all()
+            if step.cost > 0
+            and (spare >= self.holds[step.units].sum(0))[self.groups[step.group].layers].all()
+            and not (
+                self.graph.parts and self.graph.empties(np.where(np.isin(range(len(keep)), step.units), False, keep))
+            )
         )
         return min(allowed, key=lambda step: step.worth, default=None)
 

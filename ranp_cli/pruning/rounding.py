@@ -25,6 +25,15 @@ def raise_to(graph: Graph, value: np.ndarray, keep: np.ndarray, least: np.ndarra
     return keep
 
 
+def raise_parts(graph: Graph, value: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """`keep` with the best unit of each part that would be left without any (`Graph.parts`)."""
+    keep = keep.copy()
+    for units in graph.parts:
+        if not keep[units].any():
+            keep[units[np.argmax(value[units])]] = True
+    return keep
+
+
 def rounded(
     graph: Graph, value: np.ndarray, keep: np.ndarray, multiple: int, least: np.ndarray | None = None
 ) -> np.ndarray:

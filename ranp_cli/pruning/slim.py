@@ -44,14 +44,15 @@ def slim_model(model: nn.Module, graph: Graph, stays: np.ndarray) -> tuple[nn.Mo
 def attributes(slim: nn.Module, graph: Graph, stays: np.ndarray) -> dict[str, dict[str, Any]]:
     """The channel counts that modules keep as attributes and that are no longer true: {module: {attribute: value}}."""
     wanted: dict[str, dict[str, Any]] = {}
+    modules = dict(slim.named_modules(remove_duplicate=False))
     shapes = {name: tuple(t.shape) for name, t in named_tensors(slim)}
     for layer in graph.layers:
         module = owner_of(layer.slot)
         # a parametrised weight is put together from several tensors: the largest has the weight's shape
         slot = max((s for s in graph.slots if owner_of(s) == module), key=lambda s: math.prod(graph.slots[s].shape))
-        wanted.setdefault(module, {}).update(layer_attributes(layer, graph.slots[slot].shape, shapes[slot]))
+        found = layer_attributes(modules.get(module), layer, graph.slots[slot].shape, shapes[slot])
+        wanted.setdefault(module, {}).update(found)
     features = {**graph.train_run.features, **graph.eval_run.features}
-    modules = dict(slim.named_modules(remove_duplicate=False))
     for name in [name for name, module in modules.items() if isinstance(module, torch.jit.ScriptModule)]:
         del modules[name]  # compiled in: what its code insists on is found when it runs
     for name, module in modules.items():
@@ -67,12 +68,18 @@ def attributes(slim: nn.Module, graph: Graph, stays: np.ndarray) -> dict[str, di
     return changed
 
 
-def layer_attributes(layer: Layer, old: tuple[int, ...], new: tuple[int, ...]) -> dict[str, Any]:
-    """What a module that owns the weight of a layer says of it; the weight's shape went from `old` to `new`."""
+def layer_attributes(
+    module: nn.Module | None, layer: Layer, old: tuple[int, ...], new: tuple[int, ...]
+) -> dict[str, Any]:
+    """What a module that owns the weight of a layer says of it; the weight's shape went from `old` to `new`.
+
+    The weight may also be used elsewhere, in another way, as that of a tied decoder is: what counts is what the module is.
+    """
     if layer.op == "linear":
-        return {"out_features": new[layer.axis], "in_features": new[1 - layer.axis]} if len(new) == 2 else {}
+        axis = 0 if isinstance(module, nn.Linear) else layer.axis
+        return {"out_features": new[axis], "in_features": new[1 - axis]} if len(new) == 2 else {}
     groups = layer.groups
-    if layer.transposed:
+    if module.transposed if isinstance(module, nn.modules.conv._ConvNd) else layer.transposed:
         groups = new[0] if groups == old[0] else groups
         return {"in_channels": new[0], "out_channels": new[1] * groups, "groups": groups}
     if groups > 1 and old[1] == 1:  # depthwise: a group goes with its channel

@@ -68,13 +68,16 @@ def check_runs(slim: nn.Module, graph: Graph, stays: np.ndarray, training: bool 
         example = graph.example.with_batch(dense.samples)
         tracer = new_tracer(ties)
         error: BaseException | None = None
+        failure: RuleFailure | None = None
         try:
             runs.append(trace_once(tracer, slim, example, slots, is_training, dense.real))
-        except RuleFailure:
-            raise
+        except RuleFailure as raised:
+            failure = raised
         except USER_EXCEPTIONS as raised:  # the user's code, on sizes that it may not expect
             error = raised
         found = first_difference(dense.tracer.ops, tracer.ops, stays)
+        if failure is not None and found is None:  # else its sizes make no sense, as after a slice that left nothing
+            raise failure
         at = len(tracer.ops) if found is None else found[0]
         if found is None and error is None:
             continue

@@ -340,6 +340,11 @@ class Ties:
                 out.setdefault(root, reason)
         return out
 
+    def read_together(self) -> list[np.ndarray]:
+        """The labels that each op sums over, without those that are equal to another op's; each array sorted."""
+        found = (np.unique(ids) for ids in self._consumed)
+        return list({ids.tobytes(): ids for ids in found}.values())
+
     def consumed(self) -> np.ndarray:
         """One flag per label: the parameter slices it indexes are summed over."""
         flags = np.zeros(self.size, dtype=bool)

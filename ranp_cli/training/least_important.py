@@ -41,7 +41,8 @@ def without_least(
         if stays[unit]:
             continue
         layers = np.bincount(members[unit], minlength=len(left))
-        if (left - layers < least)[layers > 0].any():
+        last = any(unit in part and keep[part].sum() == 1 for part in graph.parts)
+        if last or (left - layers < least)[layers > 0].any():
             held += 1
         elif gone + layers.sum() > neurons:
             large += 1

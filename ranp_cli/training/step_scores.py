@@ -65,11 +65,18 @@ class StepActivations(ActivationGradientCollector):
     """Post-activations a and dL/da, seen by hooks in the forward passes of training steps.
 
     A mini-batch is all that comes before a step of the optimiser: with accumulated gradients several forward passes.
+
+    Args:
+        overwritten: layer -> axes of the neurons of those activations that an op changes later, in place. They are copied;
+            what a backward pass shows to be one is added, and copied from the next mini-batch on.
     """
 
-    def __init__(self, model: nn.Module, graph: Graph, criteria: Sequence[Criterion]):
+    def __init__(
+        self, model: nn.Module, graph: Graph, criteria: Sequence[Criterion], overwritten: dict[str, list[int]]
+    ):
         super().__init__(model, graph, criteria)
-        self.overwritten: set[Place] = set()  # an op changes the activation later, in place
+        self.overwritten = overwritten
+        self.names = [layer.name for layer in graph.layers]
         self.modes: list[ActivationMode | None] = []  # of the passes that go on; None: one that nobody looks at
         self.handles = [
             model.register_forward_pre_hook(Hook(self._enter)),
@@ -110,7 +117,8 @@ class StepActivations(ActivationGradientCollector):
         )
         self.masks[place.layer].append(mask)
         value = out.detach()
-        held = [value.clone() if place in self.overwritten else value]
+        known = self.overwritten.get(self.names[place.layer], [])
+        held = [value.clone() if place.axis in known else value]
         version = value._version
         others = [axis for axis in range(out.ndim) if axis not in (0, place.axis)]
 
@@ -119,7 +127,7 @@ class StepActivations(ActivationGradientCollector):
                 return
             a = held.pop()
             if a is value and a._version != version:
-                self.overwritten.add(place)  # from the next mini-batch on it is copied
+                self.overwritten.setdefault(self.names[place.layer], []).append(place.axis)
                 return
             with torch.no_grad():
                 product = (grad.float() if grad.dtype in HALVES else grad) * a.conj()
@@ -143,6 +151,7 @@ class StepScores:
             )
         self.criterion, self.collector, self.batches = criterion, None, 0
         self.seen_any = False
+        self.overwritten: dict[str, list[int]] = {}  # of all networks that are looked at in turn
 
     collector: StepWeights | StepActivations | None
 
@@ -157,7 +166,7 @@ class StepScores:
         if self.criterion is not None and self.criterion.of_weights:
             self.collector = StepWeights(graph.layers, dict(named_tensors(model)), [self.criterion])
         elif self.criterion is not None and self.criterion.of_activations:
-            self.collector = StepActivations(model, graph, [self.criterion])
+            self.collector = StepActivations(model, graph, [self.criterion], self.overwritten)
 
     def unwatch(self) -> None:
         """Look at it no more; what was seen stays."""

@@ -1,6 +1,6 @@
 """`--rounds` on the README's example: its network, trained on its shapes and pruned to a tenth of its multiply-adds while it is fine-tuned.
 
-    python -m tests.benchmarks.rounds --cells FILE --write tests/benchmarks/RESULTS.md    # about 15 minutes on two cores
+    python -m tests.benchmarks.rounds --cells FILE --write tests/benchmarks/RESULTS.md    # about 25 minutes on two cores
 
 Each seed's network is trained as in the README's first table and then, with the same number of updates, pruned in ROUNDS rounds (taylor, a
 fit of UPDATES updates after each, LAST with a falling rate at the end), pruned at once, or trained on as it is. Beside them the network that
