@@ -185,23 +185,20 @@ class Mask:
         if split.size and graph.take_apart(split):  # as they were when the mask was made
             split = split_units(graph, flat)
         if split.size:
-            tied = [
-                layer.name
-                for layer, units in zip(graph.layers, graph.by_layer(graph.unit), strict=True)
-                if split[0] in units
-            ]
+            tied = layers_of(graph, split[0])
             raise BadInput(
                 f"the mask keeps only some of the neurons that are tied in {', '.join(tied[:4])}; keep all of a unit or none"
             )
         keep = np.zeros(len(graph.unit_roots), dtype=bool)
         keep[graph.unit[flat]] = True
+        for part in (part for part in graph.parts if not keep[part].any()):
+            at = layers_of(graph, part[0])[0]
+            raise BadInput(
+                f"the mask removes all neurons of {at} that some op reads, as behind a slice; keep one of them"
+            )
         lost = np.flatnonzero(graph.fixed_units & ~keep)
         if lost.size:
-            at = next(
-                layer.name
-                for layer, units in zip(graph.layers, graph.by_layer(graph.unit), strict=True)
-                if lost[0] in units
-            )
+            at = layers_of(graph, lost[0])[0]
             raise BadInput(
                 f"the mask removes neurons of {at} that may not go ({worded(graph.reasons[lost[0]])}); keep them"
             )
@@ -244,6 +241,11 @@ class Mask:
                 "the mask cannot be transferred: no layer of the model has the name and size of one of the mask"
             )
         return keep, {"matched": matched, "left": [{"layer": name, "reason": why} for name, why in left.items()]}
+
+
+def layers_of(graph: Graph, unit: int) -> list[str]:
+    """The layers that have a neuron of this unit."""
+    return [layer.name for layer, units in zip(graph.layers, graph.by_layer(graph.unit), strict=True) if unit in units]
 
 
 def split_units(graph: Graph, kept: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:

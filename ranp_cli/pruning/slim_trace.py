@@ -76,8 +76,10 @@ def check_runs(slim: nn.Module, graph: Graph, stays: np.ndarray, training: bool 
         except USER_EXCEPTIONS as raised:  # the user's code, on sizes that it may not expect
             error = raised
         found = first_difference(dense.tracer.ops, tracer.ops, stays)
-        if failure is not None and found is None:  # else its sizes make no sense, as after a slice that left nothing
-            raise failure
+        if failure is not None:  # its sizes make no sense, as after a slice that leaves nothing, or it is a bug
+            found = found or emptied(dense.tracer.ops, len(tracer.ops), stays)
+            if found is None:
+                raise failure
         at = len(tracer.ops) if found is None else found[0]
         if found is None and error is None:
             continue
@@ -110,6 +112,14 @@ def insisted_on(
         entering = distinct_labels([t.ids() for t in op.ins])
         if not stays[entering].all():
             return entering
+    return None
+
+
+def emptied(dense: list[Op], at: int, stays: np.ndarray) -> tuple[int, np.ndarray] | None:
+    """Op number `at` and the labels of what enters it, of which none stays; None where something of all that enters it does."""
+    for ids in (distinct_labels([t.ids()]) for t in dense[at].ins):
+        if ids.size and not stays[ids].any():
+            return at, ids
     return None
 
 

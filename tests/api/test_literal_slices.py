@@ -113,6 +113,22 @@ def test_a_slice_that_is_read_alone_keeps_a_channel(goal, floor):
     assert slim(FLAT[0]).shape == (2, 2, 6, 6)
 
 
+def test_a_mask_that_empties_it_is_refused():
+    torch.manual_seed(0)
+    mask = ranp.prune(Tail(), [FLAT], sparsity=0.3, min_neurons=1, allow_less=True).mask
+    layers = {**mask.layers, "a": {**mask.layers["a"], "kept": list(range(8))}}
+    with pytest.raises(ranp.BadInput, match="removes all neurons of a that some op reads"):
+        ranp.refine(Tail(), replace(mask, layers=layers))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_no_ranking_sees_to_it_the_part_stays_whole(seed):
+    """The neurons of `shuffle` are drawn: some draws leave nothing of the slice."""
+    torch.manual_seed(0)
+    rows = ranp.compare(Tail(), [FLAT], sparsity=0.9, methods=["shuffle:ranp-f"], seed=seed, min_neurons=1).rows
+    assert all(row["layers_kept"][0] > 8 for row in rows)
+
+
 def test_what_a_pruner_leaves_is_what_its_mask_and_its_file_say(tmp_path):
     torch.manual_seed(5)
     net = Tail()
