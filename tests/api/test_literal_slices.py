@@ -5,11 +5,16 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import ranp_cli as ranp
+from ranp_cli.core.example import Example
+from ranp_cli.graph.analyse import analyse
+from ranp_cli.pruning.slim import slim_model
+from ranp_cli.pruning.slim_trace import HardCoded, check_runs
 
 X, Y = torch.randn(2, 1, 8, 8, 8, generator=torch.Generator().manual_seed(1)), torch.zeros(2, 8, 8, 8, dtype=torch.long)
 
@@ -121,12 +126,16 @@ def test_a_mask_that_empties_it_is_refused():
         ranp.refine(Tail(), replace(mask, layers=layers))
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_where_no_ranking_sees_to_it_the_part_stays_whole(seed):
-    """The neurons of `shuffle` are drawn: some draws leave nothing of the slice."""
-    torch.manual_seed(0)
-    rows = ranp.compare(Tail(), [FLAT], sparsity=0.9, methods=["shuffle:ranp-f"], seed=seed, min_neurons=1).rows
-    assert all(row["layers_kept"][0] > 8 for row in rows)
+def test_where_no_selection_sees_to_it_the_part_is_what_the_code_insists_on():
+    graph = analyse(Tail(), Example((FLAT[0],)))
+    keep = np.ones(len(graph.unit_roots), dtype=bool)
+    (part,) = graph.parts
+    keep[part] = False
+    assert graph.empties(keep)
+    stays = graph.flags(keep)
+    found = check_runs(slim_model(Tail(), graph, stays)[0], graph, stays)
+    assert isinstance(found, HardCoded)
+    assert set(graph.units_of(found.ids)) == set(part)
 
 
 def test_what_a_pruner_leaves_is_what_its_mask_and_its_file_say(tmp_path):
