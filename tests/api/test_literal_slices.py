@@ -128,6 +128,8 @@ def test_a_mask_that_empties_it_is_refused():
 
 def test_where_no_selection_sees_to_it_the_part_is_what_the_code_insists_on():
     graph = analyse(Tail(), Example((FLAT[0],)))
+    assert graph.parts == []  # as long as the slice suggests lanes, a channel of each is read
+    assert graph.take_apart(np.arange(len(graph.unit_roots)))
     keep = np.ones(len(graph.unit_roots), dtype=bool)
     (part,) = graph.parts
     keep[part] = False
