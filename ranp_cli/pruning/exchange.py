@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..graph.graph import Graph
+from .rounding import raise_to
 from .unit_costs import Term
 
 LOOK = 2  # steps of a group that are looked at: one alone may save nothing
@@ -111,7 +112,14 @@ class Exchange:
             step = max(self.steps(keep, grows=True), key=lambda step: step.worth, default=None)
             if step is None:
                 break
-            keep = self.taken(keep, step, True)
+            keep = self.with_floors(self.taken(keep, step, True))
+        return keep
+
+    def with_floors(self, keep: np.ndarray) -> np.ndarray:
+        """With the best units of each layer that is below the floor of a network of so many units, which rises as that grows."""
+        while (keep @ self.holds < (least := self.floors(keep))).any():
+            keep = raise_to(self.graph, self.importance, keep, least)
+            self._steps.clear()
         return keep
 
     def shrunk(self, keep: np.ndarray, limit: float) -> np.ndarray:
@@ -141,15 +149,23 @@ class Exchange:
         return min(allowed, key=lambda step: step.worth, default=None)
 
     def filled(self, keep: np.ndarray, limit: float) -> np.ndarray:
-        """With single units that still fit, those of the most importance per cost first."""
+        """With single units that still fit, with what they raise floors to, those of the most importance per cost first."""
         self._steps.clear()
         room = limit - self.cost(keep)
         while True:
-            fitting = (step for step in self.steps(keep, grows=True, single=True) if step.cost <= room)
-            step = max(fitting, key=lambda step: step.worth, default=None)
-            if step is None:
+            fitting = [step for step in self.steps(keep, grows=True, single=True) if step.cost <= room]
+            for step in sorted(fitting, key=lambda step: -step.worth):
+                more = self.taken(keep, step, True)
+                if (more @ self.holds < self.floors(more)).any():
+                    more = self.with_floors(more)
+                    if self.cost(more) > limit:
+                        continue
+                    keep, room = more, limit - self.cost(more)
+                else:
+                    keep, room = more, room - step.cost
+                break
+            else:
                 return keep
-            keep, room = self.taken(keep, step, True), room - step.cost
 
     def steps(self, keep: np.ndarray, grows: bool, single: bool = False) -> Iterator[Step]:
         for k in range(len(self.groups)):

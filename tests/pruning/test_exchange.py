@@ -123,3 +123,24 @@ def test_fixed_units_stay():
     found = exchange.best(np.ones(len(exchange.importance), dtype=bool), 0.0)
     assert found[graph.by_layer(graph.unit)[0]].all()
     assert not found.all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
+def test_floors_that_rise_with_the_network_hold_in_what_is_found(seed, share):
+    """As those of `auto` do. One layer costs nothing and is worth much: it alone would grow."""
+    graph = graph_of(6, 6, 24)
+    terms = stairs(graph, 2)[:2]
+    sizes = np.array(graph.sizes)
+
+    def floors(keep: np.ndarray) -> np.ndarray:
+        return np.minimum(np.ceil(0.6 * keep[graph.unit].sum() / len(sizes)).astype(int), sizes)
+
+    exchange = Exchange(graph, importance_of(graph, seed), terms, floors, lambda width: list(range(1, width + 1)))
+    start = graph.fixed_units.copy()
+    start[[units[0] for units in graph.by_layer(graph.unit)]] = True
+    limit = max(share * exchange.cost(np.ones(len(start), dtype=bool)), exchange.cost(start))
+    found = exchange.best(start, limit)
+    assert exchange.cost(found) <= limit
+    assert (found @ exchange.holds >= floors(found)).all()
+    assert found.sum() > start.sum()
