@@ -91,9 +91,7 @@ class Ties:
     def __init__(self) -> None:
         self.size = FIXED + 1
         self._edges: list[np.ndarray] = []
-        self._lanes: list[
-            tuple[str, np.ndarray]
-        ] = []  # ties that a slice suggests, by its line, and that may be undone
+        self._lanes: list[tuple[str, np.ndarray]] = []  # what slices suggest, by their line; may be undone
         self._fixed: list[tuple[np.ndarray, Reason]] = [(np.array([FIXED]), Reason("network input"))]
         self._splits: list[Tensor] = []
         self._consumed: list[np.ndarray] = []
@@ -342,14 +340,12 @@ class Ties:
 
     def read_together(self) -> list[np.ndarray]:
         """The labels that each op sums over, without those that are equal to another op's; each array sorted."""
-        found = (np.unique(ids) for ids in self._consumed)
-        return list({ids.tobytes(): ids for ids in found}.values())
+        return list({ids.tobytes(): ids for ids in map(np.unique, self._consumed)}.values())
 
     def consumed(self) -> np.ndarray:
         """One flag per label: the parameter slices it indexes are summed over."""
         flags = np.zeros(self.size, dtype=bool)
-        for ids in self._consumed:
-            flags[ids] = True
+        flags[np.concatenate([np.empty(0, dtype=np.int64), *self._consumed])] = True
         return flags
 
     def changed_statistics(self, gone: np.ndarray) -> list[Reason]:
@@ -368,9 +364,7 @@ class Ties:
         root = components(self._edges, self.size)
         moved = np.flatnonzero(root != np.arange(self.size))
         self._edges = [np.stack([moved, root[moved]])]
-        if not self._lanes:
-            return root
-        return components([*self._edges, *(edges for _, edges in self._lanes)], self.size)
+        return components([*self._edges, *(edges for _, edges in self._lanes)], self.size) if self._lanes else root
 
 
 def decided_axis(ids: np.ndarray) -> int | None:
