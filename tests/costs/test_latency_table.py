@@ -167,8 +167,16 @@ def steps_of_four(work) -> float:
     )
 
 
-@pytest.mark.parametrize("kind", ["latency", "step-time"])
-@pytest.mark.parametrize("share", [20, 40])
+SLOW = pytest.mark.slow
+KINDS = [
+    (20, "latency"),
+    (40, "step-time"),
+    pytest.param(20, "step-time", marks=SLOW),
+    pytest.param(40, "latency", marks=SLOW),
+]
+
+
+@pytest.mark.parametrize(("share", "kind"), KINDS)
 def test_more_importance_in_no_more_time(kind, share, clock):
     clock(steps_of_four)
     report = ranp.prune(net(), batch(), budget=f"{kind}={share}%").report.to_dict()
