@@ -81,19 +81,13 @@ def type_in(line, capfd):
             assert run(words[1:]) == 0, f"{line}\n{capfd.readouterr().err}"
 
 
-TIMED = re.compile(r"--time\b|latency|step-time|--round-to auto")
-
-
-def test_recipes(sized, request, monkeypatch, capfd):
-    """Those of sample_configs/README.md, in its folder; what goes by times on the whole samples alone.
-
-    On small ones a network's time is that of calling its ops, which no pruning saves.
-    """
-    monkeypatch.chdir(sized)
+@pytest.mark.slow
+def test_recipes(tmp_path, monkeypatch, capfd):
+    """Those of sample_configs/README.md, in its folder."""
+    monkeypatch.chdir(copy_of_the_samples(tmp_path))
     for line in commands(RECIPES.read_text()):
-        if request.node.callspec.params["sized"] != "small" or not TIMED.search(line):
-            type_in(line, capfd)
-    assert new_to_git(sized.parent) == []
+        type_in(line, capfd)
+    assert new_to_git(tmp_path) == []
 
 
 def new_to_git(root: Path) -> list[str]:

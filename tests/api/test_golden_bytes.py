@@ -92,6 +92,8 @@ def hashes_of(name: str) -> tuple[str, str, str]:
     return digest(json.dumps(pruned.mask.layers).encode()), digest(json.dumps(rounded).encode()), digest(tensors)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "mobilenet weighted" else ()) for name in CASES]
+)
 def test_bytes_are_those_of_before(name):
     assert hashes_of(name) == HASHES[name]

@@ -1,9 +1,9 @@
 """Networks cut to the same share of the dense one's measured latency, and trained: units exchanged by importance per millisecond, and the
 best sparsity by latency, by FLOPs and layer-wise.
 
-    python -m tests.benchmarks.latency_accuracy --cells FILE [--seeds 3] [--write tests/benchmarks/RESULTS.md]
+    python -m tests.benchmarks.latency_accuracy --cells FILE [--shares 50 25] [--seeds 3] [--write tests/benchmarks/RESULTS.md]
 
-Tasks, training and tests are those of `accuracy.py`. Each trained network is a line of FILE; the same command goes on where it was
+A share is in percent of the dense network's latency. Tasks, training and tests are those of `accuracy.py`. Each trained network is a line of FILE; the same command goes on where it was
 stopped. Latencies are of one sample in torch, on one thread.
 """
 
@@ -13,6 +13,7 @@ import argparse
 import statistics
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,7 +28,6 @@ from .accuracy import fit, task_of
 from .page import Lines, put
 from .runtimes import CPU
 
-SHARE = 25  # percent of the dense network's latency
 # by the name of a row: the arguments of `prune`, and whether units are exchanged
 ROWS: dict[str, tuple[Mapping[str, str], bool]] = {
     "exchanged, from RANP-f on": ({"resource": "flops"}, True),
@@ -39,18 +39,18 @@ FULL = "full"
 MARKS = "<!-- latency accuracy -->", "<!-- end of latency accuracy -->"
 
 
-def trained(name: str, row: str, seed: int) -> dict[str, Any]:
-    """A network of this task, cut and trained: its metrics, multiply-adds, latency beside the dense one's."""
-    task = task_of(name)
+def trained(task: str, share: int, row: str, seed: int) -> dict[str, Any]:
+    """A network of this task, cut to this share and trained: its metrics, multiply-adds, latency beside the dense one's."""
+    given = task_of(task)
     torch.manual_seed(seed)
-    net, about = task.build(), {}
+    net, about = given.build(), {}
     if row != FULL:
         arguments, exchanges = ROWS[row]
         without = mock.patch.object(time_search, "applies", return_value=False)
         with nullcontext() if exchanges else without:
             found = ranp.prune(
-                net, task.train[:4], budget={"latency": f"{SHARE}%"}, batch_size=1, seed=seed, device="cpu", threads=1,
-                loss=task.loss, ignore_index=task.ignored, **arguments,
+                net, given.train[:4], budget={"latency": f"{share}%"}, batch_size=1, seed=seed, device="cpu", threads=1,
+                loss=given.loss, ignore_index=given.ignored, **arguments,
             )  # fmt: skip
         report = found.report.to_dict()
         (limit,) = report["budget"]
@@ -61,11 +61,11 @@ def trained(name: str, row: str, seed: int) -> dict[str, Any]:
             "macs": report["after"]["macs"] / report["before"]["macs"],
             "exchanged": bool(report.get("time_search", {}).get("taken")),
         }
-    return {**about, "metrics": fit(task, net, seed)}
+    return {**about, "metrics": fit(given, net, seed)}
 
 
 def markdown(rows: dict[str, dict[str, list[dict[str, Any]]]], about: str) -> str:
-    """A table for each task, the best mean first."""
+    """A table for each task and share, the best mean first."""
     parts = []
     for name, task in rows.items():
         metric = next(iter(task[FULL][0]["metrics"]))
@@ -81,7 +81,7 @@ def markdown(rows: dict[str, dict[str, list[dict[str, Any]]]], about: str) -> st
             lines.append(f"| {' | '.join(map(str, cells))} |")
         parts.append("\n".join(lines))
     taken = [cell["exchanged"] for task in rows.values() for cell in task[next(iter(ROWS))]]
-    note = f"All but the dense network within {SHARE} % of its latency, over {len(next(iter(rows.values()))[FULL])} seeds; latency and multiply-adds as shares of the dense network's. An exchange was found in {sum(taken)} of {len(taken)} networks; where none was, the row has the best sparsity. {about}."  # fmt: skip
+    note = f"All but the dense network within that share of its latency, over {len(next(iter(rows.values()))[FULL])} seeds; latency and multiply-adds as shares of the dense network's. An exchange was found in {sum(taken)} of {len(taken)} networks; where none was, the row has the best sparsity. {about}."  # fmt: skip
     return "\n\n".join([*parts, note])
 
 
@@ -98,20 +98,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=Path, required=True, help="the file of what was trained")
     parser.add_argument("--tasks", nargs="+", default=["tissue-16", "nnunet-16"], help="as for accuracy.py")
+    parser.add_argument(
+        "--shares", nargs="+", type=int, default=[50, 25], help="percent of the dense network's latency"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--write", type=Path, help="the page to put the tables into")
     options = parser.parse_args()
-    lines = Lines(options.cells, ("task", "row", "seed"))
+    lines = Lines(options.cells, ("task", "share", "row", "seed"))
+
+    def cells(task: str, share: int, row: str) -> list[dict[str, Any]]:
+        keys = [
+            {"task": task, "share": 100 if row == FULL else share, "row": row, "seed": k} for k in range(options.seeds)
+        ]
+        return [lines.get(partial(trained, **key), **key) for key in keys]
+
     rows = {
-        task: {
-            row: [
-                lines.get(lambda task=task, row=row, seed=seed: trained(task, row, seed), task=task, row=row, seed=seed)
-                for seed in range(options.seeds)
-            ]
-            for row in (FULL, *ROWS)
-        }
+        f"{task}, {share} %": {row: cells(task, share, row) for row in (FULL, *ROWS)}
         for task in options.tasks
-    }  # fmt: skip
+        for share in options.shares
+    }
     table = markdown(rows, f"{processor(CPU)}, torch {torch.__version__}, 1 thread of a shared machine")
     if options.write:
         put(options.write, table, MARKS)

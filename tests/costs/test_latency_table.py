@@ -319,7 +319,13 @@ def test_with_a_rounding_that_is_taken_nothing_is_said_of_another_network(clock)
     assert "time_search" not in report
 
 
-@pytest.mark.parametrize("case", zoo.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=() if k % 3 == 0 else pytest.mark.slow)
+        for k, case in enumerate(zoo.CASES)
+    ],
+)
 def test_every_network_keeps_the_limit_and_the_laws(case, clock):
     """Whatever its ops are: the slim network is verified, and keeps no less importance than the best sparsity."""
     clock(weights)

@@ -207,7 +207,7 @@ def test_examples(file, examples):
     ("make", "sparsity", "resource"),
     [
         (i3d, 0.2532, "flops"),
-        (mobilenetv2_3d, 0.9, "mem"),
+        pytest.param(mobilenetv2_3d, 0.9, "mem", marks=pytest.mark.slow),
         pytest.param(i3d, 0.9, "mem", marks=pytest.mark.slow),
         pytest.param(mobilenetv2_3d, 0.3315, "flops", marks=pytest.mark.slow),
     ],
