@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from ..core.atomic import what_was_written
@@ -42,4 +43,5 @@ def main() -> None:
             if number == 1 and not code:
                 say(f"cannot write to stdout: {error.strerror}; {what_was_written()}")
                 code = 2
+    gc.freeze()  # the process ends: its last collection would look through all that goes anyway
     sys.exit(code)
