@@ -3,7 +3,10 @@
 import os
 import sys
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: two processes would spin on the same cores
+# Before torch: processes that run side by side share the cores, and do not spin on them.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 # The memory of 16-bit convolutions is modelled for processors without matrix units (AMX); oneDNN reads this at its start.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
@@ -29,12 +32,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def a_cache_folder_of_the_tests_own(tmp_path_factory):
-    """What a test measures is not kept for the user, nor for the next run of the tests; processes compile our code once."""
-    folder = tmp_path_factory.mktemp("cache")
+    """What a test measures is not kept for the user, nor for the next run of the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        patch.setenv("PYTHONPYCACHEPREFIX", str(folder / "bytecode"))
-        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # processes of a test compile our code once
         yield
 
 
@@ -43,6 +44,15 @@ def one_thread():
     """Many small networks on a shared machine: threads would wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def two_threads():
+    """For what depends on their number, as the memory that a convolution works in."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     yield
     torch.set_num_threads(threads)
 

@@ -140,6 +140,7 @@ def test_python(code, sized):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_the_report_shown_is_of_this_version(folder, monkeypatch, capfd, request):
     """Words and layers are as printed (numbers may differ in the last neuron between processors); --overwrite pastes it."""
     monkeypatch.chdir(folder.parent)

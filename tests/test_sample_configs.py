@@ -91,6 +91,12 @@ PAPER = {
     "i3d_ucf101": (0.2532, 80, 47.27, 27.88, 201.28),
 }
 
+LARGE = {
+    "psmnet_sceneflow",
+    "mobilenetv2_ucf101",
+    "i3d_ucf101",
+}  # slow, even in small; their networks are in other tests, too
+
 # The same networks and data in small: model arguments that change, the data.
 SMALL: dict[str, tuple[dict[str, Any], Callable[[], Any]]] = {
     "unet3d_shapenet": ({"layers": 7, "width": 8, "num_classes": 4}, lambda: samples.voxel_shapes(size=16, classes=4)),
@@ -173,8 +179,8 @@ def test_a_yaml_of_the_paper_has_its_numbers(name):
 
 
 @pytest.mark.parametrize(
-    "path",  # PSMNet is pruned in test_models_other.py, too
-    [pytest.param(p, marks=pytest.mark.slow if p.stem == "psmnet_sceneflow" else ()) for p in YAMLS],
+    "path",
+    [pytest.param(p, marks=pytest.mark.slow if p.stem in LARGE else ()) for p in YAMLS],
     ids=lambda path: path.stem,
 )
 def test_a_yaml_prunes_in_small(path):

@@ -42,6 +42,7 @@ def test_pruning_does_not_import_the_compiler():
     assert "torch._dynamo" not in modules_after("run(); print(*sys.modules)").split()
 
 
+@pytest.mark.slow
 def test_what_is_compiled_afterwards_is_compiled_as_ever():
     code = """
 first = run().report.to_dict()

@@ -304,6 +304,7 @@ def test_the_report_is_of_the_network_that_is_taken(clock):
     assert not any("was asked" in note for note in report.get("notes", ()))
 
 
+@pytest.mark.slow
 def test_with_a_rounding_that_is_taken_nothing_is_said_of_another_network(clock):
     """A machine that likes networks of multiples of 8, and layers of all other widths: those the exchange keeps away from."""
 

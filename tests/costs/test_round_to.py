@@ -77,6 +77,7 @@ def test_a_gain_within_the_noise_is_none(clock):
     assert ranp.prune(net(32), batch(), round_to="auto", sparsity=0.5).report.to_dict()["rounding"]["chosen"] == 1
 
 
+@pytest.mark.slow
 def test_under_a_limit_of_time_importance_decides(clock, by_sparsity_alone):
     """The machine likes multiples of 8: within the same time they keep more."""
     clock(lambda work: weights(work) / (4 if np.gcd.reduce(widths(work)) % 8 == 0 else 1))

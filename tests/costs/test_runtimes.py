@@ -61,7 +61,13 @@ def test_every_runtime_computes_the_network(name: str, kind: str) -> None:
     assert not module.training
 
 
-VARIANTS = {"torch-channels-last", "torch-bf16", "openvino-bf16"}  # of runtimes that the default run has
+VARIANTS = {
+    "torch",
+    "torch-channels-last",
+    "torch-bf16",
+    "openvino",
+    "openvino-bf16",
+}  # slow; the default run has onnxruntime
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_a_step_is_met_as_a_latency_is(clock, by_sparsity_alone):
     assert by_step["speed"]["before_s"] == 1.0  # the report says both
 
 
-@pytest.mark.parametrize("tight", ["latency", "step-time"])
+@pytest.mark.parametrize("tight", ["latency", pytest.param("step-time", marks=pytest.mark.slow)])
 def test_of_two_times_the_tighter_one_decides(tight, clock, by_sparsity_alone):
     clock(weights)
     shares = {"latency": "80%", "step-time": "80%", tight: "40%"}
@@ -199,6 +199,7 @@ def test_a_way_that_does_not_run_is_left_out(monkeypatch, clock):
     assert found == {"training step": "channels last", "forward pass": "channels last and bf16 autocast"}
 
 
+@pytest.mark.slow
 def test_a_user_who_chose_a_way_gets_no_other(clock):
     clock(machine(half=3, last=2))
     for name, kinds in (("torch-bf16", []), ("torch-channels-last", []), ("onnxruntime", ["training step"])):

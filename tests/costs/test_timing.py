@@ -250,6 +250,7 @@ def test_never_over_however_noisy_the_machine(seed, budget, clock):
     assert exact == pytest.approx(0.5, abs=0.12)  # and it is about the right network
 
 
+@pytest.mark.slow
 def test_other_budgets_are_kept_exactly(clock):
     clock(weights)
     alone = ranp.prune(net(), batch(), budget="macs=20%").report.to_dict()

@@ -43,6 +43,7 @@ def test_a_program_says_what_the_module_says(parts, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_a_program_holds_nothing_of_the_machine(unet, tmp_path):
     slim = unet[0]
     assert type(slim).__module__.startswith("_ranp_model_")  # with a digest of where the file lies

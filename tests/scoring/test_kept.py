@@ -96,6 +96,7 @@ def test_ctrl_c_in_one_process_stops_all_and_keeps(folder):
     finish(folder, "d.safetensors", 6, processes=2)
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_ends_the_job_with_its_number(folder):
     began = time.monotonic()
     arguments = [*SCORE, "e.safetensors", *OFTEN, "--timeout", "3"]

@@ -78,6 +78,7 @@ class Tight(Full):
         return self.net(x)
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_out_of_memory_goes_down_to_the_least():
     found = ranp.score(Tight(True), batches())
     assert same(ranp.score(Full(False), batches()), found)

@@ -356,8 +356,7 @@ def test_low_memory_serves_what_it_takes_fake_tensors_or_another_layout_for(buil
     [
         (0, 1),
         (128, 2),
-        (4096, 1),
-        *(pytest.param(*one, marks=pytest.mark.slow) for one in ((0, 2), (128, 1), (4096, 2))),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in ((0, 2), (128, 1), (4096, 1), (4096, 2))),
     ],
 )
 def test_gradients_are_the_same_whatever_is_computed_twice(most, row, monkeypatch):
