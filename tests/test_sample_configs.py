@@ -91,11 +91,8 @@ PAPER = {
     "i3d_ucf101": (0.2532, 80, 47.27, 27.88, 201.28),
 }
 
-LARGE = {
-    "psmnet_sceneflow",
-    "mobilenetv2_ucf101",
-    "i3d_ucf101",
-}  # slow, even in small; their networks are in other tests, too
+# slow, even in small; their networks are pruned in other tests, too
+LARGE = {"psmnet_sceneflow", "mobilenetv2_ucf101", "i3d_ucf101"}
 
 # The same networks and data in small: model arguments that change, the data.
 SMALL: dict[str, tuple[dict[str, Any], Callable[[], Any]]] = {

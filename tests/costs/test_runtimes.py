@@ -61,17 +61,8 @@ def test_every_runtime_computes_the_network(name: str, kind: str) -> None:
     assert not module.training
 
 
-VARIANTS = {
-    "torch",
-    "torch-channels-last",
-    "torch-bf16",
-    "openvino",
-    "openvino-bf16",
-}  # slow; the default run has onnxruntime
-
-
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in VARIANTS else ()) for name in ON_CPU]
+    "name", [pytest.param(name, marks=() if name == "onnxruntime" else pytest.mark.slow) for name in ON_CPU]
 )
 def test_the_report_names_the_runtime_and_the_threads(name: str) -> None:
     report = ranp.prune(net(), batch(), sparsity=0.5, time=True, runtime=name, threads=1).report.to_dict()

@@ -100,4 +100,6 @@ def plans_of(root: Path, name: str = "nnUNetPlans") -> Path:
 
 
 def files(root: Path) -> set[str]:
-    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    """What lies there, but for the bytecode that Python keeps beside a trainer's code."""
+    found = (path for path in root.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
+    return {str(path.relative_to(root)) for path in found}

@@ -26,8 +26,8 @@ def test_good_files_are_read(files):
     assert not any(problems.values()), problems
 
 
-def test_100_damaged_files(files, one_thread):
-    problems = fuzzing.fuzz(files, 100, seed=0)
+def test_300_damaged_files(files, one_thread):
+    problems = fuzzing.fuzz(files, 300, seed=0)
     assert not problems, "\n".join(problems)
 
 

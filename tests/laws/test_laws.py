@@ -29,8 +29,7 @@ UNETS = [  # of concatenations only, so every neuron is a unit: the sum of all o
     zoo.Case(sample_unet, units=2 * (4 + 8 + 16) + 3 * (8 + 4) + 6, shape=(2, 1, 8, 8, 8)),
     zoo.Case(paper_unet, units=4 + 8 + 8 + 16 + 16 + 32 + 32 + 64 + 2 * (32 + 16 + 8) + 5, shape=(2, 1, 16, 16, 16)),
 ]
-CASES = [*zoo.CASES, *zoo_calls.CASES, *UNETS]
-ALL = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+ALL = pytest.mark.parametrize("case", [*zoo.CASES, *zoo_calls.CASES, *UNETS], ids=lambda c: c.name)
 
 
 @ALL

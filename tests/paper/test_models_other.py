@@ -200,7 +200,7 @@ PAPERS = (0.462, "flops")  # of PSMNet; the other two have none
 
 FAST = {  # the others are marked slow
     "psmnet": [],
-    "basic_psmnet": [],
+    "basic_psmnet": [],  # the same parts without the hourglasses
     "vgg16": [SETTINGS[0], SETTINGS[3]],
     "vgg16_without_norms": [SETTINGS[3]],
     "c3d_rnn": [SETTINGS[0], SETTINGS[3]],

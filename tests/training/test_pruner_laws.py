@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
-from test_laws import CASES
+from test_laws import ALL
 
 from ranp_cli.api.pruner import Pruner
 from ranp_cli.graph.analyse import analyse
@@ -42,9 +42,7 @@ def flags_of(graph, before, after):
     return np.bincount(graph.unit[np.concatenate(kept)], minlength=len(graph.unit_roots)) > 0
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, id=c.name, marks=pytest.mark.slow if k % 2 else ()) for k, c in enumerate(CASES)]
-)
+@ALL
 def test_a_removal_in_place_in_the_middle_of_a_training_loop(case):
     model, optimizer, pruner, batches = trained(case, verify="never")
     parameters, before = list(model.parameters()), copy.deepcopy(model)
