@@ -3,8 +3,8 @@ best sparsity by latency, by FLOPs and layer-wise.
 
     python -m tests.benchmarks.latency_accuracy --cells FILE [--shares 50 25] [--seeds 3] [--write tests/benchmarks/RESULTS.md]
 
-A share is in percent of the dense network's latency. Tasks, training and tests are those of `accuracy.py`. Each trained network is a line of FILE; the same command goes on where it was
-stopped. Latencies are of one sample in torch, on one thread.
+A share is in percent of the dense network's latency, of one sample in torch, on one thread. Tasks, training and tests are those of
+`accuracy.py`. Each trained network is a line of FILE; the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ MARKS = "<!-- latency accuracy -->", "<!-- end of latency accuracy -->"
 
 def trained(task: str, share: int, row: str, seed: int) -> dict[str, Any]:
     """A network of this task, cut to this share and trained: its metrics, multiply-adds, latency beside the dense one's."""
-    given = task_of(task)
+    what = task_of(task)
     torch.manual_seed(seed)
-    net, about = given.build(), {}
+    net, about = what.build(), {}
     if row != FULL:
         arguments, exchanges = ROWS[row]
         without = mock.patch.object(time_search, "applies", return_value=False)
         with nullcontext() if exchanges else without:
             found = ranp.prune(
-                net, given.train[:4], budget={"latency": f"{share}%"}, batch_size=1, seed=seed, device="cpu", threads=1,
-                loss=given.loss, ignore_index=given.ignored, **arguments,
+                net, what.train[:4], budget={"latency": f"{share}%"}, batch_size=1, seed=seed, device="cpu", threads=1,
+                loss=what.loss, ignore_index=what.ignored, **arguments,
             )  # fmt: skip
         report = found.report.to_dict()
         (limit,) = report["budget"]
@@ -61,7 +61,7 @@ def trained(task: str, share: int, row: str, seed: int) -> dict[str, Any]:
             "macs": report["after"]["macs"] / report["before"]["macs"],
             "exchanged": bool(report.get("time_search", {}).get("taken")),
         }
-    return {**about, "metrics": fit(given, net, seed)}
+    return {**about, "metrics": fit(what, net, seed)}
 
 
 def markdown(rows: dict[str, dict[str, list[dict[str, Any]]]], about: str) -> str:
