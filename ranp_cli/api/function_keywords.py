@@ -15,8 +15,13 @@ from .option import options_of
 
 def in_python(text: str) -> str:
     """A help text with keywords in place of flags."""
-    names = {"--batch": "batches", "--batches": "batch_limit", "--model-arg": "model_args", "--loss-arg": "loss_args",
-             "--input": "inputs"}  # fmt: skip
+    names = {
+        "--batch": "batches",
+        "--batches": "batch_limit",
+        "--model-arg": "model_args",
+        "--loss-arg": "loss_args",
+        "--input": "inputs",
+    }
     text = re.sub(r"--[a-z][a-z-]*", lambda flag: f"`{names.get(flag[0], flag[0][2:].replace('-', '_'))}`", text)
     return text.removesuffix(" (repeatable)")
 

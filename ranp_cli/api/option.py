@@ -8,8 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 WHAT, FROM, RANK, FAR, COST, OUT = (
-    "The network", "Where the scores come from", "How neurons are ranked", "How much goes", "What it costs", "Output",
-)  # fmt: skip
+    "The network",
+    "Where the scores come from",
+    "How neurons are ranked",
+    "How much goes",
+    "What it costs",
+    "Output",
+)
 PANELS = (WHAT, FROM, RANK, FAR, COST, OUT)
 
 # -- what a value may be

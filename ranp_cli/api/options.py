@@ -48,18 +48,19 @@ class ModelOptions:
     """The network, its weights, and where it runs. A seed of None is the one that a mask records, else 0."""
 
     model_args: Mapping[str, Any] | None = option(
-        None, WHAT, "argument of the factory, read as YAML (repeatable)", TEXTS, "KEY=VALUE", "--model-arg")  # fmt: skip
+        None, WHAT, "argument of the factory, read as YAML (repeatable)", TEXTS, "KEY=VALUE", "--model-arg"
+    )
     weights: str | None = option(None, WHAT, "state dict to load: .safetensors or .pt", TEXT, "FILE")
     weights_key: str | None = option(None, WHAT, "which nested state dict of --weights", TEXT, "KEY")
     seed: int | None = option(0, WHAT, "seed of weights and of --method random", WHOLE, "N")
     device: str = option("auto", WHAT, "auto, cpu, cuda, cuda:i", TEXT, "D")
-    configuration: str | None = option(
-        None, WHAT, "of nnU-Net's plans", TEXT, "C", says="3d_fullres")  # fmt: skip
+    configuration: str | None = option(None, WHAT, "of nnU-Net's plans", TEXT, "C", says="3d_fullres")
     fold: int | str | None = option(
         None, WHAT, "of nnU-Net's plans: whose training cases are the batches, where --batch is not given", FOLD, "N|all",
         says="0")  # fmt: skip
     trainer: str | None = option(
-        None, WHAT, "of nnU-Net's plans: the class whose loss and loader are used", TEXT, "T", says="nnUNetTrainer")  # fmt: skip
+        None, WHAT, "of nnU-Net's plans: the class whose loss and loader are used", TEXT, "T", says="nnUNetTrainer"
+    )
 
     def __post_init__(self) -> None:
         if self.seed is not None and not 0 <= self.seed < 2**63:
@@ -71,11 +72,14 @@ class GradientOptions:
     """The loss, and how gradients are computed."""
 
     loss: Any = option(
-        None, FROM, "cross_entropy, mse, l1, smooth_l1, bce, dice, dice_ce, file.py:Name or package:Name", TEXT, "NAME")  # fmt: skip
+        None, FROM, "cross_entropy, mse, l1, smooth_l1, bce, dice, dice_ce, file.py:Name or package:Name", TEXT, "NAME"
+    )
     loss_args: Mapping[str, Any] | None = option(
-        None, FROM, "argument of a loss of your own, read as YAML (repeatable)", TEXTS, "KEY=VALUE", "--loss-arg")  # fmt: skip
+        None, FROM, "argument of a loss of your own, read as YAML (repeatable)", TEXTS, "KEY=VALUE", "--loss-arg"
+    )
     ignore_index: int | None = option(
-        None, FROM, "target value that does not count", WHOLE, "I", says="-100, and 255 where no class")  # fmt: skip
+        None, FROM, "target value that does not count", WHOLE, "I", says="-100, and 255 where no class"
+    )
     batch_limit: int | None = option(None, FROM, "use at most N mini-batches", WHOLE, "N", "--batches")
     keys: str | Sequence[str] | None = option(
         None, FROM, "the keys of input and target in mini-batches that are dicts, as image,label", TEXT, "INPUT,TARGET",
@@ -96,7 +100,8 @@ class LongRunOptions:
         60.0, OUT, "keep in -o what is done, every N seconds: after a crash, go on with --resume; 0: only at the end",
         NUMBER, "N", doc="seconds between two writings of `kept_in`; 0: never")  # fmt: skip
     timeout: float = option(
-        600.0, FROM, "with torchrun: end the job when a process is N seconds behind the others", NUMBER, "N")  # fmt: skip
+        600.0, FROM, "with torchrun: end the job when a process is N seconds behind the others", NUMBER, "N"
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.save_every < 1e9:
@@ -114,8 +119,7 @@ class MethodOptions:
     criterion: str | None = option(
         None, RANK, "mpmg-sum|mean|max, mnmg-sum|mean|max, neuron, taylor, obd, activation-mean|std|zeros, snip, l1, l2, oracle", TEXT, "C",
         says="mpmg-sum, or the method's own")  # fmt: skip
-    resource: str = option(
-        "flops", RANK, "flops|mem|params|latency (each layer is timed on --device)|none", TEXT, "R")  # fmt: skip
+    resource: str = option("flops", RANK, "flops|mem|params|latency (each layer is timed on --device)|none", TEXT, "R")
     latencies: Any = option(
         None, RANK, "times measured before: of an earlier --resource latency, its mask.json; with --budget latency= a table from the cache folder",
         TEXT, "FILE")  # fmt: skip
@@ -134,7 +138,8 @@ class LayerOptions:
         "layer", RANK, "layer: scores times a factor of the layer's whole cost (eq. 10); unit: less lambda times what the "
         "unit's removal saves now", TEXT, "layer|unit")  # fmt: skip
     min_neurons: int | str = option(
-        "auto", FAR, "each layer keeps its best N; 1: the paper's rule", WHOLE_OR_AUTO, "N|auto")  # fmt: skip
+        "auto", FAR, "each layer keeps its best N; 1: the paper's rule", WHOLE_OR_AUTO, "N|auto"
+    )
     keep: Sequence[str] = option((), FAR, "layers never pruned (repeatable)", TEXTS, "GLOB")
     only: Sequence[str] = option((), FAR, "prune these layers only (repeatable)", TEXTS, "GLOB")
 
@@ -164,9 +169,11 @@ class StepOptions:
     """The training step whose memory is estimated, and what is timed."""
 
     optimizer: str | None = option(
-        None, COST, "of the training step: sgd|sgd-momentum|adam|adamw", TEXT, "O", says="sgd")  # fmt: skip
+        None, COST, "of the training step: sgd|sgd-momentum|adam|adamw", TEXT, "O", says="sgd"
+    )
     batch_size: int | None = option(
-        None, COST, "samples of the training step, and of what is timed", WHOLE, "N", says="the input's")  # fmt: skip
+        None, COST, "samples of the training step, and of what is timed", WHOLE, "N", says="the input's"
+    )
     amp: bool = option(
         False, COST, "memory in mixed precision: weights in 32 bits, what autocast casts on the device in 16",
         SWITCH)  # fmt: skip
@@ -177,8 +184,7 @@ class StepOptions:
     runtime: str = option(
         "torch", COST, "what is timed, for --time, --resource latency and --budget latency=, step-time= (torch's own only): torch, onnxruntime, openvino, "
         "openvino-bf16, torch-channels-last, torch-bf16, tensorrt, cuda-graph", TEXT, "R")  # fmt: skip
-    threads: int | None = option(
-        None, COST, "of what is timed on a CPU", WHOLE, "N", says="as many as torch takes")  # fmt: skip
+    threads: int | None = option(None, COST, "of what is timed on a CPU", WHOLE, "N", says="as many as torch takes")
 
     def check_timed(self, timed: bool, wanted: str) -> None:
         """BadInput for a runtime or threads where nothing is timed; `wanted`: what would be."""
@@ -216,14 +222,17 @@ class RoundOptions:
     updates: int | None = option(
         None, COST, "of --rounds: fine-tune for N updates on the batch, with --optimizer or else adam", WHOLE, "N", says="100")  # fmt: skip
     lr: float | None = option(
-        None, COST, "of --rounds: learning rate", NUMBER, "X", says="adam, adamw 3e-3, sgd 0.05, sgd-momentum 0.01")  # fmt: skip
+        None, COST, "of --rounds: learning rate", NUMBER, "X", says="adam, adamw 3e-3, sgd 0.05, sgd-momentum 0.01"
+    )
     fit: Any = option(
         None, COST, "of --rounds: file.py:fit, called as fit(model, seed), fine-tunes instead and returns an accuracy, or a dict of "
         "numbers", TEXT, "F")  # fmt: skip
     metric: str | None = option(
-        None, COST, "of --rounds: which number of fit's dict counts", TEXT, "NAME", says="the first")  # fmt: skip
+        None, COST, "of --rounds: which number of fit's dict counts", TEXT, "NAME", says="the first"
+    )
     checkpoint: str | None = option(
-        None, OUT, "of --rounds: written after each round; the same command goes on from it", TEXT, "FILE")  # fmt: skip
+        None, OUT, "of --rounds: written after each round; the same command goes on from it", TEXT, "FILE"
+    )
 
     def __post_init__(self) -> None:
         if self.rounds is not None and not 1 <= self.rounds <= 10_000:
@@ -246,7 +255,8 @@ class FitOptions:
     seeds: int | None = option(None, COST, "train under N seeds from --seed on", WHOLE, "N", says="3")
     metric: str | None = option(None, COST, "which number of fit's dict rows go by", TEXT, "NAME", says="the first")
     init: str | None = option(
-        None, COST, "weights that rows are trained from: keep|factory|glorot|orthogonal", TEXT, "I", says="keep")  # fmt: skip
+        None, COST, "weights that rows are trained from: keep|factory|glorot|orthogonal", TEXT, "I", says="keep"
+    )
     resume: Any = option(None, COST, "go on with the cells of an earlier ranp compare --fit", TEXT, "FILE")
 
     def __post_init__(self) -> None:

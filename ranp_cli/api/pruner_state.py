@@ -13,15 +13,29 @@ from ..core.errors import BadInput
 FORMAT = "ranp-pruner"
 WRITE = "give what state_dict() of a Pruner returned"
 REMOVAL = {
-    "updates": int, "units": int, "removed": int, "neurons": int, "params": int, "macs": int, "loss?": float, "metric?": float,
+    "updates": int,
+    "units": int,
+    "removed": int,
+    "neurons": int,
+    "params": int,
+    "macs": int,
+    "loss?": float,
+    "metric?": float,
     "layers": {str: int},
-}  # fmt: skip
+}
 FORM = {
     "method": {"name": str},
-    "kept": {str: object}, "held": {str: {str: [int]}}, "attributes": {str: {str: object}}, "verified": {str: object},
-    "sums": {str: {"high": object, "low": object}}, "losses": [float], "spent": float, "finished": bool,
-    "removals": [REMOVAL], "overwritten": {str: [int]},
-}  # fmt: skip
+    "kept": {str: object},
+    "held": {str: {str: [int]}},
+    "attributes": {str: {str: object}},
+    "verified": {str: object},
+    "sums": {str: {"high": object, "low": object}},
+    "losses": [float],
+    "spent": float,
+    "finished": bool,
+    "removals": [REMOVAL],
+    "overwritten": {str: [int]},
+}
 NUMBERS = ("updates", "since", "batches")
 
 

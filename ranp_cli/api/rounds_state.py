@@ -18,9 +18,12 @@ from .pruner_state import REMOVAL, indices_of
 
 FORMAT = "ranp-rounds"
 NETWORK = {
-    "kept": {str: object}, "held": {str: {str: [int]}}, "attributes": {str: {str: object}}, "verified": {str: object},
+    "kept": {str: object},
+    "held": {str: {str: [int]}},
+    "attributes": {str: {str: object}},
+    "verified": {str: object},
     "model": {str: object},
-}  # fmt: skip
+}
 FORM = {**NETWORK, "rounds": [REMOVAL], "spent": float, "optimizers": [object]}
 BEST = {**NETWORK, "round": int, "worth": float}
 

@@ -96,9 +96,15 @@ SCORE_COMMAND = Command(
         own("go on from what an earlier ranp score wrote", FROM, "--resume", metavar="FILE"),
         *SCORE.options,
     ],
-    others=[BATCH, own("scores.safetensors", OUT, "-o", "--output", kind=TEXTS, metavar="FILE", default=()), PLOT, CONFIG,
-            JSON, QUIET],
-)  # fmt: skip
+    others=[
+        BATCH,
+        own("scores.safetensors", OUT, "-o", "--output", kind=TEXTS, metavar="FILE", default=()),
+        PLOT,
+        CONFIG,
+        JSON,
+        QUIET,
+    ],
+)
 
 
 @SCORE_COMMAND.on(app)
@@ -147,18 +153,38 @@ PRUNE_COMMAND = Command(
     arguments=[Argument("model", "MODEL", MODEL)],
     library=[
         own("what ranp score wrote, instead of --batch", FROM, "--scores", metavar="FILE"),
-        own("fraction of neurons to remove, in [0, 1), or max; of weights for --method snip", FAR, "--sparsity", kind=SHARE,
-            metavar="X|max"),
-        own("instead of --sparsity, the largest network with at most: macs=40G, flops=, params=10%, forward-mem=300MiB, "
-            "train-mem=8GiB, latency=20ms or 50% (a forward pass, measured), step-time= (a training step, likewise; repeatable)", FAR, "--budget", kind=TEXTS,
-            metavar="K=V", default=()),
+        own(
+            "fraction of neurons to remove, in [0, 1), or max; of weights for --method snip",
+            FAR,
+            "--sparsity",
+            kind=SHARE,
+            metavar="X|max",
+        ),
+        own(
+            "instead of --sparsity, the largest network with at most: macs=40G, flops=, params=10%, forward-mem=300MiB, "
+            "train-mem=8GiB, latency=20ms or 50% (a forward pass, measured), step-time= (a training step, likewise; repeatable)",
+            FAR,
+            "--budget",
+            kind=TEXTS,
+            metavar="K=V",
+            default=(),
+        ),
         own("take it when much less than asked can be removed", FAR, "--allow-less", kind=SWITCH),
         own("an op without a rule is an error", WHAT, "--strict", kind=SWITCH),
         INIT,
         *PRUNE.options,
     ],
-    others=[BATCH, OUTPUT, own("where mask.json goes; none: nowhere", OUT, "--mask", metavar="FILE|none", says="beside the first -o"), PLOT, HTML, CONFIG, JSON, QUIET],
-)  # fmt: skip
+    others=[
+        BATCH,
+        OUTPUT,
+        own("where mask.json goes; none: nowhere", OUT, "--mask", metavar="FILE|none", says="beside the first -o"),
+        PLOT,
+        HTML,
+        CONFIG,
+        JSON,
+        QUIET,
+    ],
+)
 
 
 @PRUNE_COMMAND.on(app)
@@ -223,25 +249,49 @@ PROFILE_COMMAND = Command(
     "Count parameters, multiply-adds, FLOPs and memory of one or two networks, without running them (but for --time).",
     "Example: ranp profile model.py:UNet3D slim.safetensors",
     arguments=[
-        Argument("model", "MODEL", "file.py:Name, package.module:Name, TorchScript or nnU-Net's plans (code, which runs), "
-                 "slim.safetensors or .onnx (read only)"),
+        Argument(
+            "model",
+            "MODEL",
+            "file.py:Name, package.module:Name, TorchScript or nnU-Net's plans (code, which runs), "
+            "slim.safetensors or .onnx (read only)",
+        ),
         Argument("model2", "[MODEL2]", "a second one, to lay beside it"),
     ],
     library=[
         INPUT,
-        own("the module tree instead of the layers: what each module and all below it cost, and save for the backward pass",
-            OUT, "--tree", kind=SWITCH),
-        own("the dense network of a slim file (file.py:Name), for what needs its code: another --input, --tree, --time, "
-            "--optimizer, --batch-size, --amp", WHAT, "--model", metavar="SPEC"),
+        own(
+            "the module tree instead of the layers: what each module and all below it cost, and save for the backward pass",
+            OUT,
+            "--tree",
+            kind=SWITCH,
+        ),
+        own(
+            "the dense network of a slim file (file.py:Name), for what needs its code: another --input, --tree, --time, "
+            "--optimizer, --batch-size, --amp",
+            WHAT,
+            "--model",
+            metavar="SPEC",
+        ),
         *PROFILE.options,
     ],
     others=[
-        *(own(f"a gate: exit code 5 when there is more, as {example}", COST, f"--max-{kind}", kind=SIZE, metavar="V")
-          for kind, example in zip(GATES, ("40G", "5M", "300MiB", "8GiB"), strict=True)),
-        own("sum up layers (or the tree) below N levels of modules; 0: no layers", OUT, "--depth", kind=COUNT, metavar="N"),
-        HTML, CONFIG, JSON, QUIET,
+        *(
+            own(f"a gate: exit code 5 when there is more, as {example}", COST, f"--max-{kind}", kind=SIZE, metavar="V")
+            for kind, example in zip(GATES, ("40G", "5M", "300MiB", "8GiB"), strict=True)
+        ),
+        own(
+            "sum up layers (or the tree) below N levels of modules; 0: no layers",
+            OUT,
+            "--depth",
+            kind=COUNT,
+            metavar="N",
+        ),
+        HTML,
+        CONFIG,
+        JSON,
+        QUIET,
     ],
-)  # fmt: skip
+)
 
 
 @PROFILE_COMMAND.on(app)

@@ -20,24 +20,56 @@ COMPARE_COMMAND = Command(
     "Example: ranp compare model.py:UNet3D --batch calib.pt --sparsity 0.1:0.9:0.2 --csv table.csv",
     arguments=[Argument("model", "MODEL", MODEL)],
     library=[
-        own("a number in [0, 1), max, or from:to:step (repeatable)", FAR, "--sparsity", kind=SHARES, metavar="X", default=()),
+        own(
+            "a number in [0, 1), max, or from:to:step (repeatable)",
+            FAR,
+            "--sparsity",
+            kind=SHARES,
+            metavar="X",
+            default=(),
+        ),
         own("cut every method to at most the macs|mem|params of the first one", FAR, "--match", metavar="R"),
-        own("for --methods width: the integer argument of the factory that makes it narrower", WHAT, "--width-arg",
-            metavar="NAME"),
+        own(
+            "for --methods width: the integer argument of the factory that makes it narrower",
+            WHAT,
+            "--width-arg",
+            metavar="NAME",
+        ),
         *COMPARE.options,
     ],
     others=[
         BATCH,
-        own("full, snip, random, layerwise, vanilla, weighted, ranp-mem, ranp-flops (these by default), flat, ranp-params, "
+        own(
+            "full, snip, random, layerwise, vanilla, weighted, ranp-mem, ranp-flops (these by default), flat, ranp-params, "
             "ranp-latency, taylor, magnitude, activation, weight, obd; vanilla:mnmg-sum for another criterion; shuffle:METHOD, "
-            "its counts with other neurons; width, see --width-arg", RANK, "--methods", kind=TEXTS, metavar="M,...", default=()),
-        replace(own("where trained cells are kept as they end: .jsonl", OUT, "-o", "--output", kind=TEXTS, metavar="FILE",
-                    default=(), says="MODEL's name with .cells.jsonl"), keyword="cells"),
+            "its counts with other neurons; width, see --width-arg",
+            RANK,
+            "--methods",
+            kind=TEXTS,
+            metavar="M,...",
+            default=(),
+        ),
+        replace(
+            own(
+                "where trained cells are kept as they end: .jsonl",
+                OUT,
+                "-o",
+                "--output",
+                kind=TEXTS,
+                metavar="FILE",
+                default=(),
+                says="MODEL's name with .cells.jsonl",
+            ),
+            keyword="cells",
+        ),
         own("write the rows as CSV; - for stdout", OUT, "--csv", metavar="PATH|-"),
         own("write the rows as Markdown; - for stdout", OUT, "--markdown", metavar="PATH|-"),
-        PLOT, CONFIG, JSON, QUIET,
+        PLOT,
+        CONFIG,
+        JSON,
+        QUIET,
     ],
-)  # fmt: skip
+)
 
 
 @COMPARE_COMMAND.runs

@@ -142,9 +142,9 @@ def open_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY)
     if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  open for as long as the process lives
+        sys.stdout = os.fdopen(1, "w", closefd=False)
     if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115  likewise
+        sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 def say(message: str) -> None:

@@ -36,8 +36,20 @@ def each(kind: type, *values: Any) -> Iterator[Any]:
 class NoDropout(TorchFunctionMode):
     """Functional dropout passes its input on."""
 
-    NAMES = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout",
-                       "feature_dropout", "dropout_", "alpha_dropout_", "feature_dropout_"})  # fmt: skip
+    NAMES = frozenset(
+        {
+            "dropout",
+            "dropout1d",
+            "dropout2d",
+            "dropout3d",
+            "alpha_dropout",
+            "feature_alpha_dropout",
+            "feature_dropout",
+            "dropout_",
+            "alpha_dropout_",
+            "feature_dropout_",
+        }
+    )
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -117,8 +117,7 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 def inside_compiled(module: nn.Module) -> nn.Module:
     """The module inside of a compiled one, else itself. Not by `getattr`: a `__getattr__` of the user's may return anything."""
-    inner = module._modules[COMPILED] if COMPILED in module._modules else None  # noqa: SIM401, TorchScript's has no get
-    return module if inner is None else inner
+    return next((part for name, part in module.named_children() if name == COMPILED), module)
 
 
 def plain_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -59,14 +59,13 @@ def zip_members(file: BinaryIO, size: int, what: str) -> dict[str, zipfile.ZipIn
     return {member.filename: member for member in members}
 
 
-# what zipfile raises for a damaged archive: bad sums, sizes, names, methods; an encrypted member is a RuntimeError
+# what zipfile raises for a damaged archive: bad sums, sizes, names; a RuntimeError for an encrypted member or an unknown method
 ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
     EOFError,
     ValueError,
     LookupError,
-    NotImplementedError,
     RuntimeError,
     struct.error,
 )

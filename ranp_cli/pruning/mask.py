@@ -27,11 +27,20 @@ WRITE = "give a mask.json written by ranp prune"
 INITS = frozenset({"keep", "factory", "glorot", "orthogonal"})
 REST = {  # of a mask, beside its layers: what is read of it, where it is there
     "model": {"spec?": (None, str), "args?": {str: object}, "fingerprint?": str},
-    "method": {"name?": (None, str), "criterion?": (None, str), "resource?": (None, str), "resource_term?": (None, str), "lambda?": (None, float), "init?": INITS,
-               "seed?": (None, int), "score_init?": INITS, "latency?": {"seconds?": {str: float}}},
+    "method": {
+        "name?": (None, str),
+        "criterion?": (None, str),
+        "resource?": (None, str),
+        "resource_term?": (None, str),
+        "lambda?": (None, float),
+        "init?": INITS,
+        "seed?": (None, int),
+        "score_init?": INITS,
+        "latency?": {"seconds?": {str: float}},
+    },
     "sparsity": {"requested?": (None, float, str), "achieved?": float},
     "fixed": {str: str},
-}  # fmt: skip
+}
 SCHEMA = Path(__file__).with_name("mask.schema.json")
 
 

@@ -118,8 +118,11 @@ def _layers(report: Report) -> str:
     layers = report.get("layers", [])
     if not layers:
         return ""
-    columns = [("neurons", "kept", "neurons", human), ("macs", "macs_after", "multiply-adds", human),
-               ("output_bytes", "output_bytes_after", "memory of the output", bytes_)]  # fmt: skip
+    columns = [
+        ("neurons", "kept", "neurons", human),
+        ("macs", "macs_after", "multiply-adds", human),
+        ("output_bytes", "output_bytes_after", "memory of the output", bytes_),
+    ]
     columns = [column for column in columns if any(column[0] in row for row in layers)]
     most = {key: max((row.get(key) or 0 for row in layers), default=0) or 1 for key, *_ in columns}
     floored, fixed = set(report.get("floored", [])), report.get("fixed", {})

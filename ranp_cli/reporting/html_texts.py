@@ -13,9 +13,16 @@ from .speed import duration
 
 Report = Mapping[str, Any]
 
-WORDS = {"name": "method", "resource": "weighted by", "min_neurons": "fewest neurons of a layer", "init": "weights of the slim network",
-         "batches": "mini-batches", "score_init": "weights that were scored", "round_to": "layers are multiples of",
-         "mpmg-sum": "mpmg-sum (sum of |weight x gradient|)"}  # fmt: skip
+WORDS = {
+    "name": "method",
+    "resource": "weighted by",
+    "min_neurons": "fewest neurons of a layer",
+    "init": "weights of the slim network",
+    "batches": "mini-batches",
+    "score_init": "weights that were scored",
+    "round_to": "layers are multiples of",
+    "mpmg-sum": "mpmg-sum (sum of |weight x gradient|)",
+}
 DOT = " \N{MIDDLE DOT} "
 
 

@@ -17,8 +17,12 @@ def training_sentences(about: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     if "train_parts" not in about:
         return
     parts, batch = about["train_parts"], about["samples"]
-    names = {"parameters": "parameters", "gradients": "gradients", "optimizer": "optimiser state",
-             "saved": "saved activations"}  # fmt: skip
+    names = {
+        "parameters": "parameters",
+        "gradients": "gradients",
+        "optimizer": "optimiser state",
+        "saved": "saved activations",
+    }
     told = ", ".join(f"{name} {human_bytes(parts[key]).strip()}" for key, name in names.items() if parts[key])
     how = f"{about['optimizer']}, 16-bit autocast ({about['amp']['device']})" if "amp" in about else about["optimizer"]
     yield "training step:", "bold", f"batch of {batch}, {how}: {told}; peak at {about['train_peak_at']}"

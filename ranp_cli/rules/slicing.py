@@ -89,8 +89,17 @@ def unbind(ties, x, dim=0, *, out):
     return [tuple(p.squeeze(dim) for p in slice_axis(ties, x, dim, i, 1)) for i in range(count)]
 
 
-@rule("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.unsafe_split", "aten.unsafe_split_with_sizes",
-      "aten.unsafe_chunk", "aten.split_copy", "aten.split_with_sizes_copy", "aten.tensor_split")  # fmt: skip
+@rule(
+    "aten.split",
+    "aten.split_with_sizes",
+    "aten.chunk",
+    "aten.unsafe_split",
+    "aten.unsafe_split_with_sizes",
+    "aten.unsafe_chunk",
+    "aten.split_copy",
+    "aten.split_with_sizes_copy",
+    "aten.tensor_split",
+)
 def split(ties, x, sizes, dim=0, *, out):
     """Equal parts tie the same place of every part, unequal ones take their labels."""
     dim %= x.ndim

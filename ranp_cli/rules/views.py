@@ -14,8 +14,16 @@ def apply_to_planes(t: Labels, fn) -> tuple[Any, ...]:
     return tuple(fn(p) for p in t.planes)
 
 
-@rule("aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.view_copy", "aten._reshape_copy",
-      "aten.flatten", "aten.unflatten")  # fmt: skip
+@rule(
+    "aten.view",
+    "aten._unsafe_view",
+    "aten.reshape",
+    "aten._reshape_alias",
+    "aten.view_copy",
+    "aten._reshape_copy",
+    "aten.flatten",
+    "aten.unflatten",
+)
 def view(ties, x, *shape, out, **options):
     """Merged axes keep all labels; a labelled axis that is split lies along its parts until an op decides.
 

@@ -15,8 +15,23 @@ from ...reporting.oracle_table import oracle_csv, oracle_markdown, oracle_plot
 from ...reporting.report import Report
 from ...reporting.speed import duration, times_text
 
-COLUMNS = ("method", "requested", "achieved", "kept", "params", "macs", "activation_bytes", "params_reduction",
-           "macs_reduction", "activation_bytes_reduction", "param_mb", "gflops", "memory_mb", "feasible", "floored")  # fmt: skip
+COLUMNS = (
+    "method",
+    "requested",
+    "achieved",
+    "kept",
+    "params",
+    "macs",
+    "activation_bytes",
+    "params_reduction",
+    "macs_reduction",
+    "activation_bytes_reduction",
+    "param_mb",
+    "gflops",
+    "memory_mb",
+    "feasible",
+    "floored",
+)
 OF_MATCH = ("matched_to", "matched_resource", "matched_bound")
 OF_TIME = ("seconds", "dense_s", "speedup")
 OF_FIT = ("metric", "mean", "std", "worst", "values", "best", "seconds")

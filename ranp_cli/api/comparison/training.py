@@ -33,8 +33,19 @@ from .rows import Entry, Level
 
 ONLY = "accuracy"  # the name of a metric that came without one
 POLL = 0.2  # seconds between looks at what other processes have trained
-HIDDEN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE",
-          "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT")  # fmt: skip
+HIDDEN = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "GROUP_WORLD_SIZE",
+    "ROLE_RANK",
+    "ROLE_WORLD_SIZE",
+    "ROLE_NAME",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
 
 
 @dataclass
