@@ -9,6 +9,8 @@ shapes (mean IoU); `tissue`, grey and white matter of the ICBM152 brain, trained
 other (mean Dice); `brains`, nested lesions (mean Dice of ET, TC, WT); `clips`, moving patterns (top-1). A number behind the
 name is the width of the 3D-UNet; `nnunet-16` is nnU-Net's PlainConvUNet on the tissue. Where torch-pruning is installed, it has
 a row (`torch_pruning_row.py`). `--seed 1 --seeds 1` trains those of one seed alone: the lines of such files may be joined.
+On a GPU, which so small networks leave idle, `torchrun --nproc-per-node 15 -m tests.benchmarks.accuracy clips --cells FOLDER
+--device cuda --distributed` trains many at a time; torch-pruning's row is made by a run without it.
 """
 
 from __future__ import annotations
@@ -238,11 +240,12 @@ def run(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     if options.trained:
         methods = [each for each in methods if cells_of(path)[each] == options.seeds]
     found = ranp.compare(task.build, task.train[:4], sparsity=options.sparsity, methods=methods, match="macs", width_arg=task.width_arg if "width" in methods else None,
-                        fit=partial(fit, task), seed=options.seed, seeds=options.seeds, device=options.device,
+                        fit=partial(fit, task), seed=options.seed, seeds=options.seeds, device=options.device, distributed=options.distributed,
                         loss=None if task.loss == "cross_entropy" else task.loss, ignore_index=task.ignored, init=options.init, **given)  # fmt: skip
     rows = list(found.rows)
     lines = Lines(options.cells / f"{name}.{RIVAL}.jsonl", ["seed"])
-    if len(lines.held) == options.seeds or (importlib.util.find_spec("torch_pruning") and not options.trained):
+    is_made = len(lines.held) == options.seeds
+    if is_made or (importlib.util.find_spec("torch_pruning") and not options.trained and not options.distributed):
         rival = rival_row(task, lines, rows, rows[0]["accuracy"]["metric"], fit)
         rows += [rival] if rival else []
     return rows
@@ -370,6 +373,7 @@ def main() -> None:
     )
     parser.add_argument("--init", default="keep", help="what the slim networks start from")
     parser.add_argument("--methods", nargs="+", help="the first method and others, in place of all")
+    parser.add_argument("--distributed", action="store_true", help="this is one of torchrun's processes")
     parser.add_argument("--trained", action="store_true", help="only the methods whose networks are all trained")
     parser.add_argument("--write", type=Path, help="the page to put the tables into")
     options = parser.parse_args()

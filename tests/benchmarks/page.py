@@ -54,7 +54,8 @@ class Lines:
 SCRIPTS = {
     "paper rows": "paper_rows", "accuracy": "accuracy", "memory table": "memory", "memory in 16 bits": "memory",
     "memory on a GPU": "memory", "memory on a GPU in 16 bits": "memory",
-    "budget": "budget", "speed": "speed", "runtimes": "runtimes", "latency budgets": "latency_budgets",
+    "budget": "budget", "speed": "speed", "runtimes": "runtimes", "runtimes on a GPU": "runtimes",
+    "latency budgets": "latency_budgets",
     "latency accuracy": "latency_accuracy",
     "own time": "runtimes", "planning": "planning", "profilers": "profilers",
     "scoring": "scoring", "scoring on a GPU": "scoring", "growth": "scoring",

@@ -3,6 +3,7 @@
 Each network is pruned at initialization with every `--round-to`; dense and slim ones are then timed turn by turn in each
 runtime. `--own` measures `ranp prune` of the sample instead, by step, beside `import torch` of this machine. `--write
 tests/benchmarks/RESULTS.md` puts a table between its marks there. Results are kept in `--lines FILE`, from which a later run goes on.
+With `--device cuda` the runtimes are those of a GPU, training steps among them.
 """
 
 from __future__ import annotations
@@ -37,8 +38,12 @@ from .page import Lines, put
 
 MARKS = "<!-- runtimes -->", "<!-- end of runtimes -->"
 OWN_MARKS = "<!-- own time -->", "<!-- end of own time -->"
-RUNTIMES = ("torch", "torch-channels-last", "onnxruntime", "openvino", "openvino-bf16")
-CPU = torch.device("cpu")
+GPU_MARKS = "<!-- runtimes on a GPU -->", "<!-- end of runtimes on a GPU -->"
+STEP = "training step, "  # before a runtime: the step in place of the forward pass
+RUNTIMES = {
+    "cpu": ("torch", "torch-channels-last", "onnxruntime", "openvino", "openvino-bf16"),
+    "cuda": ("torch", "torch-channels-last", "torch-bf16", "cuda-graph", f"{STEP}torch", f"{STEP}torch-bf16"),
+}
 SAMPLES = Path(__file__).parents[2] / "sample_configs"
 OWN_RUNS = 5
 
@@ -54,33 +59,35 @@ def plain_conv_unet() -> nn.Module:
 
 @dataclass(frozen=True)
 class Network:
-    """A dense network, one sample of its input, the shape of its target, and how far it is pruned."""
+    """A dense network, how far it is pruned, the shape of a sample and of its target: `size` is the edge of a volume."""
 
     make: Callable[[], nn.Module]
-    shape: tuple[int, ...]
-    target: tuple[int, ...]
     classes: int
     sparsity: float
+    clip: tuple[int, ...] = ()  # of a network for clips, whatever the size
+
+    def data(self, samples: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = self.clip or (1, size, size, size)
+        return torch.randn(samples, *shape), torch.randint(self.classes, (samples, *(() if self.clip else shape[1:])))
 
 
 NETWORKS = {
-    "3D-UNet": Network(lambda: unet3d(layers=15, width=32, num_classes=50), (1, 48, 48, 48), (48, 48, 48), 50, 0.78),
-    "PlainConvUNet": Network(plain_conv_unet, (1, 48, 48, 48), (48, 48, 48), 4, 0.7),
-    "MobileNetV2-3D": Network(mobilenetv2_3d, (3, 16, 112, 112), (), 101, 0.5),
+    "3D-UNet": Network(lambda: unet3d(layers=15, width=32, num_classes=50), 50, 0.78),
+    "PlainConvUNet": Network(plain_conv_unet, 4, 0.7),
+    "MobileNetV2-3D": Network(mobilenetv2_3d, 101, 0.5, (3, 16, 112, 112)),
 }
 
 
 @cache
-def networks(name: str) -> tuple[list[nn.Module], Example, list[int]]:
-    """The dense network and those of each rounding, their input, and their multiply-adds."""
-    network = NETWORKS[name]
+def networks(name: str, device: torch.device, samples: int, size: int) -> tuple[list[nn.Module], Example, list[int]]:
+    """The dense network and those of each rounding, their input, and their multiply-adds of one sample."""
+    network, on = NETWORKS[name], str(device)
     torch.manual_seed(0)
-    dense, x = network.make(), torch.randn(1, *network.shape)
-    settle_statistics(dense, x)
-    target = torch.randint(network.classes, (1, *network.target))
-    scores = ranp.score(dense, [(x, target)], device="cpu")
+    dense, (x, target) = network.make(), network.data(samples, size)
+    settle_statistics(dense, x[:1])
+    scores = ranp.score(dense, [(x[:1], target[:1])], device=on)
     found = [
-        ranp.prune(dense, scores=scores, sparsity=network.sparsity, device="cpu", min_neurons=1, round_to=multiple)
+        ranp.prune(dense, scores=scores, sparsity=network.sparsity, device=on, min_neurons=1, round_to=multiple)
         for multiple in MULTIPLES
     ]
     reports = [each.report.to_dict() for each in found]
@@ -97,17 +104,17 @@ def settle_statistics(module: nn.Module, x: torch.Tensor) -> None:
         module.train()(x)
 
 
-def measured(name: str, runtime: str, threads: int) -> dict[str, Any]:
+def measured(name: str, runtime: str, threads: int, device: torch.device, samples: int, size: int) -> dict[str, Any]:
     """Dense and slim networks in one runtime: seconds, gains, multiply-adds, and the error of the outputs."""
-    models, example, macs = networks(name)
-    stand = Benchmark(example, Ground(CPU, runtime_of(runtime), threads))
-    timings = stand.forward(*models)
+    models, example, macs = networks(name, device, samples, size)
+    stand = Benchmark(example, Ground(device, runtime_of(runtime.removeprefix(STEP)), threads))
+    timings = (stand.step if runtime.startswith(STEP) else stand.forward)(*models)
     slim = Timings(timings.seconds[1:], timings.repeats, timings.runs[1:])  # as `--round-to auto` races them
     return {
         "seconds": timings.seconds,
         "repeats": timings.repeats,
         "auto": MULTIPLES[fastest(slim)],
-        "error": stand.error,
+        "error": None if runtime.startswith(STEP) else stand.error,
         "macs": macs,
     }
 
@@ -118,7 +125,7 @@ def cell(row: dict[str, Any], k: int) -> str:
     return f"{1000 * seconds[k]:.{0 if seconds[k] >= 0.01 else 1}f} x{seconds[0] / seconds[k]:.1f}"
 
 
-def markdown(rows: list[dict[str, Any]], about: str) -> str:
+def markdown(rows: list[dict[str, Any]], samples: int, about: str) -> str:
     """A table for all networks, a row a runtime; a line for each network on what the multiply-adds promise."""
     rounded = [f"round {multiple}" for multiple in MULTIPLES[1:]]
     lines = [
@@ -130,9 +137,10 @@ def markdown(rows: list[dict[str, Any]], about: str) -> str:
         slim = [cell(row, j) for j in range(1, len(row["seconds"]))]
         slim[k - 1] = f"**{slim[k - 1]}**"
         share = row["seconds"][0] / row["seconds"][k] / (row["macs"][0] / row["macs"][k])
+        error = "" if row["error"] is None else f"{row['error']:.0e}"
         lines.append(
-            f"| {row['network']} | {row['runtime']} | {1000 * row['seconds'][0]:.0f} | {' | '.join(slim)} | "
-            f"{row['auto'] if row['auto'] > 1 else 'none'} | {share:.0%} | {row['error']:.0e} |"
+            f"| {row['network']} | {row['runtime']} | {cell(row, 0).split()[0]} | {' | '.join(slim)} | "
+            f"{row['auto'] if row['auto'] > 1 else 'none'} | {share:.0%} | {error} |"
         )
     promised = [
         f"{name} (sparsity {NETWORKS[name].sparsity}) {', '.join(f'{macs[0] / n:.1f}' for n in macs[1:])}"
@@ -140,7 +148,7 @@ def markdown(rows: list[dict[str, Any]], about: str) -> str:
     ]
     repeats = [row["repeats"] for row in rows]
     return "\n".join(
-        [*lines, "", "Milliseconds of a forward pass of one sample, and x of dense in the same runtime; bold: what `--round-to auto` takes from "
+        [*lines, "", f"Milliseconds of a forward pass of {samples} sample{'s' * (samples != 1)}, and x of dense in the same runtime; bold: what `--round-to auto` takes from "
          "these times, and in the next column how much of the gain that its multiply-adds promise it gives. Error: of the outputs against torch's in fp32, "
          f"of their scale, the largest of the five networks. Promised by multiply-adds, as cut and rounded to {', '.join(map(str, MULTIPLES[1:]))}: {'; '.join(promised)}. "
          f"{about}; medians of {min(repeats)} to {max(repeats)} turns."])  # fmt: skip
@@ -187,29 +195,33 @@ def own_markdown(found: dict[str, Any], about: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
+    parser.add_argument("--samples", type=int, default=1, help="in a mini-batch")
+    parser.add_argument("--size", type=int, default=48, help="voxels along each edge of a volume")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--networks", default=",".join(NETWORKS), help="some of them, with commas between")
     parser.add_argument("--lines", metavar="FILE", type=Path, default=Path("runtimes.jsonl"))
     parser.add_argument("--own", action="store_true", help="measure ranp prune itself")
     parser.add_argument("--write", metavar="PAGE", help="put the table between the marks of this file")
     options = parser.parse_args()
-    about = f"{processor(CPU)}, torch {torch.__version__}"
+    device = options.device
+    about = f"{processor(device)}, torch {torch.__version__}"
     if options.own:
         table, marks = own_markdown(own_time(), f"{about}, {torch.get_num_threads()} threads"), OWN_MARKS
     else:
         lines = Lines(options.lines, ("network", "runtime", "threads"))
         rows = [
             lines.get(
-                lambda name=name, runtime=runtime: measured(name, runtime, options.threads),
+                lambda name=name, runtime=runtime: measured(name, runtime, options.threads, device, options.samples, options.size),
                 network=name, runtime=runtime, threads=options.threads,
             )
-            for name in options.networks.split(",") for runtime in RUNTIMES
+            for name in options.networks.split(",") for runtime in RUNTIMES[device.type]
         ]  # fmt: skip
-        versions = ", ".join(f"{name} {runtime_of(name).version()}" for name in ("onnxruntime", "openvino"))
-        table = markdown(
-            rows, f"{about}, {versions}, {options.threads} thread{'s' * (options.threads != 1)} of a shared machine"
-        )
-        marks = MARKS
+        if device.type == "cpu":
+            versions = ", ".join(f"{name} {runtime_of(name).version()}" for name in ("onnxruntime", "openvino"))
+            about += f", {versions}, {options.threads} thread{'s' * (options.threads != 1)} of a shared machine"
+        table = markdown(rows, options.samples, f"Volumes of {options.size}^3, clips of 16 x 112^2; {about}")
+        marks = GPU_MARKS if device.type == "cuda" else MARKS
     if options.write:
         put(Path(options.write), table, marks)
     print(table)

@@ -128,6 +128,24 @@ def test_time_is_taken_by_events():
     assert 0 < speed["after_s"] < 1
 
 
+@pytest.mark.parametrize("runtime", ["torch-channels-last", "torch-bf16", "cuda-graph"])
+def test_ways_of_running_a_network(runtime):
+    """In TF32, as torch convolves by default, too: what another order of the sums makes of it is no other network."""
+    made = ranp.prune(network(), batches(), sparsity=0.5, device="cuda", time=True, runtime=runtime)
+    speed = made.report.to_dict()["speed"]
+    assert speed["runtime"] == runtime
+    assert 0 < speed["after_s"] < 1
+    assert speed["max_rel_error"] < 0.1
+
+
+@pytest.mark.parametrize("kind", ["latency", "step-time"])
+def test_limits_of_time(kind):
+    made = ranp.prune(network(32), batches(1, 48), budget={kind: "80%"}, device="cuda", resource="flops")
+    assert made.report.to_dict()["speed"]["device"].startswith("cuda")
+    (budget,) = made.report.to_dict()["budget"]
+    assert budget["after"] <= budget["bound"]
+
+
 @pytest.mark.parametrize("case", [*zoo.CASES, *zoo_calls.CASES], ids=lambda c: c.name)
 @pytest.mark.parametrize("there", ["model on the GPU", "model on the CPU"])
 def test_networks_are_pruned_and_proven(case, there, whole_fp32):

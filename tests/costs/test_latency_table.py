@@ -219,6 +219,7 @@ def test_other_limits_are_kept_too(clock):
     assert all(line["after"] <= line["bound"] for line in report["budget"])
 
 
+@pytest.mark.slow
 def test_a_table_can_be_carried(clock, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     clock(steps_of_four)
@@ -281,6 +282,7 @@ def test_a_damaged_table_in_the_cache_is_said_and_measured_anew(clock):
     assert json.loads(file.read_text()) == good
 
 
+@pytest.mark.slow
 def test_a_table_of_another_processor_is_said(clock):
     clock(steps_of_four)
     ranp.prune(net(), batch(), budget="step-time=40%")

@@ -208,7 +208,15 @@ class Attention(nn.Module):
         return self.layer(x) if self.kind == "layer" else self.heads(x, x, x)[0]
 
 
-@pytest.mark.parametrize("kind", ["product", "strided", "heads", "layer"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "product",
+        pytest.param("strided", marks=pytest.mark.slow),
+        "heads",
+        pytest.param("layer", marks=pytest.mark.slow),
+    ],
+)
 def test_attention_as_a_cpu_computes_it(kind):
     """Meta tensors take it apart into scores of all places, which flash attention never holds."""
     model, x = Attention(kind), torch.randn(1, 1, 32, 32, 32)

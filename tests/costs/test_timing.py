@@ -209,7 +209,7 @@ def test_masks_without_times_and_times_without_a_use():
 # -- the largest network that is fast enough
 
 
-@pytest.mark.parametrize("share", [20, pytest.param(50, marks=pytest.mark.slow), 90])
+@pytest.mark.parametrize("share", [20, *(pytest.param(share, marks=pytest.mark.slow) for share in (50, 90))])
 def test_on_a_machine_that_counts_weights_the_two_budgets_agree(share, clock, monkeypatch, by_sparsity_alone):
     """Time as a function of the parameters: the latency budget must find what the exact search for parameters finds.
 

@@ -59,6 +59,7 @@ def test_nothing_of_the_machine_is_in_the_file(unet):
     onnx.checker.check_model(str(unet[1]), full_check=True)
 
 
+@pytest.mark.slow
 def test_the_batch_alone_is_dynamic_where_sizes_are_written_into_the_network(tmp_path, capfd):
     model = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(1024, 3)).train()
     model[0].weight.grad = torch.ones_like(model[0].weight)

@@ -122,6 +122,7 @@ def script(path):
     return path
 
 
+@pytest.mark.slow
 def test_a_program_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     script(tmp_path / "net.pt")

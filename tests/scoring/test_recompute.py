@@ -139,7 +139,7 @@ def measured(model, x, plan, setting):
     [
         (unet, "model", None, 1),
         (unet, "model", 0, 1),
-        (unet, "model", 4096, 2),
+        pytest.param(unet, "model", 4096, 2, marks=pytest.mark.slow),
         (unet, "bf16", 4096, 1),
         (Attends, "bf16", 0, 1),
         pytest.param(unet, "model", 512, 1, marks=pytest.mark.slow),
