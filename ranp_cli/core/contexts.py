@@ -196,6 +196,11 @@ def products(device: torch.device, short: bool = False) -> AbstractContextManage
     return _products.at(("tf32" if short else "ieee",) * len(_parts()))
 
 
+def in_tf32(device: torch.device) -> bool:
+    """Whether fp32 convolutions or matrix products may be computed in TF32 there; for convolutions that is torch's default."""
+    return device.type == "cuda" and not set(_short_products()) <= {False, "highest", "ieee"}
+
+
 _filters = threading.Lock()
 
 

@@ -16,8 +16,8 @@ from ..core.errors import USER_EXCEPTIONS
 from ..core.example import Example
 from ..core.tensors import CHANNELS_LAST, channels_last, tensors_in
 from . import timing
-from .runtimes import Torch, difference, on_threads, to_channels_last
-from .timing import EXACT, Benchmark, Forward, Step, race
+from .runtimes import EXACT, Torch, allowed_error, difference, on_threads, to_channels_last
+from .timing import Benchmark, Forward, Step, race
 
 PAYS = 1.1  # so many times as fast a way has to be
 HOPELESS = 1.5  # so many times as slow at its first look, it is not raced
@@ -63,7 +63,11 @@ def _best(stand: Benchmark, model: nn.Module, kind: str) -> dict[str, Any] | Non
     if gain <= PAYS or least <= 1:
         return None
     error = _error(stand, model, ways[best])
-    if not ways[best].half and not error <= EXACT:
+    if (
+        not ways[best].half
+        and not error <= EXACT
+        and not error <= allowed_error(_plain(stand, model), stand.example, stand.device)
+    ):
         return None
     return {
         "of": kind,
@@ -84,7 +88,7 @@ def _first_look(work: Step | Forward, stand: Benchmark) -> float:
 def _work(stand: Benchmark, model: nn.Module, kind: str, way: Torch) -> Step | Forward:
     if kind == "training step":
         return stand.step_of(model, way)
-    copy = copy_on(model, stand.device, dict(model.named_parameters())).eval()
+    copy = _plain(stand, model)
     if not way.channels_last:
         return Forward(copy, stand.example, half=way.half)
     example = Example(*channels_last((stand.example.args, stand.example.kwargs)))
@@ -93,8 +97,12 @@ def _work(stand: Benchmark, model: nn.Module, kind: str, way: Torch) -> Step | F
 
 def _error(stand: Benchmark, model: nn.Module, way: Torch) -> float:
     """How far the outputs of a forward pass are from plain torch's, as a share of their scale."""
-    plain, other = (copy_on(model, stand.device, dict(model.named_parameters())).eval() for _ in range(2))
+    plain, other = _plain(stand, model), _plain(stand, model)
     return difference(plain, stand.example, way.prepare(other, stand.example, stand.device, 0)())
+
+
+def _plain(stand: Benchmark, model: nn.Module) -> nn.Module:
+    return copy_on(model, stand.device, dict(model.named_parameters())).eval()
 
 
 # -- the line to paste

@@ -16,13 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core.contexts import SharedFlag, seeded
+from ..core.contexts import SharedFlag, in_tf32, products, seeded
 from ..core.errors import BadInput
 from ..core.example import Example
 from ..core.spelling import spelled
-from ..core.tensors import channels_last, tensors_in
+from ..core.tensors import channels_last, map_tensors, tensors_in
 
 Run = Callable[[], Any]
+EXACT = 1e-3  # of the outputs' scale, how far those of a runtime that computes in fp32 may be from the module's
+TF32_ERRORS = 4  # in TF32: so many times what the rounding of weights and input alone moves them by
 
 
 class Runtime(Protocol):
@@ -136,12 +138,42 @@ def on_threads(threads: int | None) -> Iterator[int]:
 
 def difference(module: nn.Module, example: Example, outputs: Any) -> float:
     """How far the outputs of a runtime are from the module's, at most, as a share of their scale."""
-    with seeded(), torch.no_grad():
-        wanted = [
-            t.double().cpu() for t in tensors_in(module(*example.args, **example.kwargs)) if t.is_floating_point()
-        ]
     arrays = [t if isinstance(t, (Tensor, np.ndarray)) else t.numpy() for t in outputs]  # onnxruntime's own on a GPU
-    found = [t.double().cpu() for t in map(torch.as_tensor, arrays) if t.is_floating_point()]
+    return _distance(_outputs(module, example), [torch.as_tensor(each) for each in arrays])
+
+
+def allowed_error(module: nn.Module, example: Example, device: torch.device) -> float:
+    """The most that `difference` may be for a runtime that computes in fp32. The module is used up: its weights may be rounded.
+
+    That is EXACT, and where torch may multiply in TF32 as well (its default for convolutions on a GPU), what this does to the
+    outputs of this network: measured by rounding its weights and its input so, TF32_ERRORS times, as every layer's input is rounded too.
+    """
+    if not in_tf32(device):
+        return EXACT
+    with products(device):
+        wanted = _outputs(module, example)
+        with torch.no_grad():
+            for p in module.parameters():
+                p.copy_(to_tf32(p))
+        rounded = _outputs(module, Example(*map_tensors((example.args, example.kwargs), to_tf32)))
+    return max(EXACT, TF32_ERRORS * _distance(wanted, rounded))
+
+
+def to_tf32(t: Tensor) -> Tensor:
+    """fp32 numbers rounded to the 10 bits after the point that TF32 has; others as they are."""
+    if t.dtype != torch.float32:
+        return t
+    bits = t.detach().contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def _outputs(module: nn.Module, example: Example) -> list[Tensor]:
+    with seeded(), torch.no_grad():
+        return tensors_in(module(*example.args, **example.kwargs))
+
+
+def _distance(wanted: list[Tensor], found: list[Tensor]) -> float:
+    wanted, found = ([t.double().cpu() for t in each if t.is_floating_point()] for each in (wanted, found))
     if [t.shape for t in wanted] != [t.shape for t in found]:
         return float("inf")
     scale = max((float(t.abs().max()) for t in wanted if t.numel()), default=0.0) or 1.0

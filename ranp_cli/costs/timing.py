@@ -24,7 +24,7 @@ from ..core.progress import Progress
 from ..core.spelling import spelled
 from ..core.tensors import map_tensors, tensors_in
 from ..graph.graph import Layer
-from .runtimes import Run, Runtime, Torch, difference, on_threads
+from .runtimes import EXACT, Run, Runtime, Torch, allowed_error, difference, on_threads
 from .step_time import Step, way_of_training
 
 T = TypeVar("T")
@@ -35,7 +35,6 @@ WARM, WARM_SECONDS = 3, 1.0  # runs of a network that do not count
 STEPS = 12  # networks that a search for a budget times, before it makes sure
 SECOND_LOOKS = 4  # at larger ones, when the network found is far from the limit
 CLOSE = 0.1  # a time so close to the limit is taken again
-EXACT, TF32 = 1e-3, 1e-2  # of the output's scale, how far a runtime's outputs in fp32 may be from the module's; in TF32
 
 
 def once(work: Callable[[], Any], device: torch.device) -> float:
@@ -52,11 +51,6 @@ def once(work: Callable[[], Any], device: torch.device) -> float:
         last.record()
         torch.cuda.synchronize()
         return first.elapsed_time(last) / 1000
-
-
-def in_tf32(device: torch.device) -> bool:
-    """Whether torch may multiply fp32 numbers in TF32 there, with 10 bits of each: its default for convolutions on a GPU."""
-    return device.type == "cuda" and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
 
 
 @dataclass(frozen=True)
@@ -338,8 +332,11 @@ class Benchmark:
             plain = copy_on(model, self.device, dict(model.named_parameters())).eval()
             far = difference(plain, self.example, outputs)
             self.error = max(self.error, far)
-            allowed = TF32 if in_tf32(self.device) else EXACT
-            if runtime.exact and not far <= allowed:
+            if (
+                runtime.exact
+                and not far <= EXACT
+                and not far <= (allowed := allowed_error(plain, self.example, self.device))
+            ):
                 raise VerificationFailed(
                     f"{spelled('runtime', runtime.name)} computes something else than the network: its outputs differ by {far:.1e} "
                     f"of their scale, where {allowed:.0e} is allowed; give {spelled('runtime', 'torch')}"

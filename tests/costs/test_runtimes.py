@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import ranp_cli as ranp
 from ranp_cli.core.example import Example
-from ranp_cli.costs import runtime_names, timing
+from ranp_cli.costs import runtime_names, runtimes, timing
 from ranp_cli.costs.onnx_runtimes import OnnxRuntime
 from ranp_cli.costs.runtime_names import NEEDS, runtime_of
-from ranp_cli.costs.runtimes import difference, on_threads
+from ranp_cli.costs.runtimes import EXACT, allowed_error, difference, on_threads, to_tf32
 from ranp_cli.graph.analyse import analyse
 
 ON_CPU = ["torch", "torch-channels-last", "torch-bf16", "onnxruntime", "openvino", "openvino-bf16"]
@@ -103,6 +103,28 @@ def test_a_runtime_that_computes_something_else_is_an_error(monkeypatch: pytest.
         timing.Benchmark(NETS["unet"][1], timing.Ground(CPU, wrong)).forward(net())
     monkeypatch.setattr(OnnxRuntime, "prepare", lambda *_: lambda: [torch.zeros(1, 3, 8, 8)])
     assert difference(net().eval(), NETS["unet"][1], [torch.zeros(1, 3, 8, 8)]) == float("inf")
+
+
+def test_tf32_keeps_ten_bits_after_the_point() -> None:
+    numbers = torch.tensor([1.0, 1 + 2**-10, 1 + 2**-11, 1 + 3 * 2**-11, -1 - 2**-12, 0.0, 2.0**100])
+    kept = [1.0, 1 + 2**-10, 1 + 2**-10, 1 + 2**-9, -1.0, 0.0, 2.0**100]  # halves go away from zero
+    assert to_tf32(numbers).tolist() == kept
+    assert to_tf32(torch.arange(3)).tolist() == [0, 1, 2]
+
+
+def test_the_error_that_tf32_may_make_is_the_networks_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deep network without skips moves by more than a shallow one; a wrong output is still found."""
+    example = NETS["unet"][1]
+    assert allowed_error(net().eval(), example, CPU) == EXACT
+    monkeypatch.setattr(runtimes, "in_tf32", lambda device: True)
+    assert EXACT <= allowed_error(net().eval(), example, CPU) < 0.1
+    torch.manual_seed(0)
+    deep = nn.Sequential(*(layer for _ in range(40) for layer in (nn.Conv3d(8, 8, 1), nn.InstanceNorm3d(8), nn.Tanh())))
+    deep_example = Example((torch.randn(1, 8, 8, 8, 8),))
+    assert allowed_error(deep, deep_example, CPU) > EXACT
+    monkeypatch.setattr(OnnxRuntime, "prepare", lambda *_: lambda: [torch.zeros(1, 3, 8, 8, 8)])
+    with pytest.raises(ranp.VerificationFailed, match="computes something else"):
+        timing.Benchmark(example, timing.Ground(CPU, OnnxRuntime("onnxruntime"))).forward(net())
 
 
 @pytest.mark.parametrize("name", NEEDS)
