@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks import (
+    accuracy_page,
     latency_accuracy,
     latency_budgets,
     oracle,
@@ -41,6 +42,55 @@ def lines_of(text):
     found = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in found}) == 1
     return found[2:]
+
+
+# -- accuracy
+
+
+def trained(method, values, macs=0.5):
+    """A row of the accuracy benchmark: networks of some accuracies, with a probe that falls as far as they are good."""
+    seeds = [
+        {"metrics": {"dice": v, "probe_first": 2.0, "probe_last": 1 - v, "at_50": v / 2, "at_100": v}} for v in values
+    ]
+    return {
+        "method": method,
+        "accuracy": {"metric": "dice", **summary(values)},
+        "reduction": {"macs": macs},
+        "seeds": seeds,
+    }
+
+
+def test_a_task_that_is_measured_anew_replaces_its_own_section(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Results\n\n<!-- accuracy -->\n\n<!-- end of accuracy -->\n")
+    dense, ours, flat = trained("full", [0.8, 0.82], 0), trained("ranp-flops", [0.72, 0.9]), trained("flat", [0.6, 0.7])
+    accuracy_page.write(page, {"one": [dense, ours, flat], "two": [dense, ours, flat]})
+    assert (
+        "It is ahead of all of them on one, two. Against the dense network it is between +0.000 and +0.000."
+        in page.read_text()
+    )
+    before = page.read_text()
+    accuracy_page.write(page, {"two": [dense, ours, trained("flat", [0.8, 0.9])]})
+    after = page.read_text()
+    assert (
+        "RANP with the default floor is **not** ahead of every rival on two (flat). It is ahead of all of them on one."
+        in after
+    )
+    assert list(accuracy_page.sections_in(after)) == ["one", "two"]
+    one = before[before.index("### one") : before.index("### two")]
+    assert one in after
+    assert "| RANP-f | -50.0% | 0.810 ± 0.127 | 0.720 | 100 |" in one
+    assert "| flat | -50.0% | 0.650 ± 0.071 | 0.600 | never |" in one
+    assert "2 seeds; rank correlation of the probe with the accuracy: 1.00." in one
+
+
+def test_the_sentences_above_the_tables_are_counted_from_them():
+    text = accuracy_page.section_of(PAGE.read_text(), accuracy_page.MARKS)
+    sections = accuracy_page.sections_in(text)
+    assert "clips" in sections
+    assert accuracy_page.page(sections).strip() == text.strip()
+    means = accuracy_page.means_of(sections["clips"])
+    assert set(means) == {"full", *accuracy_page.OURS, *accuracy_page.RIVALS, "shuffle:ranp-flops"} - {"width"}
 
 
 # -- Table 2
@@ -249,7 +299,7 @@ def test_a_changed_table_and_a_changed_script_show(monkeypatch):
 def test_runtimes_shows_what_auto_takes_and_how_much_of_the_promise_it_keeps():
     row = {"network": "3D-UNet", "runtime": "torch", "seconds": [1.0, 0.5, 0.4, 0.2, 0.25], "repeats": 5, "auto": 8, "error": 2e-6,
            "macs": [100, 10, 12, 20, 40]}  # fmt: skip
-    text = runtimes.markdown([row, {**row, "runtime": "openvino", "auto": 1}], "a machine")
+    text = runtimes.markdown([row, {**row, "runtime": "openvino", "auto": 1, "error": None}], 2, "a machine")
     first, second = lines_of(text)
     assert first.split(" | ")[2:] == [
         "1000",
@@ -262,8 +312,9 @@ def test_runtimes_shows_what_auto_takes_and_how_much_of_the_promise_it_keeps():
         "2e-06 |",
     ]
     assert second.split(" | ")[3] == "**500 x2.0**"
-    assert second.split(" | ")[-3:] == ["none", "20%", "2e-06 |"]
+    assert second.split(" | ")[-3:] == ["none", "20%", " |"]
     assert "3D-UNet (sparsity 0.78) 10.0, 8.3, 5.0, 2.5" in text
+    assert "a forward pass of 2 samples" in text
 
 
 def test_own_time_adds_up():

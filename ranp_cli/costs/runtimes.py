@@ -2,7 +2,7 @@
 `runtime_names.py`.
 
 A runtime makes of a module and an input something to call, which runs the network once, in inference, and returns its
-outputs. CUDA graphs ran on an H100; TensorRT is written to its documentation, and was never run.
+outputs. CUDA graphs ran on an H200; TensorRT is written to its documentation, and was never run.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     pip install -e '.[bench]'    # nilearn, whose wheel carries the anatomy of the task `tissue`
     python -m tests.benchmarks.accuracy shapes-16 tissue-16 --cells FOLDER [--seeds 3] [--device cuda]
-    python -m tests.benchmarks.accuracy shapes-16 tissue-16 --cells FOLDER --write tests/benchmarks/RESULTS.md
+    python -m tests.benchmarks.accuracy shapes-16 tissue-16 --cells FOLDER --write tests/benchmarks/RESULTS.md    # of these tasks
 
 Each trained network is a line of FOLDER/TASK.jsonl; the same command goes on where it was stopped. Tasks: `shapes`, parts of
 shapes (mean IoU); `tissue`, grey and white matter of the ICBM152 brain, trained on crops of one hemisphere and tested on the
@@ -20,8 +20,6 @@ import copy
 import gzip
 import importlib.util
 import json
-import math
-import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -40,18 +38,14 @@ from ranp_cli.models.mobilenetv2 import mobilenetv2_3d
 from ranp_cli.models.unet3d import unet3d
 from ranp_cli.samples import brain_volumes, moving_patterns
 
+from .accuracy_page import section, write
 from .first_table import SAMPLES, mean_iou, outputs_of, settle_batch_norm, shapes, train
-from .page import Lines, put
+from .page import Lines
 from .torch_pruning_row import NAME as RIVAL
 from .torch_pruning_row import rival_row
 
 METHODS = ("ranp-f", "full", "ranp-m", "weighted", "vanilla", "snip", "random", "layerwise", "flat", "shuffle:ranp-f")
-OURS = ("ranp-flops", "ranp-mem")
-RIVALS = ("layerwise", "random", "flat", "width", "weighted", "vanilla", "snip", RIVAL)
-LABELS = {"ranp-flops": "RANP-f", "ranp-mem": "RANP-m"}
 MARKS, PROBE = 8, 200
-SETTLED = 0.02  # deviation of the dense network over the seeds below which a task is trained long enough
-MARKS_OF_PAGE = "<!-- accuracy -->", "<!-- end of accuracy -->"
 Batches = list[tuple[Tensor, Tensor]]
 
 
@@ -257,110 +251,6 @@ def cells_of(path: Path) -> Counter[str]:
     return Counter(name.replace("ranp-flops", "ranp-f").replace("ranp-mem", "ranp-m") for name in found)
 
 
-# -- the page
-
-
-def page(tables: dict[str, list[dict[str, Any]]]) -> str:
-    """The rows of all tasks as a page: first what they say of RANP, then a table for each task, then the probe."""
-    seeds = len(next(iter(tables.values()))[0]["seeds"])
-    lines = [overall(tables), ""]
-    lines += [f"Mean and standard deviation over {seeds} seeds; `steps`: until a part of the test first reached 95 % of what the dense network reaches in the end (median).", ""]  # fmt: skip
-    for name, rows in tables.items():
-        lines += [table(name, rows)]
-    return "\n".join([*lines, probe_verdict(tables)])
-
-
-def overall(tables: dict[str, list[dict[str, Any]]]) -> str:
-    """The sentence above all tables: on which tasks a rival is ahead of the better of RANP-f and RANP-m, on the mean."""
-    behind = {name: ahead_of_ours(rows)[1] for name, rows in tables.items()}
-    some = [f"{name} ({', '.join(rivals)})" for name, rivals in behind.items() if rivals]
-    good = [name for name, rivals in behind.items() if not rivals]
-    first = f"RANP with the default floor is **not** ahead of every rival on {'; '.join(some)}. " if some else ""
-    second = f"It is ahead of all of them on {', '.join(good)}. " if good else ""
-    dense = {name: {row["method"]: row["accuracy"]["mean"] for row in rows} for name, rows in tables.items()}
-    gaps = [max(means[ours] for ours in OURS) - means["full"] for means in dense.values()]
-    return f"{first}{second}Against the dense network it is between {min(gaps):+.3f} and {max(gaps):+.3f}. {unsettled(tables)}"
-
-
-def unsettled(tables: dict[str, list[dict[str, Any]]]) -> str:
-    """Which tasks are trained too short to tell much: where the dense network itself differs between seeds."""
-    spreads = {name: row["accuracy"]["std"] for name, rows in tables.items() for row in rows if row["method"] == "full"}
-    wide = [f"{name} ({spread:.3f})" for name, spread in spreads.items() if spread is not None and spread > SETTLED]
-    if not wide:
-        return f"The dense network's own deviation over the seeds is at most {SETTLED} on every task."
-    return f"The dense network's own deviation over the seeds is above {SETTLED} on {', '.join(wide)}: small differences say nothing there."
-
-
-def ahead_of_ours(rows: list[dict[str, Any]]) -> tuple[str, list[str]]:
-    """The better of RANP-f and RANP-m, and the rivals with at least its mean."""
-    mean = {row["method"]: row["accuracy"]["mean"] for row in rows}
-    best = max((name for name in OURS if name in mean), key=lambda name: mean[name])
-    return best, [name for name in RIVALS if name in mean and mean[name] >= mean[best]]
-
-
-def table(name: str, rows: list[dict[str, Any]]) -> str:
-    """Best first; the worst seed beside the mean, since a class that is lost shows there."""
-    dense = next(row["accuracy"]["mean"] for row in rows if row["method"] == "full")
-    metric = rows[0]["accuracy"]["metric"]
-    lines = [f"### {name}\n\n{verdict(rows)}\n"]
-    lines += [f"| method | multiply-adds | {metric} | worst seed | steps |", "|---|---:|---:|---:|---:|"]
-    for row in sorted(rows, key=lambda row: -row["accuracy"]["mean"]):
-        accuracy = row["accuracy"]
-        spread = f" ± {accuracy['std']:.3f}" if accuracy["std"] is not None else ""
-        cost = f"-{row['reduction']['macs']:.1%}" if row["reduction"]["macs"] else "1"
-        reached = steps_to(row["seeds"], 0.95 * dense)
-        label = LABELS.get(row["method"], row["method"])
-        lines.append(f"| {label} | {cost} | {accuracy['mean']:.3f}{spread} | {accuracy['worst']:.3f} | {reached} |")
-    return "\n".join(lines) + "\n"
-
-
-def verdict(rows: list[dict[str, Any]]) -> str:
-    """Which of the rivals are ahead of the better of RANP-f and RANP-m on the mean: the first sentence of a table."""
-    mean = {row["method"]: row["accuracy"]["mean"] for row in rows}
-    best, ahead = ahead_of_ours(rows)
-    others = ahead or [name for name in RIVALS if name in mean]
-    told = ", ".join(f"{name} ({mean[name]:.3f})" for name in others)
-    return f"{LABELS[best]} ({mean[best]:.3f}) is {'**not** ' if ahead else ''}ahead of {told}."
-
-
-def steps_to(cells: list[dict[str, Any]], wanted: float) -> str:
-    """The median over the seeds of the first mark at which the test reached `wanted`; a seed that never did counts as last."""
-    firsts = []
-    for cell in cells:
-        marks = {int(key[3:]): value for key, value in cell["metrics"].items() if key.startswith("at_")}
-        firsts.append(min((step for step, value in marks.items() if value >= wanted), default=math.inf))
-    middle = statistics.median_low(firsts)
-    return "never" if middle == math.inf else f"{middle:.0f}"
-
-
-def probe_verdict(tables: dict[str, list[dict[str, Any]]]) -> str:
-    """How well the probe's lag predicts the accuracy: rank correlations over the pruned networks of each task."""
-    found = {name: rank_correlation(*zip(*lags(rows), strict=True)) for name, rows in tables.items()}
-    each = ", ".join(f"{value:.2f} on {name}" for name, value in found.items())
-    return (
-        f"**The probe.** Spearman's rank correlation of `--probe {PROBE}` (minus its lag, on the four calibration batches) with the "
-        f"accuracy, over all pruned networks and seeds: {each}.\n"
-    )
-
-
-def lags(rows: list[dict[str, Any]]) -> list[tuple[float, float]]:
-    """(minus the lag of its probe, accuracy) of every pruned network."""
-    dense = next(row for row in rows if row["method"] == "full")["seeds"]
-    pairs = []
-    for row in rows:
-        for cell, whole in zip(row["seeds"], dense, strict=True):
-            slim, full = cell["metrics"], whole["metrics"]
-            way = max(full["probe_first"], slim["probe_first"]) - full["probe_last"]
-            if row["method"] != "full":
-                pairs.append((-(slim["probe_last"] - full["probe_last"]) / way, slim[row["accuracy"]["metric"]]))
-    return pairs
-
-
-def rank_correlation(first: tuple[float, ...], second: tuple[float, ...]) -> float:
-    ranks = [np.argsort(np.argsort(values)) for values in (first, second)]
-    return float(np.corrcoef(*ranks)[0, 1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="+")
@@ -382,9 +272,9 @@ def main() -> None:
     tables = {}
     for name in options.tasks:
         tables[name] = run(name, options)
-        print(table(name, tables[name]), flush=True)
+        print(section(name, tables[name]), flush=True)
     if options.write:
-        put(options.write, page(tables), MARKS_OF_PAGE)
+        write(options.write, tables)
 
 
 if __name__ == "__main__":

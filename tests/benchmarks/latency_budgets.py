@@ -32,9 +32,8 @@ def scored(name: str) -> tuple[nn.Module, Any]:
     """A dense network, and its scores."""
     network = NETWORKS[name]
     torch.manual_seed(0)
-    dense, x = network.make(), torch.randn(1, *network.shape)
+    dense, (x, target) = network.make(), network.data(1, 48)
     settle_statistics(dense, x)
-    target = torch.randint(network.classes, (1, *network.target))
     return dense, ranp.score(dense, [(x, target)], device="cpu")
 
 

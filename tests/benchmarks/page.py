@@ -92,6 +92,11 @@ def put(path: Path, table: str, marks: tuple[str, str]) -> None:
     path.write_text(f"{head}{mark}\n\n{table}\n\n{made}{marks[1]}{rest.partition(marks[1])[2]}")
 
 
+def section_of(text: str, marks: tuple[str, str]) -> str:
+    """What stands between the marks of a page, without the stamp."""
+    return re.sub(r"\n<!-- made by [^>]* -->\n$", "\n", text.partition(marks[0])[2].partition(marks[1])[0])
+
+
 def stamped(text: str) -> str:
     """A page with every section stamped as it is."""
     return SECTION.sub(

@@ -40,6 +40,7 @@ MARKS = "<!-- runtimes -->", "<!-- end of runtimes -->"
 OWN_MARKS = "<!-- own time -->", "<!-- end of own time -->"
 GPU_MARKS = "<!-- runtimes on a GPU -->", "<!-- end of runtimes on a GPU -->"
 STEP = "training step, "  # before a runtime: the step in place of the forward pass
+CPU = torch.device("cpu")
 RUNTIMES = {
     "cpu": ("torch", "torch-channels-last", "onnxruntime", "openvino", "openvino-bf16"),
     "cuda": ("torch", "torch-channels-last", "torch-bf16", "cuda-graph", f"{STEP}torch", f"{STEP}torch-bf16"),
@@ -195,7 +196,7 @@ def own_markdown(found: dict[str, Any], about: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
+    parser.add_argument("--device", type=torch.device, default=CPU, help="cpu or cuda")
     parser.add_argument("--samples", type=int, default=1, help="in a mini-batch")
     parser.add_argument("--size", type=int, default=48, help="voxels along each edge of a volume")
     parser.add_argument("--threads", type=int, default=1)
