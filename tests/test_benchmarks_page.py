@@ -318,9 +318,9 @@ def test_runtimes_shows_what_auto_takes_and_how_much_of_the_promise_it_keeps():
 
 
 def test_own_time_adds_up():
-    found = {"import torch": 2.0, "wall": 6.0, "steps": {"import": 2.0, "score": 3.0}}
+    found = {"import torch": 2.0, "floor": 4.0, "wall": 6.0, "steps": {"import": 2.0, "score": 3.0}}
     assert [line.split(" | ")[-1] for line in lines_of(runtimes.own_markdown(found, "a machine"))] == [
-        "1.00 |", "1.50 |", "0.50 |", "3.00 |",
+        "1.00 |", "1.50 |", "0.50 |", "3.00 |", "2.00 |",
     ]  # fmt: skip
 
 

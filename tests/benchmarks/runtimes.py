@@ -47,6 +47,13 @@ RUNTIMES = {
 }
 SAMPLES = Path(__file__).parents[2] / "sample_configs"
 OWN_RUNS = 5
+FLOOR = """
+import torch
+from model import UNet3D
+network = UNet3D()
+for x, y in torch.load("calib.pt", weights_only=True):
+    torch.nn.functional.cross_entropy(network(x), y.long(), ignore_index=255).backward()
+"""
 
 
 def plain_conv_unet() -> nn.Module:
@@ -159,24 +166,30 @@ def markdown(rows: list[dict[str, Any]], samples: int, about: str) -> str:
 
 
 def own_time() -> dict[str, Any]:
-    """Seconds of `import torch` and of `ranp prune` of the sample by step, medians of a few processes, in turns.
+    """Seconds of `import torch`, of the floor and of `ranp prune` of the sample by step, medians of a few processes, in turns.
 
     Modules are read as bytecode, as they are from the second run after an install on.
     """
-    imports, walls, steps = [], [], []
+    imports, floors, walls, steps = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         environment = {**os.environ, "PYTHONPYCACHEPREFIX": f"{folder}/bytecode", "PYTHONDONTWRITEBYTECODE": ""}
         command = [sys.executable, "-m", "ranp_cli", "prune", "model.py:UNet3D", "--batch", "calib.pt", "--sparsity", "0.78", "--resource", "mem",
                    "-o", f"{folder}/slim.safetensors", "--json", str(report), "--quiet"]  # fmt: skip
         for turn in range(1 + OWN_RUNS):  # the first writes the bytecode
-            seconds = [wall(each, environment) for each in ([sys.executable, "-c", "import torch"], command)]
+            plain = ([sys.executable, "-c", code] for code in ("import torch", FLOOR))
+            seconds = [wall(each, environment) for each in (*plain, command)]
             if turn:
-                imports.append(seconds[0])
-                walls.append(seconds[1])
+                for times, each in zip((imports, floors, walls), seconds, strict=True):
+                    times.append(each)
                 steps.append(json.loads(report.read_text())["seconds"])
     median = {name: statistics.median(each.get(name, 0.0) for each in steps) for name in steps[0] if name != "total"}
-    return {"import torch": statistics.median(imports), "wall": statistics.median(walls), "steps": median}
+    return {
+        "import torch": statistics.median(imports),
+        "floor": statistics.median(floors),
+        "wall": statistics.median(walls),
+        "steps": median,
+    }
 
 
 def wall(command: list[str], environment: dict[str, str]) -> float:
@@ -191,6 +204,9 @@ def own_markdown(found: dict[str, Any], about: str) -> str:
     rows = {**found["steps"], "the interpreter, and what no step counts": rest, "all": found["wall"]}
     lines = ["| step of `ranp prune` of the sample | of `import torch` |", "|---|---:|"]
     lines += [f"| {name} | {seconds / base:.2f} |" for name, seconds in rows.items() if seconds / base >= 0.005]
+    lines += [
+        f"| the floor: `import torch`, the network, and the passes that are scored | {found['floor'] / base:.2f} |"
+    ]
     return "\n".join([*lines, "", f"Wall time by step; 1 is a process that does `import torch` and no more ({base:.1f} s). {about}; medians of {OWN_RUNS} processes, in turns."])  # fmt: skip
 
 
