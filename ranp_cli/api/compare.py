@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.contexts import labels_on_cpu
+from ..core.contexts import labels_on_cpu, without_autocast
 from ..core.errors import BadInput
 from ..core.progress import Progress, silent
 from ..core.spelling import spelled
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 SEEDS = 3
 
 
+@without_autocast
 @labels_on_cpu
 @COMPARE
 def compare(

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
-from ..core.errors import nearest
-from .option import options_of
+from ..core.errors import BadInput, nearest
+from ..core.spelling import spelled
+from .option import COUNT, NUMBER, WHOLE, options_of
 
 
 def in_python(text: str) -> str:
@@ -95,12 +96,21 @@ class Keywords:
         for name in given:
             if name not in self.names:
                 raise TypeError(f"unexpected keyword '{name}'{nearest(name, self.known)}")
-        values = {**self.defaults, **given}
+        values = {**self.defaults, **{name: self._value(name, value) for name, value in given.items()}}
         held = {}
         for group in self.groups:
             names = [field.name for field in dataclasses.fields(group)]
             held[group] = group(**{name: values[name] for name in names if name in values})
         return Chosen(held)
+
+    def _value(self, name: str, value: Any) -> Any:
+        """What was given, numpy's numbers as Python's own; BadInput for a text where a number is wanted."""
+        if type(value).__module__ == "numpy" and hasattr(value, "item") and not getattr(value, "ndim", 0):
+            value = value.item()
+        kind = next(each.kind for each in self.options if each.keyword == name)
+        if isinstance(value, str) and kind in (NUMBER, WHOLE, COUNT):
+            raise BadInput(f"{spelled(name, value)}: wants {kind.wants}")
+        return value
 
 
 class Chosen:

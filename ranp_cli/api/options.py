@@ -9,7 +9,7 @@ Needs no torch, so that `ranp --help` is instant.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,7 +152,10 @@ class LayerOptions:
     def __post_init__(self) -> None:
         for name in ("keep", "only"):
             globs = getattr(self, name)
-            object.__setattr__(self, name, (globs,) if isinstance(globs, str) else tuple(globs))
+            globs = (globs,) if isinstance(globs, str) else globs
+            if not isinstance(globs, Iterable) or not all(isinstance(glob, str) for glob in globs):
+                raise BadInput(f"{spelled(name, globs)}: give names of layers, or patterns of them such as 'encoder.*'")
+            object.__setattr__(self, name, tuple(globs))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core.contexts import NoDropout, in_checkpoints, labels_on_cpu, seeded
+from ..core.contexts import NoDropout, in_checkpoints, labels_on_cpu, seeded, without_autocast
 from ..core.copies import replicate, uncompiled
 from ..core.errors import BadInput
 from ..core.progress import Progress, silent
@@ -52,14 +53,14 @@ class Plan:
         """The plan with the defaults filled in; BadInput for what cannot be trained with."""
         name = OPTIMIZER if optimizer is None else optimizer
         check_optimizer(name)
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
             raise BadInput(
                 f"{spelled('probe', steps)}: give the number of training steps, 1 or more, such as {spelled('probe', 200)}"
             )
         rate = RATES[name] if lr is None else lr
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < float("inf"):
             raise BadInput(f"{spelled('probe_lr', lr)}: give a learning rate above 0, such as {RATES[name]}")
-        return cls(steps, name, float(rate))
+        return cls(int(steps), name, float(rate))
 
     @property
     def kept(self) -> int:
@@ -103,6 +104,7 @@ def plan_of(steps: int | None, optimizer: str | None, lr: float | None, scores: 
     return Plan.of(steps, optimizer, lr)
 
 
+@without_autocast
 @labels_on_cpu
 def probe(
     dense: nn.Module,

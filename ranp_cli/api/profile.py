@@ -154,6 +154,12 @@ class Counting:
                 network = project.network(self.model.seed or 0)
             return self._traced(network, {"spec": project.spec, "args": {}}, inputs or project.step().inputs, step)
         if not isinstance(model, str):
+            from torch import nn
+
+            if not isinstance(model, nn.Module):
+                raise BadInput(
+                    f"the model is a {type(model).__name__}; give an nn.Module, or a spec such as model.py:UNet3D"
+                )
             return self._traced(uncompiled(model), {"spec": None, "args": {}}, inputs)
         if model.lower().endswith(".onnx"):
             return self._onnx(model, inputs)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core.contexts import labels_on_cpu
-from ..core.errors import BadInput, Infeasible
+from ..core.contexts import labels_on_cpu, without_autocast
+from ..core.errors import BadInput
 from ..core.example import Example
 from ..core.progress import Progress, silent
 from ..core.spelling import spelled
@@ -21,7 +21,7 @@ from ..costs.memory import check_optimizer
 from ..costs.runtime_names import runtime_of
 from ..costs.timing import Benchmark, Ground
 from ..graph.graph import Graph
-from ..pruning.held_back import held_back, in_words, is_short
+from ..pruning.held_back import held_back
 from ..pruning.initial_weights import INITS
 from ..pruning.layer_costs import reweighting
 from ..pruning.mask import Mask
@@ -47,6 +47,7 @@ from .options import (
     RoundOptions,
     StepOptions,
 )
+from .other_paths import keep_for_later, try_paths
 from .probe import Probing
 from .projects import complete, project_of
 from .ranking import Ranking, agreement_of
@@ -54,6 +55,7 @@ from .results import Pruned, Scores
 from .round_to import reach_rounded
 from .rounds import check_goes_together, prune_in_rounds
 from .session import Session, check_choices, first_batch
+from .shortfall import check_enough, less_than_asked, not_rounded
 from .trainability import trainability
 
 if TYPE_CHECKING:
@@ -63,9 +65,8 @@ if TYPE_CHECKING:
     from .function_keywords import Chosen
     from .keywords import PruneKeywords
 
-MUCH_LESS = 0.5  # a pruning that reaches less than this share of the sparsity asked for is an error
 
-
+@without_autocast
 @labels_on_cpu
 @PRUNE
 def prune(
@@ -169,7 +170,6 @@ def prune(
     else:
         source, score_init = None, chosen[GradientOptions].score_init
         source, graph, importance = take_scores(session, batches, ranking, goal, chosen, strict, probing, progress)
-
     graph.fix_layers(chosen[LayerOptions].keep, chosen[LayerOptions].only)
     keep_whole(graph, importance.not_ranked)
     if ranking.resource == "latency":
@@ -184,6 +184,7 @@ def prune(
     if not allow_less and not goal.limits:
         check_enough(refined.selection, mask, ranking.method == "snip", causes)
     pruned = build_pruned(session, graph, mask, refined, init, costing)
+    try_paths(session, graph, refined.model, source)
     mask.name_run(pruned.model)
     add_memory(session, refined.model, costing)
     add_speed(session, refined.model, stand, races, chosen[StepOptions].time)
@@ -221,7 +222,9 @@ def add_outcome(
     parts["not_pruned"] = not_pruned(graph, selection.keep)
     parts |= trainability(session, graph, selection, costing)
     parts["held_back"] = causes
-    session.note(*less_than_asked(selection, mask, causes))
+    session.note(
+        *less_than_asked(selection, mask, causes), *not_rounded(graph, selection, mask.method.get("round_to", 1))
+    )
 
 
 def ground_of(device: torch.device, chosen: Chosen, goal: Goal) -> Ground:
@@ -322,6 +325,7 @@ def take_scores(
     if probing is not None:
         source.hold = probing.plan.kept
     graph = session.analyse(example, strict)
+    keep_for_later(graph, source)
     session.draw(graph, options.score_init)
     if ranking.criterion is None:
         return source, graph, Importance([np.zeros(n) for n in graph.sizes], 0)
@@ -360,23 +364,3 @@ def add_ranking(report: Report, graph: Graph, ranking: Ranking, importance: Impo
         if layer_tau is not None:
             row["tau"], row["reweighting"] = float(layer_tau[k]), float(reweighting(layer_tau, ranking.lam)[k])
     return ranking.steps(graph, importance.scores)
-
-
-def check_enough(selection: Selection, mask: Mask, of_weights: bool, causes: list[dict[str, Any]]) -> None:
-    """Raise Infeasible when much less went than was asked for; of a share of weights (SNIP), when nothing did."""
-    asked = selection.requested
-    if asked == "max" or mask.achieved >= MUCH_LESS * float(asked) or (of_weights and mask.achieved > 0):
-        return
-    text = f"only {mask.achieved:.1%} of the neurons could be removed where {float(asked):.1%} was asked"
-    why = f"; what stays against the ranking: {in_words(causes)}" if causes else ""
-    raise Infeasible(f"{text}{why}; give {spelled('allow_less', True)} to take it")
-
-
-def less_than_asked(selection: Selection, mask: Mask, causes: list[dict[str, Any]]) -> list[str]:
-    """A note where a share of the neurons was asked for and noticeably less went; nothing of a share of weights (SNIP)."""
-    asked = selection.requested
-    if selection.wanted is None or not causes or not is_short(asked, mask.achieved, mask.total):
-        return []
-    return [
-        f"{mask.achieved:.1%} of the neurons went where {float(asked):.1%} was asked; what stays against the ranking: {in_words(causes)}"
-    ]

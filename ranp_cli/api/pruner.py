@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..core.contexts import labels_on_cpu
+from ..core.contexts import labels_on_cpu, without_autocast
 from ..core.copies import uncompiled
 from ..core.errors import BadInput
 from ..core.example import as_example
@@ -76,6 +76,7 @@ class Pruner:
     Source: Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference", ICLR 2017.
     """
 
+    @without_autocast
     @labels_on_cpu
     @PRUNER
     def __init__(
@@ -99,6 +100,11 @@ class Pruner:
         self.every, self.units, self.scaler = when.every, when.units, when.scaler
         self.optimizers = checked_optimizers(optimizer)
         self.wrapped, inner = model, unwrapped(model)
+        trained = {id(p) for each in self.optimizers for group in each.param_groups for p in group["params"]}
+        if not any(id(p) in trained for p in inner.parameters()):
+            raise BadInput(
+                "the optimizer has none of the model's parameters; make it of `model.parameters()`, after the model"
+            )
         self.is_compiled = uncompiled(model) is not model or inner._compiled_call_impl is not None
         ranking = while_training(method, chosen[LayerOptions], when.seed)
         if method.resource != ranking.resource:
@@ -140,6 +146,7 @@ class Pruner:
             return None
         return self.remove()
 
+    @without_autocast
     @labels_on_cpu
     def remove(self) -> Removal | None:
         """Remove units now, without waiting for the schedule; None when there is none left to remove.
@@ -228,6 +235,7 @@ class Pruner:
             "removals": removals_part(self.removals),
         }
 
+    @without_autocast
     @labels_on_cpu
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Cut the dense network to what `state_dict` has seen, and go on from there to the same bytes.

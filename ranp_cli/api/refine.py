@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from ..core.contexts import labels_on_cpu
+from ..core.contexts import labels_on_cpu, without_autocast
 from ..core.errors import BadInput
 from ..core.example import Example, as_example
 from ..core.spelling import spelled
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .keywords import RefineKeywords
 
 
+@without_autocast
 @labels_on_cpu
 @REFINE
 def refine(

@@ -47,13 +47,13 @@ from .results import Pruned
 from .rounds_state import RoundsFile
 from .select_and_refine import select_and_refine
 from .session import Session, first_batch
+from .shortfall import MUCH_LESS
 from .shrinking import Removal, Shrinking, removals_part
 
 if TYPE_CHECKING:
     from .function_keywords import Chosen
 
 PROOF = "every"  # removal is proved before it happens
-MUCH_LESS = 0.5  # reaching less than this share of the sparsity asked for is an error
 
 
 def prune_in_rounds(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..core.contexts import labels_on_cpu
+from ..core.contexts import labels_on_cpu, without_autocast
 from ..core.errors import BadInput, Interrupted
 from ..core.progress import Progress, silent
 from ..core.spelling import spelled
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .keywords import ScoreKeywords
 
 
+@without_autocast
 @labels_on_cpu
 @SCORE
 def score(

@@ -144,7 +144,7 @@ class _Target:
                 self.part = None
             else:
                 return
-        written.append(self.path.name)
+        written[:] = dict.fromkeys([*written, self.path.name])
 
     def drop(self) -> None:
         """Remove what was not committed."""

@@ -6,7 +6,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
@@ -126,6 +126,20 @@ def _as_now() -> During:
             yield
 
     return again
+
+
+def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function without the caller's `torch.autocast`: the precision is that of its own options."""
+
+    @wraps(function)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+        with ExitStack() as stack:
+            for kind in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            return function(*args, **kwargs)
+
+    return inside
 
 
 def labels_on_cpu(function: Callable[P, R]) -> Callable[P, R]:

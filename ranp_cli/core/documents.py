@@ -81,7 +81,7 @@ def parse_yaml(text: bytes | str, what: str) -> Any:
 
 
 def _check_nodes(root: yaml.Node | None, what: str) -> None:
-    """BadInput where aliases make of a YAML text far more than it says, or a value a part of itself."""
+    """BadInput where aliases make of a YAML text far more than it says, a value is a part of itself, or a key comes twice."""
     sizes: dict[int, int] = {}
 
     def size(node: Any, above: tuple[int, ...]) -> int:
@@ -89,6 +89,13 @@ def _check_nodes(root: yaml.Node | None, what: str) -> None:
             raise BadInput(f"{what}: a value is a part of itself (&, *); write it out")
         if id(node) not in sizes:
             parts = node.value if isinstance(node.value, list) else ()
+            keys = [
+                (pair[0].tag, pair[0].value)
+                for pair in parts
+                if isinstance(pair, tuple) and isinstance(pair[0].value, str)
+            ]
+            if twice := next((key for key in keys if keys.count(key) > 1), None):
+                raise BadInput(f"{what}: '{shortened(twice[1], 60)}' is given twice; leave one out")
             flat = [part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))]
             sizes[id(node)] = 1 + sum(size(part, (*above, id(node))) for part in flat)
         if sizes[id(node)] > MOST_NODES // 10:

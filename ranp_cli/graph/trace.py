@@ -34,6 +34,7 @@ from ..rules.labels import FIXED, Labels, LayerUse, Place, Ties, axes_of
 from .storage import Geometry, coordinates, geometry, reshaped
 
 SMALL = 1 << 16  # constants up to this many elements keep their values: they may be indices
+READS = frozenset({"aten._local_scalar_dense", "aten.equal"})  # ops by which the code learns values
 _TORCH = str(Path(torch.__file__).parent)
 
 
@@ -69,6 +70,7 @@ class Tracer(TorchDispatchMode):
     is_free: Callable[[str], bool] = lambda name: False
     ops: list[Op] = field(default_factory=list)
     unruled: list[tuple[str, str, str]] = field(default_factory=list)  # op, module, file:line
+    reads: list[str] = field(default_factory=list)  # file:line where the code reads a number that comes from the input
     uncounted: list[tuple[str, str]] = field(default_factory=list)  # op, module
     names: Mapping[int, str] = field(default_factory=dict)  # id(module) -> its path
     owned: Mapping[int, str] = field(default_factory=dict)  # storage of a parameter -> its name
@@ -150,6 +152,8 @@ class Tracer(TorchDispatchMode):
             if writes(func, k) and t.untyped_storage()._cdata in self.owned:
                 self.written.add(self.owned[t.untyped_storage()._cdata])
             self.put(t, lab, write=writes(func, k))
+        if name in READS and any(i.is_data for i in ins):
+            self.reads.append(locate(self.names)[1] or locate(self.names)[0] or "the model")
         op = Op(
             name,
             ins,

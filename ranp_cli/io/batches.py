@@ -32,13 +32,15 @@ class Batch:
     target: Any
 
     def to(self, device: Any) -> Batch:
-        """The same mini-batch with every tensor on `device`."""
+        """The same mini-batch with every tensor on `device`; gradients do not reach the caller's."""
         from torch import Tensor
 
-        args, kwargs, target = (
-            _map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, part)
-            for part in (self.args, self.kwargs, self.target)
-        )
+        def own(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            return leaf.detach().to(device).requires_grad_() if leaf.requires_grad else leaf.to(device)
+
+        args, kwargs, target = (_map(own, part) for part in (self.args, self.kwargs, self.target))
         return Batch(args, kwargs, target)
 
 

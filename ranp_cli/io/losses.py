@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "cross_entropy"  # of integer targets; others have none
 IGNORE = -100  # torch's default, and how every ignored place is marked from `_classes` on
+OF_CLASSES = ("cross_entropy", "dice", "dice_ce")  # losses whose target may be classes
 IGNORE_TOO = 255  # what uint8 label maps use, ShapeNet's empty voxels among them
 
 
@@ -32,8 +33,8 @@ def load_loss(
     """The loss, called as `loss(output, target)`; it returns a scalar tensor.
 
     For the named losses the output may be a tensor, a dict with one tensor or with the key `out` or `logits`, or a list
-    (deep supervision): then the loss is the sum over the outputs, and the target is resized to each by nearest
-    neighbour. A list of targets is taken pair by pair, as in nnU-Net: output i with target i, weighted 1, 1/2, 1/4, ...,
+    (deep supervision; or one tensor of shape (N, heads, C, *S), as MONAI's DynUNet returns in training): then the loss is the
+    sum over the outputs, and the target is resized to each by nearest neighbour. A list of targets is taken pair by pair, as in nnU-Net: output i with target i, weighted 1, 1/2, 1/4, ...,
     the weights divided by their sum. None entries are skipped. A loss of your own gets output and target as they are.
 
     Args:
@@ -41,7 +42,7 @@ def load_loss(
             `mse`, `l1`, `smooth_l1`, `bce` (on logits), `dice` (1 - soft Dice over softmax, or sigmoid for one channel,
             summed over batch and space, mean over classes), `dice_ce` (dice + cross_entropy; one channel: dice + bce),
             `file.py:Name`, `package.module:Name` (a function, or a class), or a callable.
-            None: `cross_entropy` for integer targets, and an error for others, as nobody can guess.
+            None: `cross_entropy` for classes (integers, or whole numbers as floats), and an error for others, as nobody can guess.
         ignore_index: places with this target do not count. None: -100, as in torch, and also 255 when that is no class.
             For `mse`, `l1`, `smooth_l1` and float targets nothing is ignored unless it is given.
         loss_args: keyword arguments of a loss of your own: a class is made with them, a function called with them.
@@ -80,7 +81,16 @@ def load_loss(
             )
         check_names(function, args, what)
         function = functools.partial(function, **args)
-    return _OwnLoss(what, function)
+    return _OwnLoss(what, _own_copy(function))
+
+
+def _own_copy(function: Any) -> Any:
+    """A loss that is a module has parameters and buffers of the caller's: a copy of it, which may change."""
+    from torch import nn
+
+    from ..core.copies import replicate
+
+    return replicate(function, lambda _, t: t.clone()) if isinstance(function, nn.Module) else function
 
 
 def loss_name(spec: Any, loss_args: Mapping[str, Any] | None = None) -> str:
@@ -137,6 +147,11 @@ class _NamedLoss:
                 f"{spelled('loss', 'file.py:Name')}"
             )
         name = self.name
+        if not listed and len(outputs) == 1:
+            outputs = _heads(outputs[0], target)
+        if name in (None, *OF_CLASSES):
+            targets = [_class_numbers(one, outputs[0]) for one in targets]
+            target = targets if listed else targets[0]
         if name is None:
             if real := [one.dtype for one in targets if one.is_floating_point() or one.is_complex()]:
                 choices = ", ".join(_LOSSES)
@@ -160,6 +175,23 @@ class _NamedLoss:
             for weight, one, its_target in zip(deep_weights(len(outputs)), outputs, targets, strict=True)
         ]
         return sum(terms[1:], start=terms[0])
+
+
+def _heads(output: Tensor, target: Tensor) -> list[Tensor]:
+    """The outputs of deep supervision that are stacked on axis 1, (N, heads, C, *S) beside a target of (N, *S) or (N, 1, *S)."""
+    if output.ndim < 5:
+        return [output]
+    size, space = tuple(target.shape), (output.shape[0], *output.shape[3:])
+    has_channel = len(size) == output.ndim - 1 and size[1] == 1 != output.shape[2]
+    return list(output.unbind(1)) if space == (size[:1] + size[2:] if has_channel else size) else [output]
+
+
+def _class_numbers(target: Tensor, output: Tensor) -> Tensor:
+    """A target of whole numbers as float, (N, *S) or (N, 1, *S) beside an output of more channels, as integers: MONAI reads labels so."""
+    if not target.is_floating_point() or output.ndim < 2 or output.shape[1] == 1:
+        return target
+    has_classes = target.ndim == output.ndim - 1 or (target.ndim == output.ndim and target.shape[1] == 1)
+    return target.long() if has_classes and bool((target == target.round()).all()) else target
 
 
 def deep_weights(outputs: int) -> list[float]:

@@ -45,6 +45,8 @@ def load(
     Example:
         slim = ranp_cli.load("slim.safetensors", UNet3D())
     """
+    from torch import nn
+
     from ..core.contexts import seeded
     from ..core.copies import replicate, uncompiled
     from ..core.fingerprint import fingerprint
@@ -67,6 +69,10 @@ def load(
     if isinstance(model, str):
         with seeded():
             model = load_model(model, dict(model_args or {})).module
+    if not isinstance(model, nn.Module):
+        raise BadInput(
+            f"the model is a {type(model).__name__}; give the dense nn.Module that {path} was made from, or a spec such as model.py:Net"
+        )
     model = uncompiled(model)
     if fingerprint(model) != about["fingerprint"]:
         note = "" if model_args or not about.get("args") else f" (it records the arguments {shown_args(about['args'])})"

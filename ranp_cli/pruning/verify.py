@@ -98,6 +98,9 @@ def statistic_calls(graph: Graph, training: bool, gone: np.ndarray) -> dict[str,
     return {name: of for name, of in calls.items() if name not in ("aten.native_group_norm", "aten.native_layer_norm")}
 
 
+OTHER_PATH = "where its code branches on chance or on the values of a tensor, one path alone is pruned right: that of the first mini-batch"
+
+
 @dataclass
 class OutputDifference:
     """How far two networks are apart, relative to the output's scale, and how far rounding alone may take them."""
@@ -141,7 +144,9 @@ def verify(model: nn.Module, slim: nn.Module, graph: Graph, stays: np.ndarray) -
             except (RuntimeError, TypeError) as failure:
                 text = " ".join(str(failure).split())[:200]
                 if dtype is torch.float32:
-                    raise VerificationFailed(f"the slim network does not run: {text}; nothing was written") from failure
+                    raise VerificationFailed(
+                        f"the network does not run on noise of the shape {example}: {text}; nothing was written"
+                    ) from failure
                 report["fp64"] = f"the model does not run in fp64: {text}"
                 break
             if binding and not found.holds:
@@ -195,7 +200,13 @@ def _compare(
 ) -> tuple[OutputDifference, list[Tensor]]:
     """The comparison of two networks, and the output of the first, on the first of the inputs on which it holds."""
     for given in inputs:
-        want, got = (run(m, given) for m in (masked, slim))
+        want = run(masked, given)
+        try:
+            got = run(slim, given)
+        except USER_EXCEPTIONS as failure:
+            raise VerificationFailed(
+                f"the slim network fails on noise, where the dense one runs: {in_words(failure, 200)}; {OTHER_PATH}; nothing was written"
+            ) from failure
         scale = max((float(t.abs().max()) for t in want if t.numel()), default=0.0)
         error = _distance(want, got)
         found = OutputDifference(error, error / scale if scale else math.inf if error else 0.0, limit)

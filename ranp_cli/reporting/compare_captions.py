@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from .speed import conditions
-
 RESOURCE_KEYS = {"macs": "macs", "mem": "activation_bytes", "params": "params"}  # of --match, and where a row has it
 RESOURCE_WORDS = {"macs": "multiply-adds", "mem": "activations", "params": "parameters"}
 
@@ -32,6 +30,8 @@ def captions_of(parts: dict[str, Any]) -> list[tuple[str, str]]:
             ("width:", f"the same network with a smaller {about['argument']}, at most the {word} of {about['to']}")
         )
     if about := parts.get("speed"):
+        from .speed import conditions  # with rich, whose import draws from `random`
+
         found.append(
             ("speed-up:", f"of a forward pass, each network turn by turn with the dense one; {conditions(about)}")
         )

@@ -40,6 +40,8 @@ class PreparedBatch:
 
 
 def _send(t: Tensor, device: torch.device) -> Tensor:
+    if t.requires_grad:  # gradients reach no tensor of the caller's
+        return _send(t.detach(), device).requires_grad_()
     if device.type == "cuda" and t.device.type == "cpu":
         return t.pin_memory().to(device, non_blocking=True)
     return t.to(device)

@@ -14,7 +14,9 @@ from ..core.errors import BadInput
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside of DistributedDataParallel and torch.compile."""
+    """The network inside of DistributedDataParallel and torch.compile; BadInput for what is none."""
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"the model is a {type(model).__name__}; give an nn.Module")
     while True:
         inner = model.module if isinstance(model, DistributedDataParallel) else inside_compiled(model)
         if inner is model:

@@ -49,6 +49,8 @@ BAD_FILES = [
     ("round to: 8", "no option 'round to'; did you mean 'round-to'? (known: "),
     ("1: 2", "no option '1' (known: "),
     ("round-to: 8\nround_to: 9", "'round_to' is given twice; leave one out"),
+    ("sparsity: 0.5\nround-to: 8\nsparsity: 0.2", "'sparsity' is given twice; leave one out"),
+    ("sparsity: 0.5\nmodel-arg: {width: 8, depth: 2, width: 4}", "'width' is given twice; leave one out"),
     ("batch: 3", "batch: is a int; wants a path or a name"),
     ("model: {width: 4}", "model: has no _target_; give a spec such as package.module:Name, or a mapping of _target_"),
     ("model: {_target_: [a.b]}", "model: has no _target_; give a spec"),

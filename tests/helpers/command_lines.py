@@ -102,7 +102,7 @@ BATCHES: dict[str, Callable[[Any, Any], Any]] = {
     "nan.pt": lambda x, y: (x.masked_fill(x > 1, float("nan")), y),
     "classes.pt": lambda x, y: (x, y + 3),
     "ignored.pt": lambda x, y: (x, y * 0 - 100),
-    "floats.pt": lambda x, y: (x, y.float()),
+    "floats.pt": lambda x, y: (x, y + 0.5),
     "tensor.pt": lambda x, y: x,
     "keys.pt": lambda x, y: {"image": x, "label": y},
     "evil.pt": lambda x, y: Evil(),

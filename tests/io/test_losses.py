@@ -53,6 +53,10 @@ LOSSES: list[tuple[str | None, int | None, Any, Any, Any]] = [
     (None, None, LOGITS, LABELS, CE(LOGITS, LABELS)),
     (None, None, LOGITS, LABELS.to(torch.uint8), CE(LOGITS, LABELS)),
     (None, None, LOGITS, LABELS.unsqueeze(1), CE(LOGITS, LABELS)),
+    (None, None, LOGITS, LABELS.float(), CE(LOGITS, LABELS)),  # as MONAI's loaders give labels
+    ("cross_entropy", None, LOGITS, HOLES.unsqueeze(1).float(), CE(LOGITS, HOLES, ignore_index=255)),
+    (None, None, torch.stack([LOGITS, -LOGITS], 1), LABELS, CE(LOGITS, LABELS) + CE(-LOGITS, LABELS)),  # heads, as of DynUNet
+    (None, None, torch.stack([LOGITS, -LOGITS], 1), LABELS.unsqueeze(1).float(), CE(LOGITS, LABELS) + CE(-LOGITS, LABELS)),
     (None, None, LOGITS[:, :, 0, 0, 0], LABELS[:, :1, 0, 0], CE(LOGITS[:, :, 0, 0, 0], LABELS[:, 0, 0, 0])),
     (None, None, LOGITS, HOLES, CE(LOGITS, HOLES, ignore_index=255)),
     (None, None, LOGITS, HOLES.where(KNOWN, -100), CE(LOGITS, HOLES, ignore_index=255)),

@@ -149,7 +149,7 @@ def test_a_coarse_target_that_is_all_ignored_adds_nothing() -> None:
         ([], "the target is an empty list; wants a tensor, or a loss of your own"),
         ([Y, 3, Y], "wants a tensor, or a loss of your own"),
         ([Y, Y, Y], "a target of shape (2, 1, 4, 4, 4) does not fit an output of shape (2, 2, 2, 2, 2)"),
-        ([Y, Y.float(), Y], "a torch.float32 target has no default loss"),
+        ([Y, Y + 0.5, Y], "a torch.float32 target has no default loss"),
     ],
 )  # fmt: skip
 def test_lists_of_targets_that_do_not_fit(targets: Any, says: str) -> None:
