@@ -9,7 +9,7 @@ shapes (mean IoU); `tissue`, grey and white matter of the ICBM152 brain, trained
 other (mean Dice); `brains`, nested lesions (mean Dice of ET, TC, WT); `clips`, moving patterns (top-1). A number behind the
 name is the width of the 3D-UNet; `nnunet-16` is nnU-Net's PlainConvUNet on the tissue. Where torch-pruning is installed, it has
 a row (`torch_pruning_row.py`). `--seed 1 --seeds 1` trains those of one seed alone: the lines of such files may be joined.
-On a GPU, which so small networks leave idle, `torchrun --nproc-per-node 15 -m tests.benchmarks.accuracy clips --cells FOLDER
+On a GPU, which one so small network leaves idle, `torchrun --nproc-per-node 15 -m tests.benchmarks.accuracy clips --cells FOLDER
 --device cuda --distributed` trains many at a time; torch-pruning's row is made by a run without it.
 """
 
