@@ -19,6 +19,7 @@ from ..reporting.report import LAYER_COSTS, layer_row, not_pruned, uncounted
 from ..scoring.setup import Importance
 from ..scoring.zero_scores import SAID
 from .costing import Costing
+from .other_paths import notes_of
 from .results import Pruned, Scores
 from .select_and_refine import Refined
 from .session import Session
@@ -91,6 +92,7 @@ def build_pruned(session: Session, graph: Graph, mask: Mask, refined: Refined, i
         ],
         "uncounted_ops": uncounted(dense.run.tracer.uncounted),
     }
+    session.note(*notes_of(graph))
     shapes = {name: list(p.shape) for name, p in session.model.named_parameters()}
     info = {**session.model_info, "parameters": shapes, **counted_for}
     about = {"model": info, "attributes": refined.attributes}

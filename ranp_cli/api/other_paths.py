@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import nn
@@ -32,38 +31,44 @@ def keep_for_later(graph: Graph, batches: Batches) -> None:
         batches.hold = max(batches.hold, MOST)
 
 
+def notes_of(graph: Graph) -> list[str]:
+    """A note where the code reads values: the path through the network may depend on them."""
+    if not (reads := reads_of(graph)):
+        return []
+    return [f"the code reads values of tensors at {', '.join(reads[:3])}{', ...' * (len(reads) > 3)}: {OTHER_PATH}"]
+
+
 def try_paths(session: Session, graph: Graph, slim: nn.Module, batches: Batches | None) -> None:
-    """Run the slim network on the first mini-batches where the code reads values, and note where it does.
+    """Run the slim network on the first mini-batches, where the code reads values.
 
     Raises: VerificationFailed when it fails on one on which the dense network runs.
     """
-    if not (reads := reads_of(graph)):
-        return
-    session.note(
-        f"the code reads values of tensors at {', '.join(reads[:3])}{', ...' * (len(reads) > 3)}: {OTHER_PATH}"
-    )
-    if batches is None:
+    if batches is None or not reads_of(graph):
         return
     with session.report.timing("verify"):
+        copies = [_copy(slim, training) for training in (False, True)]
         again: Iterable[Batch] = batches.held or batches
         for index, batch in enumerate(islice(again, MOST)):
-            for training in (False, True):
-                error = _failure(slim, batch, training)
-                if error is not None and _failure(session.model, batch, training) is None:
+            for copy in copies:
+                error = _failure(copy, batch)
+                if error is not None and _failure(_copy(session.model, copy.training), batch) is None:
                     raise VerificationFailed(
                         f"the slim network fails on mini-batch {index}, on which the dense one runs: {in_words(error, 200)}; "
                         f"{OTHER_PATH}; nothing was written"
                     ) from error
 
 
-def _failure(model: nn.Module, batch: Batch, training: bool) -> BaseException | None:
-    """What a copy of a network raises on a mini-batch."""
-    copy: Any = replicate(model, lambda _, t: t.clone()).train(training)
+def _copy(model: nn.Module, training: bool) -> nn.Module:
+    return replicate(model, lambda _, t: t.clone()).train(training)
+
+
+def _failure(model: nn.Module, batch: Batch) -> BaseException | None:
+    """What a network raises on a mini-batch, which may change its buffers."""
     given = batch.to(next((p.device for p in model.parameters()), torch.device("cpu")))
-    args, kwargs = in_precision_of(copy, (given.args, given.kwargs))
+    args, kwargs = in_precision_of(model, (given.args, given.kwargs))
     try:
         with seeded(), torch.no_grad():
-            copy(*args, **kwargs)
+            model(*args, **kwargs)
     except USER_EXCEPTIONS as error:
         return error
     return None

@@ -39,9 +39,13 @@ def batch(mean=0.0):
 
 
 def test_a_value_that_is_read_is_said_with_its_line():
-    (note,) = ranp.prune(Deeper(by_value), batch(), sparsity=0.5).report.to_dict()["notes"]
-    assert note.startswith("the code reads values of tensors at ")
-    assert "test_other_paths.py" in note
+    made = ranp.prune(Deeper(by_value), batch(), sparsity=0.5)
+    refined = ranp.refine(Deeper(by_value), made.mask)
+    scored = ranp.prune(Deeper(by_value), scores=ranp.score(Deeper(by_value), batch()), sparsity=0.5)
+    for found in (made, refined, scored):
+        (note,) = found.report.to_dict()["notes"]
+        assert note.startswith("the code reads values of tensors at ")
+        assert "test_other_paths.py" in note
 
 
 @pytest.mark.parametrize("form", [list, iter, lambda batches: (each for each in batches)])
