@@ -40,7 +40,7 @@ def batch(mean=0.0):
 
 def test_a_value_that_is_read_is_said_with_its_line():
     made = ranp.prune(Deeper(by_value), batch(), sparsity=0.5)
-    refined = ranp.refine(Deeper(by_value), made.mask)
+    refined = ranp.refine(Deeper(by_value), made.mask, full=True)
     scored = ranp.prune(Deeper(by_value), scores=ranp.score(Deeper(by_value), batch()), sparsity=0.5)
     for found in (made, refined, scored):
         (note,) = found.report.to_dict()["notes"]
